@@ -11,7 +11,7 @@ status_t optimizer_begin(optimizer_t *optimizer) {
     TRY(device->table->zero(device, optimizer->sum, flat * sizeof(int64_t)));
     TRY(device->table->zero(device, optimizer->flags, (size_t)optimizer->tensors * sizeof(uint32_t)));
     for (int i = 0; i < optimizer->tensors; i++) {
-        optimizer->tensor[i].parameter->sink.exponent = optimizer->exponent[i];
+        optimizer->tensor[i].parameter->sink.exponent = optimizer->scale[i].exponent;
     }
     return STATUS_OK;
 }
@@ -29,13 +29,17 @@ static status_t agree_on_flags(optimizer_t *optimizer) {
     return STATUS_OK;
 }
 
+// After an overflow: the exponent goes down, and stays there for a while.
 static status_t retreat(optimizer_t *optimizer, int tensor) {
-    if (optimizer->exponent[tensor] <= EXPONENT_LEAST) {
+    optimizer_scale_t *scale = &optimizer->scale[tensor];
+    if (scale->exponent <= EXPONENT_LEAST) {
         FAIL(STATUS_FAILED, "the gradient of %s is beyond 2^%d; lower optimizer.learning_rate or check the data",
              optimizer->tensor[tensor].name, GRADIENT_LIMIT_BITS - EXPONENT_LEAST);
     }
-    optimizer->exponent[tensor] -= EXPONENT_RETREAT;
-    if (optimizer->exponent[tensor] < EXPONENT_LEAST) optimizer->exponent[tensor] = EXPONENT_LEAST;
+    scale->exponent -= EXPONENT_RETREAT;
+    if (scale->exponent < EXPONENT_LEAST) scale->exponent = EXPONENT_LEAST;
+    scale->ceiling = scale->exponent;
+    scale->calibration = CALIBRATION_DONE;
     return STATUS_OK;
 }
 
@@ -73,7 +77,7 @@ static status_t global_norm(optimizer_t *optimizer, double *norm) {
         int64_t flat = optimizer->start[segment->tensor] + segment->first;
         gradient_norm_args_t args = {.count = segment->count,
                                      .sum = optimizer->sum + flat,
-                                     .exponent = optimizer->exponent[segment->tensor],
+                                     .exponent = optimizer->scale[segment->tensor].exponent,
                                      .square_sum = optimizer->square_sum + flat / GRADIENT_BLOCK,
                                      .absmax = optimizer->absmax + segment->tensor};
         TRY(device->table->gradient_norm(device, &args));
@@ -93,25 +97,47 @@ static int bit_length(int64_t value) {
     return value > 0 ? 64 - __builtin_clzll((unsigned long long)value) : 0;
 }
 
-// A total near the end of int64 means that the sum itself may have wrapped.
+// The exponent under which a tensor's largest total comes to about 2^EXPONENT_TARGET.
+static int fitting_exponent(const optimizer_scale_t *scale, int64_t absmax) {
+    int exponent = scale->exponent + EXPONENT_TARGET - bit_length(absmax);
+    if (exponent > scale->ceiling) exponent = scale->ceiling;
+    return exponent < EXPONENT_LEAST ? EXPONENT_LEAST : exponent > EXPONENT_MOST ? EXPONENT_MOST : exponent;
+}
+
+// A tensor's first totals decide whether EXPONENT_START was fine enough. True: sum the step's leaves again.
+static bool calibrate(optimizer_scale_t *scale, int64_t absmax) {
+    if (scale->calibration == CALIBRATION_DONE) return false;
+    if (absmax == 0) {
+        bool probe = scale->calibration == CALIBRATION_FRESH;
+        scale->exponent = probe ? EXPONENT_PROBE : EXPONENT_QUIET;
+        scale->calibration = CALIBRATION_PROBED;
+        return probe;
+    }
+    scale->calibration = CALIBRATION_DONE;
+    if (bit_length(absmax) >= CALIBRATION_BITS) return false;
+    scale->exponent = fitting_exponent(scale, absmax);
+    return true;
+}
+
 static status_t check_totals(optimizer_t *optimizer, optimizer_report_t *report) {
     for (int i = 0; i < optimizer->tensors; i++) {
-        // The magnitude of the least int64 is not an int64.
-        if (optimizer->absmax[i] >= 0 && bit_length(optimizer->absmax[i]) <= TOTAL_LIMIT_BITS) continue;
-        TRY(retreat(optimizer, i));
-        report->redo = true;
+        // A total near the end of int64 means that the sum itself may have wrapped; the magnitude of the least int64 is
+        // no int64 and reads as negative.
+        if (optimizer->absmax[i] < 0 || bit_length(optimizer->absmax[i]) > TOTAL_LIMIT_BITS) {
+            TRY(retreat(optimizer, i));
+            report->redo = true;
+        } else if (calibrate(&optimizer->scale[i], optimizer->absmax[i])) {
+            report->redo = true;
+        }
     }
     return STATUS_OK;
 }
 
-// The next step's exponents: the largest total of this one should come to about 2^EXPONENT_TARGET.
 static void choose_exponents(optimizer_t *optimizer) {
     for (int i = 0; i < optimizer->tensors; i++) {
-        if (optimizer->absmax[i] == 0) continue;
-        int exponent = optimizer->exponent[i] + EXPONENT_TARGET - bit_length(optimizer->absmax[i]);
-        if (exponent < EXPONENT_LEAST) exponent = EXPONENT_LEAST;
-        if (exponent > EXPONENT_MOST) exponent = EXPONENT_MOST;
-        optimizer->exponent[i] = exponent;
+        optimizer_scale_t *scale = &optimizer->scale[i];
+        if (optimizer->absmax[i]) scale->exponent = fitting_exponent(scale, optimizer->absmax[i]);
+        if (scale->ceiling < EXPONENT_MOST) scale->ceiling++;
     }
 }
 
@@ -126,7 +152,7 @@ static status_t update_own(optimizer_t *optimizer, double gradient_scale, double
             .first_moment = optimizer->first_moment + segment->local,
             .second_moment = optimizer->second_moment + segment->local,
             .sum = optimizer->sum + optimizer->start[segment->tensor] + segment->first,
-            .exponent = optimizer->exponent[segment->tensor],
+            .exponent = optimizer->scale[segment->tensor].exponent,
             .gradient_scale = gradient_scale,
             .learning_rate = (float)learning_rate,
             .beta1 = (float)config->optimizer.beta1,

@@ -6,12 +6,23 @@
 
 enum {
     EXPONENT_START = 30,   // a first step's contributions may reach 2^17 and resolve 2^-30
+    EXPONENT_PROBE = 60,   // looks for a gradient where EXPONENT_START saw none
+    EXPONENT_QUIET = 44,   // of a tensor whose gradient has been exactly zero so far (LoRA's A while B is zero)
     EXPONENT_TARGET = 38,  // where the largest total of a step should sit, in bits: 2^9 below the limit
     EXPONENT_RETREAT = 14, // how far an exponent goes down when a contribution overflowed
     EXPONENT_LEAST = -100, // below: the gradient is beyond what fp32 training can mean
     EXPONENT_MOST = 110,   // 2^110 times any fp32 contribution is still finite in double, and exact
-    TOTAL_LIMIT_BITS = 62, // totals at or above are taken for an overflow of the sum
+    TOTAL_LIMIT_BITS = 62, // longer totals are taken for an overflow of the sum
+    CALIBRATION_BITS = 24, // a first total shorter than this is summed again, finer
 };
+
+// What is known of a tensor's gradient; part of the state that a checkpoint keeps.
+typedef enum calibration { CALIBRATION_FRESH, CALIBRATION_PROBED, CALIBRATION_DONE } calibration_t;
+typedef struct optimizer_scale {
+    int exponent;
+    int ceiling; // the exponent stays at or below; lowered by an overflow, rising by one a step
+    calibration_t calibration;
+} optimizer_scale_t;
 
 // A part of one tensor that lies in this rank's range of blocks.
 typedef struct optimizer_segment {
@@ -44,8 +55,8 @@ struct optimizer {
     uint32_t *host_flags;                         // host, [tensors]; the same memory where host_memory
     double *square_sum;                           // host, [blocks]
     int64_t *absmax;                              // host, [tensors]
-    int64_t *reduced;                             // host, [tensors]
-    int *exponent;                                // [tensors]
+    int64_t *reduced;                             // host, [3 * tensors]: collectives and checkpoints of small numbers
+    optimizer_scale_t *scale;                     // [tensors]
     int64_t updates;                              // done: AdamW's t
     bool *changed;                                // [model->parameter_count] what a publication touches
 };

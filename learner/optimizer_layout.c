@@ -69,9 +69,11 @@ static status_t layout_memory(optimizer_t *optimizer) {
     TRY(ALLOCATE(&optimizer->flat, flat));
     TRY(ALLOCATE(&optimizer->square_sum, optimizer->blocks));
     TRY(ALLOCATE(&optimizer->absmax, tensors));
-    TRY(ALLOCATE(&optimizer->reduced, tensors));
-    TRY(ALLOCATE(&optimizer->exponent, tensors));
-    for (size_t i = 0; i < tensors; i++) optimizer->exponent[i] = EXPONENT_START;
+    TRY(ALLOCATE(&optimizer->reduced, 3 * tensors));
+    TRY(ALLOCATE(&optimizer->scale, tensors));
+    for (size_t i = 0; i < tensors; i++) {
+        optimizer->scale[i] = (optimizer_scale_t){EXPONENT_START, EXPONENT_MOST, CALIBRATION_FRESH};
+    }
     return ALLOCATE(&optimizer->changed, optimizer->model->parameter_count + 1);
 }
 
@@ -82,7 +84,7 @@ static status_t layout_connect(optimizer_t *optimizer) {
     for (int i = 0; i < optimizer->tensors; i++) {
         parameter_t *parameter = optimizer->tensor[i].parameter;
         parameter->sink =
-            (gradient_sink_t){optimizer->sum + optimizer->start[i], optimizer->exponent[i], optimizer->flags + i};
+            (gradient_sink_t){optimizer->sum + optimizer->start[i], optimizer->scale[i].exponent, optimizer->flags + i};
         for (int p = 0; p < model->parameter_count; p++) {
             const adapter_t *adapter = model->adapter ? model->adapter[p] : NULL;
             if (parameter == &model->parameter[p] ||
@@ -141,7 +143,7 @@ void optimizer_close(optimizer_t *optimizer) {
     free(optimizer->square_sum);
     free(optimizer->absmax);
     free(optimizer->reduced);
-    free(optimizer->exponent);
+    free(optimizer->scale);
     free(optimizer->changed);
     free(optimizer->segment);
     free(optimizer->offset);

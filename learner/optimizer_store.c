@@ -16,9 +16,13 @@ static status_t write_array(optimizer_t *optimizer, store_t *store, const float 
 }
 
 static status_t write_numbers(const optimizer_t *optimizer, store_t *store) {
-    int64_t *exponent = optimizer->reduced;
-    for (int i = 0; i < optimizer->tensors; i++) exponent[i] = optimizer->exponent[i];
-    TRY(store_write(store, "optimizer/exponents", DTYPE_I64, exponent, optimizer->tensors, false));
+    int64_t *scale = optimizer->reduced;
+    for (int i = 0; i < optimizer->tensors; i++) {
+        scale[3 * i] = optimizer->scale[i].exponent;
+        scale[3 * i + 1] = optimizer->scale[i].ceiling;
+        scale[3 * i + 2] = optimizer->scale[i].calibration;
+    }
+    TRY(store_write(store, "optimizer/scales", DTYPE_I64, scale, 3 * (int64_t)optimizer->tensors, false));
     TRY(store_write_number(store, "optimizer/updates", optimizer->updates));
     return store_write_number(store, "optimizer/version", optimizer->model->version);
 }
@@ -55,22 +59,31 @@ static status_t read_array(optimizer_t *optimizer, store_t *store, float *own, c
     return STATUS_OK;
 }
 
-static status_t read_all(optimizer_t *optimizer, store_t *store, int64_t *version) {
+static bool exponent_fits(int64_t exponent) {
+    return exponent >= EXPONENT_LEAST && exponent <= EXPONENT_MOST;
+}
+
+static status_t read_scales(optimizer_t *optimizer, store_t *store) {
     int64_t count;
-    TRY(store_count(store, "optimizer/exponents", &count));
-    if (count != optimizer->tensors) {
-        FAIL(STATUS_INVALID, "the checkpoint trains %lld tensors, this configuration %d", (long long)count,
+    TRY(store_count(store, "optimizer/scales", &count));
+    if (count != 3 * (int64_t)optimizer->tensors) {
+        FAIL(STATUS_INVALID, "the checkpoint trains %lld tensors, this configuration %d", (long long)count / 3,
              optimizer->tensors);
     }
-    TRY(store_read(store, "optimizer/exponents", DTYPE_I64, 0, count, optimizer->reduced));
+    TRY(store_read(store, "optimizer/scales", DTYPE_I64, 0, count, optimizer->reduced));
     for (int i = 0; i < optimizer->tensors; i++) {
-        int64_t exponent = optimizer->reduced[i];
-        if (exponent < EXPONENT_LEAST || exponent > EXPONENT_MOST) {
-            FAIL(STATUS_INVALID, "the checkpoint's gradient exponent of %s is %lld, out of range",
-                 optimizer->tensor[i].name, (long long)exponent);
+        const int64_t *scale = optimizer->reduced + 3 * i;
+        if (!exponent_fits(scale[0]) || !exponent_fits(scale[1]) || scale[2] < CALIBRATION_FRESH ||
+            scale[2] > CALIBRATION_DONE) {
+            FAIL(STATUS_INVALID, "the checkpoint's gradient scale of %s is out of range", optimizer->tensor[i].name);
         }
-        optimizer->exponent[i] = (int)exponent;
+        optimizer->scale[i] = (optimizer_scale_t){(int)scale[0], (int)scale[1], (calibration_t)scale[2]};
     }
+    return STATUS_OK;
+}
+
+static status_t read_all(optimizer_t *optimizer, store_t *store, int64_t *version) {
+    TRY(read_scales(optimizer, store));
     TRY(store_read_number(store, "optimizer/updates", &optimizer->updates));
     TRY(store_read_number(store, "optimizer/version", version));
     TRY(read_array(optimizer, store, optimizer->master, "master"));

@@ -11,7 +11,7 @@ static double schedule_share(config_schedule_t schedule, int64_t completed, int6
     case SCHEDULE_COSINE:
         return 0.5 * (1.0 + cos(3.14159265358979323846 * progress));
     case SCHEDULE_LINEAR:
-        return 1.0 - progress;
+        return completed < total ? (double)(total - completed) / (double)span : 0.0;
     case SCHEDULE_CONSTANT:
     default:
         return 1.0;
