@@ -1,4 +1,5 @@
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cpu/ops.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -128,7 +129,6 @@ void cpu_parallel(device_t *device, int64_t items, int64_t unit, double cost, cp
     threads_run(device->threads, (int)shares, cpu_split_task, &split);
 }
 
-#include "kernels/cpu/ops.h"
 #if __has_include("kernels/cpu/linear.h")
 #include "kernels/cpu/head.h"
 #include "kernels/cpu/linear.h"
@@ -144,4 +144,30 @@ const device_table_t device_cpu_table = {
     .download = cpu_copy,
     .zero = cpu_zero,
     .synchronize = cpu_synchronize,
+    .embedding = cpu_embedding,
+    .embedding_backward = cpu_embedding_backward,
+    .gather_rows = cpu_gather_rows,
+    .gather_rows_backward = cpu_gather_rows_backward,
+    .scatter_rows = cpu_scatter_rows,
+    .scatter_rows_backward = cpu_scatter_rows_backward,
+    .rmsnorm = cpu_rmsnorm,
+    .rmsnorm_backward = cpu_rmsnorm_backward,
+    .rope_table = cpu_rope_table,
+    .rope = cpu_rope,
+    .attention = cpu_attention,
+    .attention_backward = cpu_attention_backward,
+    .activation = cpu_activation,
+    .activation_backward = cpu_activation_backward,
+    .add = cpu_add,
+    .gradient_norm = cpu_gradient_norm,
+    .adamw = cpu_adamw,
+#if __has_include("kernels/cpu/linear.h")
+    .packed_bytes = cpu_packed_bytes,
+    .pack_weight = cpu_pack_weight,
+    .linear = cpu_linear,
+    .linear_backward = cpu_linear_backward,
+    .token_logprobs = cpu_token_logprobs,
+    .token_logprobs_backward = cpu_token_logprobs_backward,
+    .token_sample = cpu_token_sample,
+#endif
 };
