@@ -72,9 +72,13 @@ static int group_panels(threads_t *threads, const gemm_job_t *job) {
     return (int)(group < panels ? group : panels);
 }
 
+// Grows with k and n, so that the scratch of a job serves every smaller one.
 size_t gemm_scratch_bytes(const gemm_kernels_t *kernels, threads_t *threads, const gemm_job_t *job) {
     if (job->packed || job_is_direct(kernels, job)) return 0;
-    return (size_t)group_panels(threads, job) * GEMM_PANEL * (size_t)job->k * sizeof(float);
+    size_t panel_bytes = (size_t)job->k * GEMM_PANEL * sizeof(float), count = (size_t)threads_count(threads);
+    size_t all = panel_bytes * (size_t)(round_up(job->n, GEMM_PANEL) / GEMM_PANEL);
+    size_t group = count * (panel_bytes > GROUP_BYTES ? panel_bytes : (size_t)GROUP_BYTES);
+    return all < group ? all : group;
 }
 
 typedef struct run_context {

@@ -5,7 +5,10 @@
 #include "kernels/cpu/vector.h"
 
 enum {
-    STEP_BLOCK = 1024, // k a pass: 64 columns of it are 256 KiB, well inside the second-level cache
+    // k a pass. By rows, 64 columns of B are 256 KiB then, well inside the second-level cache; by columns each step of
+    // A is a line of its own, and lines a page apart share few sets of the cache.
+    STEP_BLOCK_ROWS = 1024,
+    STEP_BLOCK_COLUMNS = 256,
     STRIPS = GEMM_ROW_BLOCK / MICRO_ROWS,
     TILE = MICRO_ROWS * GEMM_PANEL // floats of one strip of sums
 };
@@ -195,12 +198,14 @@ static void load_tile(const gemm_job_t *job, float *tile, int row, int rows, int
 static void block_range(const gemm_block_t *block, int first, int last) {
     _Alignas(64) float tile[STRIPS * TILE];
     const gemm_job_t *job = block->job;
-    bool by_rows = job->a_step == 1, whole = last - first <= STEP_BLOCK;
+    bool by_rows = job->a_step == 1;
+    int step_block = by_rows ? STEP_BLOCK_ROWS : STEP_BLOCK_COLUMNS;
+    bool whole = last - first <= step_block;
     int64_t a_stride = by_rows ? job->a_row : job->a_step;
     int rows = block->row_end - block->row, columns = block->column_end - block->column;
     int strips = (rows + MICRO_ROWS - 1) / MICRO_ROWS, vectors = (columns + LANES - 1) / LANES;
-    for (int64_t k = first; k == first || k < last; k += STEP_BLOCK) {
-        int steps = (int)(last - k < STEP_BLOCK ? last - k : STEP_BLOCK);
+    for (int64_t k = first; k == first || k < last; k += step_block) {
+        int steps = (int)(last - k < step_block ? last - k : step_block);
         for (int strip = 0; strip < strips; strip++) {
             // Equal strips: 8 rows go as 4 + 4, which keeps more sums in flight than 6 + 2.
             int row = block->row + rows * strip / strips, row_end = block->row + rows * (strip + 1) / strips;

@@ -179,8 +179,8 @@ static status_t bench_open(bench_t *bench) {
     bench->scratch = aligned_alloc(64, MOST * sizeof(float));
     if (!bench->packed || !bench->scratch) FAIL(STATUS_MEMORY, "no memory for the benchmark's operands");
     for (int i = 0; i < MOST; i++) {
-        bench->a[i] = (float)(i * 7919 % 1000) * 0.001f - 0.5f;
-        bench->b[i] = (float)(i * 104729 % 1000) * 0.001f - 0.5f;
+        bench->a[i] = (float)(i % 7919 % 1000) * 0.001f - 0.5f;
+        bench->b[i] = (float)(i % 10473 % 1000) * 0.001f - 0.5f;
     }
     return STATUS_OK;
 }
