@@ -84,68 +84,67 @@ static const micro_t micro_kernels[2][MICRO_VECTORS][MICRO_ROWS] = {{MICRO_NAMES
                                                                     {MICRO_NAMES(micro_columns, 1)}};
 #endif
 
-// Adds sixteen quantised values; one that does not fit sends all sixteen through the definition.
-INLINE void sink_sixteen(int64_t *sum, uint32_t *flags, double scale, v16_t value) {
+// 2^exponent as a float for sink_sixteen; NaN where it is none, which sends every value through the definition.
+INLINE float sink_scale(const gradient_sink_t *sink) {
+    return sink->exponent >= -126 && sink->exponent <= 127 ? (float)gradient_scale(sink->exponent) : NAN;
+}
+
+// Adds sixteen quantised values. Scaling by a power of two is exact in fp32 too, but for results that are below 2^-126
+// (0 either way) or infinite; and no float lies between 2^47 - 1/2 and 2^47. So one comparison finds whatever needs the
+// definition, which then takes all sixteen.
+INLINE void sink_sixteen(const gradient_sink_t *sink, int64_t at, float scale, v16_t value) {
+    int64_t *sum = sink->sum + at;
+    v16_t scaled = v16_mul(value, v16_set(scale));
 #if defined(VECTOR_AVX512)
-    const __m512i limit = _mm512_set1_epi64((1LL << GRADIENT_LIMIT_BITS) - 1);
-    __m512d s = _mm512_set1_pd(scale);
-    __m256 high = _mm512_extractf32x8_ps(value, 1);
-    // Rounds to nearest even; what does not fit 64 bits, and NaN, becomes -2^63 and fails the test of range.
-    __m512i a = _mm512_cvtpd_epi64(_mm512_mul_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(value)), s));
-    __m512i b = _mm512_cvtpd_epi64(_mm512_mul_pd(_mm512_cvtps_pd(high), s));
-    __mmask8 bad = _mm512_cmpgt_epu64_mask(_mm512_add_epi64(a, limit), _mm512_add_epi64(limit, limit)) |
-                   _mm512_cmpgt_epu64_mask(_mm512_add_epi64(b, limit), _mm512_add_epi64(limit, limit));
-    if (__builtin_expect(bad == 0, 1)) {
-        _mm512_storeu_si512(sum, _mm512_add_epi64(_mm512_loadu_si512(sum), a));
-        _mm512_storeu_si512(sum + 8, _mm512_add_epi64(_mm512_loadu_si512(sum + 8), b));
+    const __m512 limit = _mm512_set1_ps((float)(1LL << GRADIENT_LIMIT_BITS));
+    if (__builtin_expect(_mm512_cmp_ps_mask(_mm512_abs_ps(scaled), limit, _CMP_LT_OQ) == 0xffff, 1)) {
+        __m512i low = _mm512_cvtps_epi64(_mm512_castps512_ps256(scaled));
+        __m512i high = _mm512_cvtps_epi64(_mm512_extractf32x8_ps(scaled, 1));
+        _mm512_storeu_si512(sum, _mm512_add_epi64(_mm512_loadu_si512(sum), low));
+        _mm512_storeu_si512(sum + 8, _mm512_add_epi64(_mm512_loadu_si512(sum + 8), high));
         return;
     }
 #else
-    const __m256d limit = _mm256_set1_pd((double)(1LL << GRADIENT_LIMIT_BITS));
-    const __m256d magic = _mm256_set1_pd(0x1.8p52); // added to a whole number below 2^51, leaves it in the low bits
-    const __m256d s = _mm256_set1_pd(scale), sign = _mm256_set1_pd(-0.0);
-    __m256d part[4] = {
-        _mm256_cvtps_pd(_mm256_castps256_ps128(value.lo)), _mm256_cvtps_pd(_mm256_extractf128_ps(value.lo, 1)),
-        _mm256_cvtps_pd(_mm256_castps256_ps128(value.hi)), _mm256_cvtps_pd(_mm256_extractf128_ps(value.hi, 1))};
-    int good = 15;
-    for (int i = 0; i < 4; i++) {
-        part[i] = _mm256_round_pd(_mm256_mul_pd(part[i], s), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        good &= _mm256_movemask_pd(_mm256_cmp_pd(_mm256_andnot_pd(sign, part[i]), limit, _CMP_LT_OQ));
-    }
-    if (__builtin_expect(good == 15, 1)) {
+    const __m256 limit = _mm256_set1_ps((float)(1LL << GRADIENT_LIMIT_BITS)), sign = _mm256_set1_ps(-0.0f);
+    const __m256d magic = _mm256_set1_pd(0x1.8p52); // adding it rounds to a whole number, which fills the low bits
+    __m256 good = _mm256_and_ps(_mm256_cmp_ps(_mm256_andnot_ps(sign, scaled.lo), limit, _CMP_LT_OQ),
+                                _mm256_cmp_ps(_mm256_andnot_ps(sign, scaled.hi), limit, _CMP_LT_OQ));
+    if (__builtin_expect(_mm256_movemask_ps(good) == 0xff, 1)) {
+        __m128 part[4] = {_mm256_castps256_ps128(scaled.lo), _mm256_extractf128_ps(scaled.lo, 1),
+                          _mm256_castps256_ps128(scaled.hi), _mm256_extractf128_ps(scaled.hi, 1)};
         for (int i = 0; i < 4; i++) {
-            __m256i whole =
-                _mm256_sub_epi64(_mm256_castpd_si256(_mm256_add_pd(part[i], magic)), _mm256_castpd_si256(magic));
-            __m256i *at = (__m256i *)(sum + 4 * i);
-            _mm256_storeu_si256(at, _mm256_add_epi64(_mm256_loadu_si256(at), whole));
+            __m256i bits = _mm256_castpd_si256(_mm256_add_pd(_mm256_cvtps_pd(part[i]), magic));
+            __m256i whole = _mm256_sub_epi64(bits, _mm256_castpd_si256(magic));
+            __m256i *to = (__m256i *)(sum + 4 * i);
+            _mm256_storeu_si256(to, _mm256_add_epi64(_mm256_loadu_si256(to), whole));
         }
         return;
     }
 #endif
     float lane[LANES];
     v16_store(lane, value);
-    for (int i = 0; i < LANES; i++) gradient_add_one(sum + i, flags, scale, lane[i]);
+    for (int i = 0; i < LANES; i++) gradient_add_one(sum + i, sink->flags, gradient_scale(sink->exponent), lane[i]);
 }
 
 static void sink_values(const gradient_sink_t *sink, int64_t first, const float *values, int count) {
-    double scale = gradient_scale(sink->exponent);
+    float scale = sink_scale(sink);
     int i = 0;
-    for (; i + LANES <= count; i += LANES)
-        sink_sixteen(sink->sum + first + i, sink->flags, scale, v16_load(values + i));
-    for (; i < count; i++) gradient_add_one(sink->sum + first + i, sink->flags, scale, values[i]);
+    for (; i + LANES <= count; i += LANES) sink_sixteen(sink, first + i, scale, v16_load(values + i));
+    for (; i < count; i++)
+        gradient_add_one(sink->sum + first + i, sink->flags, gradient_scale(sink->exponent), values[i]);
 }
 
 static void finish_sink(const gemm_job_t *job, const float *tile, int row, int rows, int column, int columns) {
-    double scale = gradient_scale(job->sink->exponent);
-    uint32_t *flags = job->sink->flags;
+    const gradient_sink_t *sink = job->sink;
+    float scale = sink_scale(sink);
     v16_t alpha = v16_set(job->alpha);
     for (int i = 0; i < rows; i++) {
-        int64_t *sum = job->sink->sum + (int64_t)(row + i) * job->n + column;
+        int64_t at = (int64_t)(row + i) * job->n + column;
         const float *from = tile + i * GEMM_PANEL;
         int j = 0;
-        for (; j + LANES <= columns; j += LANES)
-            sink_sixteen(sum + j, flags, scale, v16_mul(alpha, v16_load(from + j)));
-        for (; j < columns; j++) gradient_add_one(sum + j, flags, scale, job->alpha * from[j]);
+        for (; j + LANES <= columns; j += LANES) sink_sixteen(sink, at + j, scale, v16_mul(alpha, v16_load(from + j)));
+        for (; j < columns; j++)
+            gradient_add_one(sink->sum + at + j, sink->flags, gradient_scale(sink->exponent), job->alpha * from[j]);
     }
 }
 
