@@ -53,6 +53,8 @@ status_t packed_image(packed_t *packed, int32_t image, const void **bytes, size_
 // Hex of the file's content hash; valid until packed_close. Also checks that `model`'s tokenizer is the one packed
 // with.
 const char *packed_hash(const packed_t *packed);
+// The first 16 hex digits of packed_hash as a number: what ranks compare when they join.
+uint64_t packed_hash_number(const packed_t *packed);
 status_t packed_check_model(const packed_t *packed, const char *model_directory) STATUS_CHECKED;
 
 // Patches of an image, cached by content hash in a process-wide budget of `capacity_bytes` (least recently used goes

@@ -31,6 +31,7 @@ typedef struct message_hello {
     uint64_t fingerprint; // device_fingerprint
     uint64_t data_hash;   // of the packed file this rank opened
     int32_t credits;      // groups a worker takes at once
+    int64_t step;         // learners: completed steps (where a resumed run goes on); workers: 0
 } message_hello_t;
 typedef struct message_work {
     uint64_t serial; // counts groups ever issued

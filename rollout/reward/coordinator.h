@@ -25,13 +25,15 @@ typedef struct coordinator_options {
 // What the owner must do next; taken one at a time by coordinator_next.
 typedef enum coordinator_action_kind {
     ACTION_NONE,
+    ACTION_SEND_WEIGHTS, // tell the worker to hold this version before the work that follows
     ACTION_SEND_WORK,
     ACTION_SCORE,
-    ACTION_SEND_PLAN
+    ACTION_SEND_PLAN,
 } coordinator_action_kind_t;
 typedef struct coordinator_action {
     coordinator_action_kind_t kind;
-    uint32_t worker;     // SEND_WORK: peer
+    uint32_t worker;     // SEND_WEIGHTS, SEND_WORK: peer
+    int64_t version;     // SEND_WEIGHTS
     message_work_t work; // SEND_WORK; sample is filled by the owner through packed_order
     uint64_t serial;     // SCORE
     int32_t index;       // SCORE: completion of the group
@@ -42,12 +44,14 @@ typedef struct coordinator_action {
 
 status_t coordinator_open(const coordinator_options_t *options, coordinator_t **out) STATUS_CHECKED;
 void coordinator_close(coordinator_t *coordinator);
-void coordinator_worker_joined(coordinator_t *coordinator, uint32_t worker, int credits);
+status_t coordinator_worker_joined(coordinator_t *coordinator, uint32_t worker, int credits) STATUS_CHECKED;
 // Its open groups are issued again, under the same serials and seeds.
 void coordinator_worker_gone(coordinator_t *coordinator, uint32_t worker);
-void coordinator_worker_ready(coordinator_t *coordinator, uint32_t worker, int64_t version, uint64_t checksum);
-// Version v exists with this checksum; completions claiming another are refused.
-void coordinator_weights(coordinator_t *coordinator, int64_t version, uint64_t checksum);
+// STATUS_PEER: the worker holds other bytes than were announced.
+status_t coordinator_worker_ready(coordinator_t *coordinator, uint32_t worker, int64_t version,
+                                  uint64_t checksum) STATUS_CHECKED;
+// Version v exists with this checksum; completions that claim another are refused.
+status_t coordinator_weights(coordinator_t *coordinator, int64_t version, uint64_t checksum) STATUS_CHECKED;
 // Takes over the completion's memory. Duplicates (a group issued twice) are dropped and counted. STATUS_PEER: it does
 // not belong to any open group, or carries a wrong version or checksum.
 status_t coordinator_completion(coordinator_t *coordinator, uint32_t worker,
@@ -62,5 +66,12 @@ status_t coordinator_plan(coordinator_t *coordinator, int64_t step, message_plan
 status_t coordinator_group(coordinator_t *coordinator, uint64_t serial, message_group_t *out) STATUS_CHECKED;
 // Forgets the groups of a step once the learners have announced the version after it.
 void coordinator_release(coordinator_t *coordinator, int64_t step);
+
+typedef struct coordinator_statistics {
+    int64_t duplicates; // completions that came twice and were dropped
+    int64_t reissued;   // groups given to another worker
+    int64_t workers, open_groups, closed_steps;
+} coordinator_statistics_t;
+coordinator_statistics_t coordinator_get_statistics(const coordinator_t *coordinator);
 
 #endif
