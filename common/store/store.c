@@ -406,6 +406,10 @@ static status_t store_write_checks(store_t *store, const char *name) {
     if (!store->temporary || store->committed || store->file < 0)
         FAIL(STATUS_FAILED, "'%s' is not open for writing", store->path);
     if (store->broken) FAIL(STATUS_IO, "an earlier write to '%s' failed", store->path);
+    if (store_has(store, name)) {
+        store->broken = true;
+        FAIL(STATUS_FAILED, "'%s' was written to '%s' before", name, store->path);
+    }
     return STATUS_OK;
 }
 
