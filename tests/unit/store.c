@@ -125,6 +125,22 @@ static void test_wrong_reads(void **state) {
     store_close(store);
 }
 
+static void read_flipped(const char *path, char *bytes, size_t size) {
+    for (size_t at = 0; at < size; at += at < 6000 ? 7 : 997) {
+        store_t *store = NULL;
+        int64_t count;
+        void *all = NULL;
+        bytes[at] ^= 0x5a;
+        status_t status = file_write_whole(path, bytes, size);
+        bytes[at] ^= 0x5a;
+        if (!status) status = store_open(path, &store);
+        if (!status) status = store_read_all(store, "ids", DTYPE_I32, &all, &count);
+        status_free(status);
+        free(all);
+        store_close(store);
+    }
+}
+
 static void test_torn(void **state) {
     place_t *place = *state;
     store_t *store;
@@ -143,21 +159,15 @@ static void test_torn(void **state) {
         assert_non_null(status);
         status_free(status);
     }
-    // Flipped bytes may or may not be noticed; reading must stay sane.
-    for (size_t at = 0; at < size; at += 7) {
-        if (at > 6000) at += 997;
-        if (at >= size) break;
-        bytes[at] ^= 0x5a;
-        CHECK_OK(file_write_whole(place->file, bytes, size));
-        bytes[at] ^= 0x5a;
-        status_t status = store_open(place->file, &store);
-        int64_t count;
-        void *all = NULL;
-        if (!status) status = store_read_all(store, "ids", DTYPE_I32, &all, &count);
-        status_free(status);
-        free(all);
-        store_close(store);
+    // Flipped bytes may or may not be noticed; reading must stay sane. In a child, because HDF5 itself leaks there.
+    pid_t child = fork();
+    if (child == 0) {
+        read_flipped(place->file, bytes, size);
+        _exit(0);
     }
+    int code;
+    assert_int_equal(waitpid(child, &code, 0), child);
+    assert_int_equal(code, 0);
     free(bytes);
 }
 
