@@ -113,11 +113,14 @@ struct model {
     model_config_t config;
     device_t *device;
     int parameter_count;
+    size_t parameter_capacity;
     parameter_spec_t *spec; // [parameter_count]
     parameter_t *parameter; // [parameter_count]
     adapter_t **adapter;    // [parameter_count]; NULL where a parameter has none
     int adapter_rank;       // 0: no adapters
-    int64_t version;        // of the published weights
+    float adapter_alpha;
+    int embedding, head; // indices of the token table and the head's weight, set by add_parameters; equal when tied
+    int64_t version;     // of the published weights
     int64_t
         vision_version; // changes only when a vision or projector parameter (or adapter) does: image caches key on it
 };

@@ -18,6 +18,24 @@
 #include <stdlib.h>
 #include <string.h>
 
+// Until the device opens itself: what the kernels need of it.
+size_t dtype_bytes(dtype_t dtype) {
+    return dtype == DTYPE_F32 ? 4 : 0;
+}
+status_t device_workspace(device_t *device, size_t bytes, void **out) {
+    *out = NULL;
+    if (device->measuring) {
+        if (bytes > device->workspace_bytes) device->workspace_bytes = bytes;
+        return STATUS_OK;
+    }
+    free(device->workspace);
+    device->workspace = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    if (!device->workspace) FAIL(STATUS_MEMORY, "no workspace");
+    if (bytes > device->workspace_bytes) device->workspace_bytes = bytes;
+    *out = device->workspace;
+    return STATUS_OK;
+}
+
 enum { SETS = 3 };
 static const char *const set_names[SETS] = {"portable", "avx2", "avx512"};
 

@@ -22,7 +22,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 ONE_TOKEN = ([" " + item for item in quickstart_text.ITEMS] + quickstart_text.ITEMS + list("0123456789")
              + ["row", " row", " column", " list", "list", ":", ",", ".", "?", "true", "false", " True", " False", " picture",
-                " there", " altogether", " Which", " How", " many", " of", " them", "How", "Which", "user", "system", "assistant",
+                " there", " altogether", " Which", " How", " many", " of", " them", "How", "Which", "user", "system", "assistant", "You", " are",
+                " a", " helpful", " assistant",
                 ".</", "><", "</", "think", "answer", ">", "<think"])
 
 
@@ -44,6 +45,7 @@ def corpus():
     # Words by themselves, as a bare answer or a role is: a word after a tag or a line break has no blank before it.
     for word in quickstart_text.ITEMS + ["true", "false", "row", "list", "How", "Which", "user", "system", "assistant"]:
         yield from [word] * 400
+    yield from ["You are a helpful assistant."] * 200  # stands at the head of every prompt
     for word in [" True", " False", " How", " Which", " list"]:
         yield from ["." + word] * 200
 

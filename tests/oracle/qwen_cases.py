@@ -9,6 +9,8 @@ from oracle_common import random
 
 VOCABULARY = 160
 VISION_START, VISION_END, IMAGE, VIDEO, EOS, BOS = 151, 152, 153, 154, 155, 156
+IDS = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS, "vision_start_token_id": VISION_START,
+       "vision_end_token_id": VISION_END, "image_token_id": IMAGE, "video_token_id": VIDEO}
 THINK, ANSWER = 1, 2
 
 # spelling: how config.json and the tensors are named ("hub": as released checkpoints, "v5": as transformers 5 saves).
@@ -35,12 +37,7 @@ def hub_config(case):
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "attention_dropout": 0.0,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "vision_start_token_id": VISION_START,
-        "vision_end_token_id": VISION_END,
-        "image_token_id": IMAGE,
-        "video_token_id": VIDEO,
+        **case.get("ids", IDS),
         "hidden_act": "silu",
         "hidden_size": case["hidden"],
         "initializer_range": 0.02,
@@ -60,7 +57,6 @@ def hub_config(case):
         "transformers_version": "4.41.2",
         "use_cache": True,
         "use_sliding_window": False,
-        "vocab_size": VOCABULARY,
         "vision_config": {
             "depth": vision["depth"],
             "hidden_act": "silu",
@@ -93,7 +89,7 @@ def checkpoint_name(name, spelling):
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
-def weight_of(name, shape, case_name):
+def weight_of(name, shape, case_name, patch_gain):
     """Large enough that no part of the model can be left out unnoticed, small enough that nothing saturates."""
     rng = random("weights", case_name, name)
     if name.endswith("bias"):
@@ -105,16 +101,18 @@ def weight_of(name, shape, case_name):
     fan_in = int(np.prod(shape[1:]))
     gain = {"q_proj": 1.3, "k_proj": 1.3, "qkv": 1.4, "o_proj": 1.2, "proj": 1.2, "down_proj": 1.2}
     if "patch_embed" in name:
-        return rng.standard_normal(shape) * CASES[case_name].get("patch_gain", 1.2) / np.sqrt(fan_in)
+        return rng.standard_normal(shape) * patch_gain / np.sqrt(fan_in)
     chosen = next((gain[part] for part in name.split(".") if part in gain), 1.2)
     return rng.standard_normal(shape) * chosen / np.sqrt(fan_in)
 
 
-def model_of(case_name):
-    model = Qwen2_5_VLForConditionalGeneration(config_of(CASES[case_name])).float().eval()
+def model_of(case_name, case=None):
+    case = case or CASES[case_name]
+    model = Qwen2_5_VLForConditionalGeneration(config_of(case)).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(weight_of(name, tuple(parameter.shape), case_name)))
+            values = weight_of(name, tuple(parameter.shape), case_name, case.get("patch_gain", 1.2))
+            parameter.copy_(torch.from_numpy(values))
     model.tie_weights()
     return model
 

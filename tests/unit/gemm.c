@@ -4,24 +4,6 @@
 
 #include "kernels/cpu/gemm.h"
 
-// Until the device opens itself: what the kernels need of it.
-size_t dtype_bytes(dtype_t dtype) {
-    return dtype == DTYPE_F32 ? 4 : 0;
-}
-status_t device_workspace(device_t *device, size_t bytes, void **out) {
-    *out = NULL;
-    if (device->measuring) {
-        if (bytes > device->workspace_bytes) device->workspace_bytes = bytes;
-        return STATUS_OK;
-    }
-    free(device->workspace);
-    device->workspace = aligned_alloc(64, (bytes + 127) / 64 * 64);
-    if (!device->workspace) FAIL(STATUS_MEMORY, "no workspace");
-    if (bytes > device->workspace_bytes) device->workspace_bytes = bytes;
-    *out = device->workspace;
-    return STATUS_OK;
-}
-
 enum { MOST_SINKS = 4, EXPONENT = 24 };
 
 // One linear layer with everything it can have.
