@@ -96,6 +96,8 @@ typedef struct model_family {
     // Maps a name of another checkpoint generation to ours (writes at most `bytes`); false: not a parameter of this
     // model.
     bool (*map_name)(const model_t *model, const char *name, char *out, size_t bytes);
+    // The name that the newest transformers gives one of our parameters: PEFT's files use it. NULL: the same as ours.
+    void (*module_name)(const char *name, char *out, size_t bytes);
     // images (1 or more) -> feature rows, image after image, in the language model's width.
     status_t (*vision)(model_t *model, tape_t *tape, const vision_image_t *images, int count, tensor_t **features);
     // token rows -> final-normed hidden rows [rows, hidden].
@@ -119,6 +121,7 @@ struct model {
     adapter_t **adapter;    // [parameter_count]; NULL where a parameter has none
     int adapter_rank;       // 0: no adapters
     float adapter_alpha;
+    bool adapter_rank_stabilised; // scale = alpha / sqrt(rank)
     int embedding, head; // indices of the token table and the head's weight, set by add_parameters; equal when tied
     int64_t version;     // of the published weights
     int64_t
