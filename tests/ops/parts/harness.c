@@ -303,14 +303,16 @@ static void invariance_fill(const problem_t *whole, problem_t *part, const int *
     for (int i = 0; i < whole->tensors; i++) {
         const op_tensor_t *from = &whole->tensor[i];
         op_tensor_t *to = &part->tensor[i];
+        int64_t each = to->rows / part->shape[0]; // a tensor may have several rows for one of the op
         for (int64_t r = 0; r < to->rows; r++) {
-            int64_t source = from->by_row ? pick[r] : r;
+            int64_t source = from->by_row ? pick[r / each] * each + r % each : r;
             memcpy(to->value + r * to->stride, from->value + source * from->stride, (size_t)to->stride * sizeof(float));
         }
     }
     for (int i = 0; i < whole->arrays; i++) {
         const op_array_t *from = &whole->array[i];
         op_array_t *to = &part->array[i];
+        if (to->own) continue;
         for (int64_t r = 0; r < to->rows; r++) {
             int64_t source = from->by_row ? pick[r] : r;
             memcpy(to->value + r * to->columns, from->value + source * from->columns,
@@ -323,7 +325,7 @@ static int invariance_check(const op_case_t *row, const problem_t *done, const p
                             int batch) {
     for (int i = 0; i < part->tensors; i++) {
         const op_tensor_t *want = &done->tensor[i], *got = &part->tensor[i];
-        if (!want->by_row) continue;
+        if (!want->by_row || !is_result(want)) continue;
         for (int64_t r = 0; r < got->rows; r++)
             if (memcmp(got->value + r * got->stride, want->value + pick[r] * want->stride,
                        (size_t)got->columns * sizeof(float))) {

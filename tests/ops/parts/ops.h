@@ -21,7 +21,7 @@ typedef enum tensor_role {
 typedef struct op_tensor {
     const char *name;
     tensor_role_t role;
-    bool by_row; // row i belongs to row i of the op: it can be computed in other company
+    bool by_row; // its rows belong to the rows of the op in order, so that they can be computed in other company
     int rows, columns;
     int64_t stride;
     float *value, *gradient; // gradient: of an output its weight in the loss, of an input the result
@@ -33,6 +33,7 @@ typedef struct op_array {
     int32_t *value;
     int rows, columns;
     bool by_row;
+    bool own; // follows from the number of rows: each problem keeps its own
 } op_array_t;
 
 typedef struct problem {
@@ -68,7 +69,7 @@ typedef struct op_case {
 } op_case_t;
 
 extern const op_t op_embedding, op_gather, op_scatter, op_rmsnorm, op_rope, op_rope_table, op_attention, op_activation,
-    op_add, op_gradient_norm, op_adamw;
+    op_add, op_gradient_norm, op_adamw, op_linear, op_token_logprobs, op_token_sample;
 
 // ---- for setup ----
 // A random number in [-1, 1) for (problem, tensor or array, element).

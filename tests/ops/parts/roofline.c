@@ -17,7 +17,7 @@ static double seconds_now(void) {
         typedef float vector_t __attribute__((vector_size(lane_bytes)));                                               \
         enum { CHAINS = 12, STEPS = 2000000 };                                                                         \
         vector_t sum[CHAINS], a = {0}, b = {0};                                                                        \
-        for (int i = 0; i < CHAINS; i++) sum[i] = a;                                                                   \
+        _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) sum[i] = a;                                          \
         double start = seconds_now();                                                                                  \
         for (int step = 0; step < STEPS; step++)                                                                       \
             _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) __asm__ volatile("vfmadd231ps %1, %2, %0" :      \
@@ -25,7 +25,7 @@ static double seconds_now(void) {
         double seconds = seconds_now() - start;                                                                        \
         *flops = 2.0 * CHAINS * STEPS * (lane_bytes) / 4 / seconds;                                                    \
         float keep = 0;                                                                                                \
-        for (int i = 0; i < CHAINS; i++) keep += sum[i][0];                                                            \
+        _Pragma("GCC unroll 12") for (int i = 0; i < CHAINS; i++) keep += sum[i][0];                                   \
         return (double)keep;                                                                                           \
     }
 FMA_LOOP(fma_wide, "avx512f", 64)
