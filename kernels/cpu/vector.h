@@ -70,6 +70,16 @@ static inline v16_t v16_exp2_whole(v16_t n) {
 static inline v16_t v16_select_less(v16_t a, v16_t b, v16_t x, v16_t y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
+// per lane i: bit i of bits ? x : y
+static inline v16_t v16_select_bits(uint32_t bits, v16_t x, v16_t y) {
+    return _mm512_mask_blend_ps((__mmask16)bits, y, x);
+}
+static inline __m256 v16_upper(v16_t a) {
+    return _mm512_extractf32x8_ps(a, 1);
+}
+static inline __m256 v16_lower(v16_t a) {
+    return _mm512_castps512_ps256(a);
+}
 #elif defined(VECTOR_AVX2)
 #include <immintrin.h>
 #define VECTOR_NAME(name)                      name##_avx2
@@ -137,6 +147,20 @@ static inline v16_t v16_select_less(v16_t a, v16_t b, v16_t x, v16_t y) {
     return V16_EACH(_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
                     _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)));
 }
+static inline __m256 v16_select_half(uint32_t bits, __m256 x, __m256 y) {
+    __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), each), each);
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(chosen));
+}
+static inline v16_t v16_select_bits(uint32_t bits, v16_t x, v16_t y) {
+    return V16_EACH(v16_select_half(bits, x.lo, y.lo), v16_select_half(bits >> 8, x.hi, y.hi));
+}
+static inline __m256 v16_upper(v16_t a) {
+    return a.hi;
+}
+static inline __m256 v16_lower(v16_t a) {
+    return a.lo;
+}
 #else
 #define VECTOR_NAME(name) name##_portable
 typedef struct v16 {
@@ -189,7 +213,7 @@ static inline v16_t v16_round(v16_t a) {
     V16_LANES(rintf(a.lane[i]));
 }
 static inline float v16_exp2_one(float n) {
-    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    uint32_t bits = (uint32_t)((n == n ? (int32_t)n : 0) + 127) << 23;
     float out;
     memcpy(&out, &bits, sizeof(out));
     return out;
@@ -200,9 +224,37 @@ static inline v16_t v16_exp2_whole(v16_t n) {
 static inline v16_t v16_select_less(v16_t a, v16_t b, v16_t x, v16_t y) {
     V16_LANES(a.lane[i] < b.lane[i] ? x.lane[i] : y.lane[i]);
 }
+static inline v16_t v16_select_bits(uint32_t bits, v16_t x, v16_t y) {
+    V16_LANES(bits >> i & 1u ? x.lane[i] : y.lane[i]);
+}
 #endif
 
-// Sum of the lanes: lane i + lane i+8, then +4, +2, +1.
+// The first n lanes, 1 <= n <= 16, where n is 16 most of the time.
+static inline v16_t v16_load_up_to(const float *p, int n) {
+    return n == LANES ? v16_load(p) : v16_load_partial(p, n);
+}
+static inline void v16_store_up_to(float *p, v16_t a, int n) {
+    if (n == LANES)
+        v16_store(p, a);
+    else
+        v16_store_partial(p, a, n);
+}
+
+// Sum and maximum of the lanes: lane i with lane i+8, then +4, +2, +1.
+#if defined(VECTOR_AVX512) || defined(VECTOR_AVX2)
+static inline float v16_sum(v16_t a) {
+    __m256 eight = _mm256_add_ps(v16_lower(a), v16_upper(a));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+static inline float v16_largest(v16_t a) {
+    __m256 eight = _mm256_max_ps(v16_lower(a), v16_upper(a));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 static inline float v16_sum(v16_t a) {
     float lane[LANES];
     v16_store(lane, a);
@@ -217,11 +269,13 @@ static inline float v16_largest(v16_t a) {
         for (int i = 0; i < width; i++) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
     return lane[0];
 }
+#endif
 
 // e^x. Cody-Waite reduction to |r| <= ln2/2 and a polynomial of degree 6 (Cephes' coefficients, expf); relative error
-// below 2^-22. Arguments under -87 give exactly 0 (never a denormal); above 88.02 the result is that of 88.02.
+// below 2^-22. Arguments under -87 give exactly 0 (never a denormal); above 88.02 the result is that of 88.02; NaN
+// gives NaN.
 static inline v16_t v16_exp(v16_t x) {
-    v16_t clamped = v16_min(v16_max(x, v16_set(-87.0f)), v16_set(88.02f));
+    v16_t clamped = v16_min(v16_set(88.02f), v16_max(v16_set(-87.0f), x)); // in this order, a NaN comes through
     v16_t n = v16_round(v16_mul(clamped, v16_set(1.44269504f)));
     v16_t r = v16_fma(n, v16_set(-0.693359375f), clamped);
     r = v16_fma(n, v16_set(2.12194440e-4f), r);

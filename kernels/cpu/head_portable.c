@@ -1,0 +1,2 @@
+#define VECTOR_PORTABLE
+#include "kernels/cpu/head_impl.h"

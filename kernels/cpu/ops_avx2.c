@@ -1,0 +1,2 @@
+#define VECTOR_AVX2
+#include "kernels/cpu/ops_impl.h"

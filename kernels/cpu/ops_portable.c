@@ -1,0 +1,2 @@
+#define VECTOR_PORTABLE
+#include "kernels/cpu/ops_impl.h"

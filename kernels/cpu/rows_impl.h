@@ -1,0 +1,116 @@
+// Rows: embedding, gather and scatter backward, add, rope. Written once over v16_t.
+#include "kernels/cpu/quantize_impl.h"
+
+static void embedding_rows(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const embedding_args_t *args = ((const embedding_job_t *)context)->args;
+    int columns = args->table.columns;
+    v16_t scale = v16_set(args->scale);
+    for (int64_t i = first; i < last; i++) {
+        const float *from = (const float *)args->table.data + args->token[i] * args->table.stride;
+        float *to = (float *)args->y.data + i * args->y.stride;
+        int c = 0;
+        for (; c + LANES <= columns; c += LANES) v16_store(to + c, v16_mul(v16_load(from + c), scale));
+        if (c < columns) v16_store_up_to(to + c, v16_mul(v16_load_up_to(from + c, columns - c), scale), columns - c);
+    }
+}
+
+// A share of columns: rows of one token meet in the same sums, so rows are not split.
+static void embedding_backward_columns(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const embedding_job_t *job = context;
+    const embedding_args_t *args = job->args;
+    const matrix_t *dy = &job->gradients->dy;
+    const gradient_sink_t *sink = job->gradients->table;
+    double factor = ldexp(1.0, sink->exponent);
+    v16_t scale = v16_set(args->scale);
+    for (int64_t i = 0; i < args->y.rows; i++) {
+        const float *from = (const float *)dy->data + i * dy->stride;
+        int64_t *sum = sink->sum + (int64_t)args->token[i] * args->table.columns;
+        for (int64_t c = first; c < last; c += LANES) {
+            int n = last - c < LANES ? (int)(last - c) : LANES;
+            float value[LANES];
+            v16_store(value, v16_mul(v16_load_up_to(from + c, n), scale));
+            quantize_add(sum + c, value, n, factor, sink->flags);
+        }
+    }
+}
+
+// to[c] += from[c] for a share of columns.
+static inline void rows_accumulate(float *to, const float *from, int64_t first, int64_t last) {
+    int64_t c = first;
+    for (; c + LANES <= last; c += LANES) v16_store(to + c, v16_add(v16_load(to + c), v16_load(from + c)));
+    if (c < last) {
+        int n = (int)(last - c);
+        v16_store_up_to(to + c, v16_add(v16_load_up_to(to + c, n), v16_load_up_to(from + c, n)), n);
+    }
+}
+
+static void gather_backward_columns(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const rows_job_t *job = context;
+    const matrix_t *dy = &job->gradients->dy, *dx = &job->gradients->dx;
+    for (int64_t i = 0; i < dy->rows; i++) {
+        int64_t row = job->args->index[i];
+        if (row >= 0)
+            rows_accumulate((float *)dx->data + row * dx->stride, (const float *)dy->data + i * dy->stride, first,
+                            last);
+    }
+}
+
+static void scatter_backward_rows(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const rows_job_t *job = context;
+    const matrix_t *dy = &job->gradients->dy, *dx = &job->gradients->dx;
+    for (int64_t i = first; i < last; i++) {
+        int64_t row = job->args->index[i];
+        if (row < 0) continue;
+        float *from = (float *)dy->data + row * dy->stride;
+        if (dx->data) rows_accumulate((float *)dx->data + i * dx->stride, from, 0, dy->columns);
+        memset(from, 0, (size_t)dy->columns * sizeof(float));
+    }
+}
+
+static void add_rows(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const add_args_t *args = context;
+    int columns = args->y.columns;
+    for (int64_t i = first; i < last; i++) {
+        const float *a = (const float *)args->a.data + i * args->a.stride;
+        const float *b = (const float *)args->b.data + i * args->b.stride;
+        float *y = (float *)args->y.data + i * args->y.stride;
+        int c = 0;
+        for (; c + LANES <= columns; c += LANES) v16_store(y + c, v16_add(v16_load(a + c), v16_load(b + c)));
+        int n = columns - c;
+        if (n) v16_store_up_to(y + c, v16_add(v16_load_up_to(a + c, n), v16_load_up_to(b + c, n)), n);
+    }
+}
+
+// One head: a and b are its halves. Products are rounded before they meet, as PyTorch does it.
+static inline void rope_head(float *a, float *b, const float *cosine, const float *sine, int half, bool inverse) {
+    for (int c = 0; c < half; c += LANES) {
+        int n = half - c < LANES ? half - c : LANES;
+        v16_t x = v16_load_up_to(a + c, n);
+        v16_t y = v16_load_up_to(b + c, n);
+        v16_t co = v16_load_up_to(cosine + c, n);
+        v16_t si = v16_load_up_to(sine + c, n);
+        v16_t xc = v16_mul(x, co), xs = v16_mul(x, si), yc = v16_mul(y, co), ys = v16_mul(y, si);
+        v16_t left = inverse ? v16_add(xc, ys) : v16_sub(xc, ys);
+        v16_t right = inverse ? v16_sub(yc, xs) : v16_add(yc, xs);
+        v16_store_up_to(a + c, left, n);
+        v16_store_up_to(b + c, right, n);
+    }
+}
+
+static void rope_rows(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const rope_args_t *args = context;
+    int half = args->half;
+    for (int64_t i = first; i < last; i++) {
+        float *row = (float *)args->x.data + i * args->x.stride;
+        for (int head = 0; head < args->heads; head++) {
+            float *a = row + (int64_t)head * 2 * half;
+            rope_head(a, a + half, args->cosine + i * half, args->sine + i * half, half, args->inverse);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+#include "kernels/device.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { WORKSPACE_ALIGNMENT = 64, DEVICE_MAX_THREADS = 4096 };
+
+size_t dtype_bytes(dtype_t dtype) {
+    switch (dtype) {
+    case DTYPE_F32:
+    case DTYPE_I32:
+        return 4;
+    case DTYPE_BF16:
+    case DTYPE_F16:
+        return 2;
+    case DTYPE_I64:
+        return 8;
+    case DTYPE_U8:
+        return 1;
+    case DTYPE_COUNT:
+        break;
+    }
+    return 0;
+}
+
+const char *dtype_name(dtype_t dtype) {
+    switch (dtype) {
+    case DTYPE_F32:
+        return "f32";
+    case DTYPE_BF16:
+        return "bf16";
+    case DTYPE_F16:
+        return "f16";
+    case DTYPE_I32:
+        return "i32";
+    case DTYPE_I64:
+        return "i64";
+    case DTYPE_U8:
+        return "u8";
+    case DTYPE_COUNT:
+        break;
+    }
+    return "unknown";
+}
+
+// Splits "cpu:avx2" into the member's table and the name of a kernel set ("" = the best one).
+static status_t device_find(const char *name, const device_table_t **table, const char **kernels) {
+    static const device_table_t *const known[] = {&device_cpu_table};
+    size_t length = strcspn(name, ":");
+    *kernels = name[length] == ':' ? name + length + 1 : "";
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        *table = known[i];
+        if (strlen(known[i]->name) == length && !strncmp(known[i]->name, name, length)) return STATUS_OK;
+    }
+    if (!strcmp(name, "cuda") || !strcmp(name, "sim"))
+        FAIL(STATUS_UNAVAILABLE, "this build of Poise has no '%s' kernels; use the device 'cpu'", name);
+    FAIL(STATUS_INVALID,
+         "there is no device '%s'; the known ones are cpu, cpu:portable, cpu:avx2, cpu:avx512, cuda and sim", name);
+}
+
+status_t device_open(const char *name, int threads, device_t **out) {
+    *out = NULL;
+    const device_table_t *table;
+    const char *kernels;
+    TRY(device_find(name, &table, &kernels));
+    if (threads < 1 || threads > DEVICE_MAX_THREADS)
+        FAIL(STATUS_INVALID, "the number of threads must be 1 to %d, not %d", DEVICE_MAX_THREADS, threads);
+    device_t *device;
+    TRY(ALLOCATE(&device, 1));
+    device->table = table;
+    device->kernels = kernels;
+    status_t status = threads_open(threads, &device->threads);
+    if (!status) status = table->open(device);
+    if (status) {
+        threads_close(device->threads);
+        free(device);
+        return status_trace(status, __FILE__, __LINE__, __func__);
+    }
+    *out = device;
+    return STATUS_OK;
+}
+
+void device_close(device_t *device) {
+    if (!device) return;
+    if (device->workspace) device->table->release(device, device->workspace);
+    device->table->close(device);
+    threads_close(device->threads);
+    free(device);
+}
+
+// A dry run that finds a larger need drops the present workspace, so that the next real op allocates the full size at
+// once: workspace_bytes is what a real allocation has or, with workspace == NULL, what the next one shall have.
+status_t device_workspace(device_t *device, size_t bytes, void **out) {
+    size_t rounded = (bytes + WORKSPACE_ALIGNMENT - 1) / WORKSPACE_ALIGNMENT * WORKSPACE_ALIGNMENT;
+    *out = NULL;
+    if (rounded < bytes) FAIL(STATUS_MEMORY, "an op asks for %zu bytes of workspace; use a smaller batch", bytes);
+    if (rounded == 0) rounded = WORKSPACE_ALIGNMENT;
+    if (device->workspace && rounded > device->workspace_bytes) {
+        device->table->release(device, device->workspace);
+        device->workspace = NULL;
+    }
+    if (rounded > device->workspace_bytes) device->workspace_bytes = rounded;
+    if (device->measuring) return STATUS_OK;
+    if (!device->workspace) {
+        status_t status = device->table->allocate(device, device->workspace_bytes, &device->workspace);
+        if (status) {
+            device->workspace = NULL;
+            device->workspace_bytes = 0;
+            return status_context(status, "workspace of the device '%s'", device->table->name);
+        }
+    }
+    *out = device->workspace;
+    return STATUS_OK;
+}
