@@ -96,6 +96,8 @@ typedef struct model_family {
     // Maps a name of another checkpoint generation to ours (writes at most `bytes`); false: not a parameter of this
     // model.
     bool (*map_name)(const model_t *model, const char *name, char *out, size_t bytes);
+    // The name that the newest transformers gives one of our parameters: PEFT's files use it. NULL: the same as ours.
+    void (*module_name)(const char *name, char *out, size_t bytes);
     // images (1 or more) -> feature rows, image after image, in the language model's width.
     status_t (*vision)(model_t *model, tape_t *tape, const vision_image_t *images, int count, tensor_t **features);
     // token rows -> final-normed hidden rows [rows, hidden].
@@ -113,11 +115,15 @@ struct model {
     model_config_t config;
     device_t *device;
     int parameter_count;
+    size_t parameter_capacity;
     parameter_spec_t *spec; // [parameter_count]
     parameter_t *parameter; // [parameter_count]
     adapter_t **adapter;    // [parameter_count]; NULL where a parameter has none
     int adapter_rank;       // 0: no adapters
-    int64_t version;        // of the published weights
+    float adapter_alpha;
+    bool adapter_rank_stabilised; // scale = alpha / sqrt(rank)
+    int embedding, head; // indices of the token table and the head's weight, set by add_parameters; equal when tied
+    int64_t version;     // of the published weights
     int64_t
         vision_version; // changes only when a vision or projector parameter (or adapter) does: image caches key on it
 };

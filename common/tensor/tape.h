@@ -33,6 +33,7 @@ typedef struct adapter {
     parameter_t a; // [rank, in]
     parameter_t b; // [out, rank]
     float scale;   // alpha / rank (alpha / sqrt(rank) for rank-stabilised LoRA)
+    float alpha;
 } adapter_t;
 
 typedef enum recompute {
@@ -64,6 +65,9 @@ bool tape_is_measuring(const tape_t *tape);
 status_t tape_input(tape_t *tape, matrix_t value, leaves_t leaves, tensor_t **out) STATUS_CHECKED;
 // Host bytes made visible to kernels until tape_reset (index arrays, masks). On the CPU this is the pointer itself.
 status_t tape_upload(tape_t *tape, const void *host, size_t bytes, const void **out) STATUS_CHECKED;
+// Host memory of the tape, not zeroed, valid until tape_reset (index arrays, contexts of blocks).
+status_t tape_host(tape_t *tape, size_t count, size_t size, void **out) STATUS_CHECKED;
+#define TAPE_HOST(tape, pointer, count) tape_host((tape), (size_t)(count), sizeof(**(pointer)), (void **)(pointer))
 
 // y = x W^T + bias (+ adapter). bias and adapter may be NULL. x [M, K], W [N, K] -> y [M, N].
 status_t tape_linear(tape_t *tape, tensor_t *x, const parameter_t *weight, const parameter_t *bias,
@@ -97,8 +101,10 @@ status_t tape_activation(tape_t *tape, activation_t kind, tensor_t *x, tensor_t 
 status_t tape_add(tape_t *tape, tensor_t *a, tensor_t *b, tensor_t **out) STATUS_CHECKED;
 
 // Runs one block of a model under the recompute policy: body(context, x) -> y. With RECOMPUTE_BLOCK only x is kept and
-// the body runs again in backward; with recording off the block's temporary memory is given back at once. The body
-// must depend on nothing but its context and x, both alive until tape_reset.
+// the body runs again in backward; with recording off the block's temporary memory is given back at once. The context
+// is copied (context_bytes; what it points to must live until tape_reset). The body depends on nothing but its context
+// and x, does not change x in place, and calls no other block. x belongs to the block from now on: when nothing that
+// was recorded reads it, its memory is given back, so callers must not use it after the call.
 typedef status_t (*tape_block_t)(tape_t *tape, const void *context, tensor_t *x, tensor_t **out);
 status_t tape_block(tape_t *tape, tape_block_t body, const void *context, size_t context_bytes, tensor_t *x,
                     tensor_t **out) STATUS_CHECKED;
