@@ -240,6 +240,21 @@ static void near_slope(const head_t *head, const scores_t *scores, int i, double
     free(logit);
 }
 
+// The gradient of one id's weight row.
+static void near_weight_slope(const head_t *head, const scores_t *scores, int id, const float *dlogprob, int count,
+                              const int64_t *sum) {
+    double *logit = malloc(V * sizeof(double)), expected[K] = {0};
+    for (int i = 0; i < count; i++) {
+        logits_in_double(head, scores->rows[i], (double)0.9f, logit);
+        double p = exp(logit[id] - lse_in_double(logit, V));
+        for (int k = 0; k < K; k++)
+            expected[k] += (double)dlogprob[i] * ((id == scores->targets[i]) - p) / (double)0.9f *
+                           (double)head->hidden[scores->rows[i] * K + k];
+    }
+    for (int k = 0; k < K; k++) near(ldexp((double)sum[id * K + k], -EXPONENT), expected[k], 1e-5);
+    free(logit);
+}
+
 // All kernel sets, thread counts and layouts of the same leaves give the same bits; V spans two blocks of ids.
 static void test_gradients_are_alike(void **state) {
     enum { COUNT = ROWS / 2 };
@@ -252,6 +267,8 @@ static void test_gradients_are_alike(void **state) {
     head_t head = head_open(0, 1, V, K, false);
     slope(&head, &scores, &expected, dlogprob, 0, (leaves_t){.count = 3, .start = cut});
     for (int i = 0; i < COUNT; i++) near_slope(&head, &scores, i, (double)dlogprob[i], expected.dhidden);
+    for (int id = 7; id < V; id += 156) near_weight_slope(&head, &scores, id, dlogprob, COUNT, expected.sum);
+    near_weight_slope(&head, &scores, V - 1, dlogprob, COUNT, expected.sum);
     head_close(&head);
     for (int set = 0; set < SETS; set++)
         for (int threads = 1; set_is_there(set) && threads <= 3; threads++) {
