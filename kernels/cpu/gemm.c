@@ -179,8 +179,8 @@ void gradient_add_one(int64_t *sum, uint32_t *flags, double scale, float value) 
 
 status_t gemm_check_matrix(const device_t *device, const char *name, matrix_t m, int rows, int columns) {
     if (m.dtype != DTYPE_F32)
-        FAIL(STATUS_UNAVAILABLE, "%s is of type %d, but the CPU kernels work in f32 only; use dtype fp32", name,
-             (int)m.dtype);
+        FAIL(STATUS_UNAVAILABLE, "%s is of type %s, but the CPU kernels work in f32 only; use dtype fp32", name,
+             dtype_name(m.dtype));
     if (m.rows != rows || m.columns != columns)
         FAIL(STATUS_INVALID, "%s is [%d, %d] where [%d, %d] is needed", name, m.rows, m.columns, rows, columns);
     if (rows < 0 || columns < 1 || m.stride < columns)
