@@ -208,7 +208,7 @@ typedef struct token_logprobs_args {
     const void *packed;     // as in linear
     float temperature;      // > 0
     int count;              // rows with a loss; the others cost nothing
-    const int32_t *rows;    // [count] ascending rows of hidden
+    const int32_t *rows;    // [count] rows of hidden, in any order; a row may repeat (one prompt, many completions)
     const int32_t *targets; // [count] token ids, checked against V
     float *logprob;         // [count] log softmax at the target, over the whole vocabulary
     float *entropy;         // [count] in nats, or NULL

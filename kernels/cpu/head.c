@@ -86,9 +86,9 @@ static status_t check_logprobs(const device_t *device, const token_logprobs_args
     if (!args->rows || !args->targets || !args->logprob || !args->lse)
         FAIL(STATUS_INVALID, "token_logprobs: rows, targets, logprob and lse are all needed");
     for (int i = 0; i < args->count; i++) {
-        if (args->rows[i] < 0 || args->rows[i] >= args->hidden.rows || (i && args->rows[i] <= args->rows[i - 1]))
-            FAIL(STATUS_INVALID, "token_logprobs: entry %d names row %d; rows must ascend within 0 .. %d", i,
-                 (int)args->rows[i], args->hidden.rows - 1);
+        if (args->rows[i] < 0 || args->rows[i] >= args->hidden.rows)
+            FAIL(STATUS_INVALID, "token_logprobs: entry %d names row %d of rows 0 .. %d", i, (int)args->rows[i],
+                 args->hidden.rows - 1);
         if (args->targets[i] < 0 || args->targets[i] >= args->weight.rows)
             FAIL(STATUS_INVALID, "token_logprobs: entry %d has the target %d, but the vocabulary has ids 0 .. %d", i,
                  (int)args->targets[i], args->weight.rows - 1);

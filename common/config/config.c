@@ -1,0 +1,406 @@
+#include "common/config/config.h"
+
+#include "common/config/config_schema.h"
+#include <errno.h>
+#include <libfyaml.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+// Where a value comes from, for messages: "grpo.yaml:12" or "--set".
+typedef struct origin {
+    const char *file; // NULL: --set
+    int line;
+} origin_t;
+
+typedef struct string_pool {
+    char **text;
+    size_t count, capacity;
+} string_pool_t;
+
+static void origin_text(origin_t origin, char *out, size_t bytes) {
+    if (origin.file)
+        snprintf(out, bytes, "%s:%d", origin.file, origin.line);
+    else
+        snprintf(out, bytes, "--set");
+}
+
+static status_t config_keep_string(config_t *config, const char *text, size_t length, char **out) {
+    string_pool_t *pool = config->owned;
+    TRY(memory_grow((void **)&pool->text, &pool->capacity, pool->count + 1, sizeof(char *)));
+    TRY(memory_copy_bytes(text, length, out));
+    pool->text[pool->count++] = *out;
+    return STATUS_OK;
+}
+
+// ---- nearest name ----
+
+enum { LONGEST_NAME = 96 };
+
+static int edit_distance(const char *a, const char *b) {
+    int row[LONGEST_NAME + 1];
+    int n = (int)strlen(b);
+    if (strlen(a) > LONGEST_NAME || n > LONGEST_NAME) return LONGEST_NAME;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int best = diagonal + (a[i - 1] != b[j - 1]);
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+static const char *config_nearest(const char *path) {
+    const char *nearest = config_schema[0].path;
+    int least = LONGEST_NAME + 1;
+    for (int i = 0; i < config_schema_count; i++) {
+        const char *last = strrchr(config_schema[i].path, '.');
+        const char *mine = strrchr(path, '.');
+        int distance = edit_distance(path, config_schema[i].path);
+        // A right last part under a wrong section is nearer than its letters say.
+        if (last && !strcmp(last + 1, mine ? mine + 1 : path)) distance = distance < 2 ? distance : 2;
+        if (distance < least) {
+            least = distance;
+            nearest = config_schema[i].path;
+        }
+    }
+    return nearest;
+}
+
+static const config_key_t *config_find(const char *path) {
+    for (int i = 0; i < config_schema_count; i++)
+        if (!strcmp(config_schema[i].path, path)) return &config_schema[i];
+    return NULL;
+}
+
+// ---- values ----
+
+// Index of `text` among "a|b|c", or -1.
+static int choice_index(const char *choices, const char *text) {
+    size_t length = strlen(text);
+    int index = 0;
+    for (const char *at = choices; at; index++) {
+        const char *end = strchr(at, '|');
+        size_t span = end ? (size_t)(end - at) : strlen(at);
+        if (span == length && !memcmp(at, text, span)) return index;
+        at = end ? end + 1 : NULL;
+    }
+    return -1;
+}
+
+static void choice_name(const char *choices, int index, char *out, size_t bytes) {
+    const char *at = choices;
+    while (index-- > 0) at = strchr(at, '|') + 1;
+    snprintf(out, bytes, "%.*s", (int)strcspn(at, "|"), at);
+}
+
+static status_t config_set_number(char *field, const config_key_t *key, const char *text, const char *where) {
+    char *end;
+    errno = 0;
+    double value = strtod(text, &end);
+    bool whole = key->kind != KIND_REAL;
+    if (end == text || *end || errno || !isfinite(value) || (whole && value != floor(value)))
+        FAIL(STATUS_INVALID, "%s: %s must be a %s, not '%s'", where, key->path, whole ? "whole number" : "number",
+             text);
+    if (value < key->least || value > key->most)
+        FAIL(STATUS_INVALID, "%s: %s must lie between %g and %g, not %s", where, key->path, key->least, key->most,
+             text);
+    if (key->kind == KIND_INT)
+        *(int *)(void *)field = (int)value;
+    else if (key->kind == KIND_INT64)
+        *(int64_t *)(void *)field = (int64_t)value;
+    else
+        *(double *)(void *)field = value;
+    return STATUS_OK;
+}
+
+// Sets a scalar key from its text.
+static status_t config_set_text(config_t *config, const config_key_t *key, const char *text, const char *where) {
+    char *field = (char *)config + key->offset;
+    if (key->kind == KIND_LIST)
+        FAIL(STATUS_INVALID, "%s: %s must be a list such as [q_proj, v_proj], not '%s'", where, key->path, text);
+    if (key->choices) {
+        int index = choice_index(key->choices, text);
+        if (index < 0) FAIL(STATUS_INVALID, "%s: %s must be one of %s, not '%s'", where, key->path, key->choices, text);
+        if (key->kind == KIND_BOOL) *(bool *)(void *)field = index == 1;
+        // Every enum of config_t is an unsigned int to the compiler, as all its values are small and not negative.
+        if (key->kind == KIND_ENUM) *(config_objective_t *)(void *)field = (config_objective_t)index;
+    }
+    if (key->kind == KIND_STRING) return config_keep_string(config, text, strlen(text), (char **)(void *)field);
+    if (key->kind == KIND_INT || key->kind == KIND_INT64 || key->kind == KIND_REAL)
+        return config_set_number(field, key, text, where);
+    return STATUS_OK;
+}
+
+static status_t config_set_node(config_t *config, const char *path, struct fy_node *node, origin_t origin);
+
+static status_t config_set_list(config_t *config, const config_key_t *key, struct fy_node *node, const char *where) {
+    config_list_t *list = (config_list_t *)(void *)((char *)config + key->offset);
+    list->count = 0;
+    void *position = NULL;
+    for (struct fy_node *item; (item = fy_node_sequence_iterate(node, &position));) {
+        size_t length = 0;
+        const char *text = fy_node_get_scalar(item, &length);
+        if (!text) FAIL(STATUS_INVALID, "%s: the items of %s must be plain text", where, key->path);
+        if (list->count == CONFIG_MAX_LIST)
+            FAIL(STATUS_INVALID, "%s: %s may have at most %d items", where, key->path, CONFIG_MAX_LIST);
+        TRY(config_keep_string(config, text, length, &list->item[list->count]));
+        list->count++;
+    }
+    return STATUS_OK;
+}
+
+static status_t config_set_mapping(config_t *config, const char *path, struct fy_node *node, origin_t origin) {
+    void *position = NULL;
+    for (struct fy_node_pair *pair; (pair = fy_node_mapping_iterate(node, &position));) {
+        size_t length = 0;
+        const char *name = fy_node_get_scalar(fy_node_pair_key(pair), &length);
+        char child[2 * LONGEST_NAME];
+        const struct fy_mark *mark = fy_token_start_mark(fy_node_get_scalar_token(fy_node_pair_key(pair)));
+        if (mark) origin.line = mark->line + 1;
+        if (!name || length > LONGEST_NAME)
+            FAIL(STATUS_INVALID, "%s:%d: a key must be plain text", origin.file, origin.line);
+        snprintf(child, sizeof(child), "%.*s%s%.*s", LONGEST_NAME - 1, path, *path ? "." : "", (int)length, name);
+        TRY(config_set_node(config, child, fy_node_pair_value(pair), origin));
+    }
+    return STATUS_OK;
+}
+
+static bool config_is_section(const char *path) {
+    size_t length = strlen(path);
+    for (int i = 0; i < config_schema_count; i++)
+        if (!strncmp(config_schema[i].path, path, length) && config_schema[i].path[length] == '.') return true;
+    return false;
+}
+
+static status_t config_set_node(config_t *config, const char *path, struct fy_node *node, origin_t origin) {
+    char where[512];
+    origin_text(origin, where, sizeof(where));
+    const config_key_t *key = config_find(path);
+    if (!key && config_is_section(path)) {
+        if (node && fy_node_is_mapping(node)) return config_set_mapping(config, path, node, origin);
+        FAIL(STATUS_INVALID, "%s: '%s' is a section; give its keys, one a line, indented below it", where, path);
+    }
+    if (!key)
+        FAIL(STATUS_INVALID, "%s: unknown key '%s'; the nearest known one is '%s'", where, path, config_nearest(path));
+    if (node && fy_node_is_sequence(node) && key->kind == KIND_LIST) return config_set_list(config, key, node, where);
+    if (!node || !fy_node_is_scalar(node)) FAIL(STATUS_INVALID, "%s: %s must be a single value", where, path);
+    size_t length = 0;
+    const char *text = fy_node_get_scalar(node, &length);
+    char copy[4096];
+    if (!text || length >= sizeof(copy) || memchr(text, 0, length))
+        FAIL(STATUS_INVALID, "%s: the value of %s is longer than %zu bytes or holds a zero byte", where, path,
+             sizeof(copy) - 1);
+    memcpy(copy, text, length);
+    copy[length] = 0;
+    return config_set_text(config, key, copy, where);
+}
+
+// The first complaint of libfyaml's parser, for the user.
+static status_t yaml_error(struct fy_diag *diag, const char *name) {
+    void *position = NULL;
+    struct fy_diag_error *error = diag ? fy_diag_errors_iterate(diag, &position) : NULL;
+    status_t status =
+        error ? STATUS_NEW(STATUS_INVALID, "%s:%d:%d: not valid YAML: %s", name, error->line, error->column, error->msg)
+              : STATUS_NEW(STATUS_INVALID, "%s: not valid YAML", name);
+    fy_diag_destroy(diag);
+    return status;
+}
+
+static status_t config_apply_yaml(config_t *config, const char *name, const char *text, size_t length, origin_t origin,
+                                  const char *path) {
+    struct fy_diag_cfg diag_options;
+    fy_diag_cfg_default(&diag_options);
+    diag_options.fp = NULL;
+    struct fy_diag *diag = fy_diag_create(&diag_options);
+    if (diag) fy_diag_set_collect_errors(diag, true);
+    struct fy_parse_cfg options = {.flags = FYPCF_QUIET | FYPCF_DEFAULT_DOC, .diag = diag};
+    struct fy_document *document = fy_document_build_from_string(&options, text, length);
+    if (!document) return yaml_error(diag, name);
+    struct fy_node *root = fy_document_root(document);
+    status_t status = STATUS_OK;
+    if (*path)
+        status = config_set_node(config, path, root, origin);
+    else if (root && fy_node_is_mapping(root))
+        status = config_set_mapping(config, "", root, origin);
+    else
+        status = STATUS_NEW(STATUS_INVALID, "%s: the file must be a mapping of keys to values", name);
+    fy_document_destroy(document);
+    fy_diag_destroy(diag);
+    return status;
+}
+
+static status_t config_apply_file(config_t *config, const char *path) {
+    enum { LARGEST = 1 << 20 };
+    FILE *file = fopen(path, "rb");
+    if (!file) FAIL(STATUS_INVALID, "cannot open the configuration %s: %s", path, strerror(errno));
+    char *text = NULL;
+    status_t status = memory_allocate(LARGEST + 1, 1, (void **)&text);
+    size_t length = status ? 0 : fread(text, 1, LARGEST + 1, file);
+    fclose(file);
+    if (!status && length > LARGEST)
+        status = STATUS_NEW(STATUS_INVALID, "%s is larger than 1 MiB: is it a configuration?", path);
+    if (!status) status = config_apply_yaml(config, path, text, length, (origin_t){.file = path, .line = 1}, "");
+    free(text);
+    return status;
+}
+
+static status_t config_apply_setting(config_t *config, const char *setting) {
+    const char *equals = strchr(setting, '=');
+    char path[LONGEST_NAME];
+    if (!equals || equals == setting || equals - setting >= LONGEST_NAME)
+        FAIL(STATUS_INVALID, "--set wants KEY=VALUE, such as --set optimizer.steps=100, not '%s'", setting);
+    snprintf(path, sizeof(path), "%.*s", (int)(equals - setting), setting);
+    const config_key_t *key = config_find(path);
+    if (key && key->kind != KIND_LIST) return config_set_text(config, key, equals + 1, "--set");
+    return config_apply_yaml(config, "--set", equals + 1, strlen(equals + 1), (origin_t){0}, path);
+}
+
+status_t config_read(const char *path, const char *const *settings, int setting_count, config_t *out) {
+    *out = (config_t){0};
+    string_pool_t *pool;
+    TRY(ALLOCATE(&pool, 1));
+    out->owned = pool;
+    status_t status = STATUS_OK;
+    for (int i = 0; !status && i < config_schema_count; i++) {
+        const config_key_t *key = &config_schema[i];
+        if (key->kind == KIND_LIST)
+            status = config_apply_yaml(out, "default", key->initial, strlen(key->initial), (origin_t){0}, key->path);
+        else
+            status = config_set_text(out, key, key->initial, "default");
+    }
+    if (!status && path) status = config_apply_file(out, path);
+    for (int i = 0; !status && i < setting_count; i++) status = config_apply_setting(out, settings[i]);
+    if (status) config_free(out);
+    return status;
+}
+
+void config_free(config_t *config) {
+    string_pool_t *pool = config->owned;
+    if (!pool) return;
+    for (size_t i = 0; i < pool->count; i++) free(pool->text[i]);
+    free(pool->text);
+    free(pool);
+    *config = (config_t){0};
+}
+
+// ---- printing ----
+
+// Text in double quotes, so that whatever it holds reads back as the same text.
+static void print_quoted(FILE *stream, const char *text) {
+    fputc('"', stream);
+    for (const char *c = text; *c; c++) {
+        if (*c == '"' || *c == '\\')
+            fprintf(stream, "\\%c", *c);
+        else if ((unsigned char)*c < 0x20)
+            fprintf(stream, "\\x%02x", (unsigned char)*c);
+        else
+            fputc(*c, stream);
+    }
+    fputc('"', stream);
+}
+
+// The shortest spelling that reads back as the same double.
+static void print_real(FILE *stream, double value) {
+    char text[32];
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof(text), "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    fputs(text, stream);
+}
+
+static void print_value(FILE *stream, const config_t *config, const config_key_t *key) {
+    const char *field = (const char *)config + key->offset;
+    char name[64];
+    switch (key->kind) {
+    case KIND_STRING:
+        print_quoted(stream, *(char *const *)(const void *)field);
+        break;
+    case KIND_INT:
+        fprintf(stream, "%d", *(const int *)(const void *)field);
+        break;
+    case KIND_INT64:
+        fprintf(stream, "%lld", (long long)*(const int64_t *)(const void *)field);
+        break;
+    case KIND_REAL:
+        print_real(stream, *(const double *)(const void *)field);
+        break;
+    case KIND_BOOL:
+        fputs(*(const bool *)(const void *)field ? "true" : "false", stream);
+        break;
+    case KIND_ENUM:
+        choice_name(key->choices, (int)*(const config_objective_t *)(const void *)field, name, sizeof(name));
+        fputs(name, stream);
+        break;
+    case KIND_LIST: {
+        const config_list_t *list = (const config_list_t *)(const void *)field;
+        fputc('[', stream);
+        for (int i = 0; i < list->count; i++) {
+            if (i) fputs(", ", stream);
+            print_quoted(stream, list->item[i]);
+        }
+        fputc(']', stream);
+        break;
+    }
+    }
+}
+
+status_t config_print(const config_t *config, FILE *stream) {
+    char section[LONGEST_NAME] = "";
+    for (int i = 0; i < config_schema_count; i++) {
+        const config_key_t *key = &config_schema[i];
+        const char *dot = strchr(key->path, '.');
+        int span = dot ? (int)(dot - key->path) : 0;
+        if (dot && ((int)strlen(section) != span || strncmp(section, key->path, (size_t)span))) {
+            snprintf(section, sizeof(section), "%.*s", span, key->path);
+            fprintf(stream, "%s:\n", section);
+        }
+        fprintf(stream, "%s%s: ", dot ? "  " : "", dot ? dot + 1 : key->path);
+        print_value(stream, config, key);
+        fputc('\n', stream);
+    }
+    if (ferror(stream)) FAIL(STATUS_IO, "cannot write the configuration: %s", strerror(errno));
+    return STATUS_OK;
+}
+
+void config_print_reference(FILE *stream) {
+    fputs("| key | default | values | meaning |\n| --- | --- | --- | --- |\n", stream);
+    for (int i = 0; i < config_schema_count; i++) {
+        const config_key_t *key = &config_schema[i];
+        fprintf(stream, "| `%s` | `%s` | ", key->path, key->initial);
+        if (key->choices) {
+            for (const char *c = key->choices; *c; c++) fputs(*c == '|' ? ", " : (char[2]){*c, 0}, stream);
+        } else if (key->kind == KIND_STRING || key->kind == KIND_LIST) {
+            fputs(key->kind == KIND_LIST ? "list of text" : "text", stream);
+        } else {
+            fprintf(stream, "%g to %g", key->least, key->most);
+        }
+        fprintf(stream, " | %s |\n", key->help);
+    }
+}
+
+uint64_t config_training_hash(const config_t *config) {
+    char *text = NULL;
+    size_t length = 0;
+    FILE *stream = open_memstream(&text, &length);
+    if (!stream) return 0;
+    for (int i = 0; i < config_schema_count; i++) {
+        if (!config_schema[i].shapes_training) continue;
+        fprintf(stream, "%s=", config_schema[i].path);
+        print_value(stream, config, &config_schema[i]);
+        fputc('\n', stream);
+    }
+    fclose(stream);
+    uint64_t hash = text ? XXH3_64bits(text, length) : 0;
+    free(text);
+    return hash;
+}

@@ -1,0 +1,31 @@
+// Metrics: one JSON Lines file a run and, when wanted, a TensorBoard event file. One rank writes. Not thread-safe.
+#ifndef COMMON_METRICS_METRICS_H
+#define COMMON_METRICS_METRICS_H
+
+#include "kernels/base/status.h"
+#include <stdint.h>
+
+typedef struct metrics metrics_t;
+
+// Appends to DIRECTORY/metrics.jsonl (and DIRECTORY/events.out.tfevents.*). On resume at `step` lines of later steps
+// are dropped first, so that a resumed run's file reads like an undisturbed one.
+status_t metrics_open(const char *directory, bool tensorboard, int64_t resume_step, metrics_t **out) STATUS_CHECKED;
+void metrics_close(metrics_t *metrics);
+// Collects values of one step; names are like "loss/think", "time/generate". NaN and Inf are written as null.
+void metrics_add(metrics_t *metrics, const char *name, double value);
+void metrics_add_text(metrics_t *metrics, const char *name, const char *text); // JSON Lines only
+// Writes {"step": S, "time": T, ...} with what was collected and flushes.
+status_t metrics_write(metrics_t *metrics, int64_t step) STATUS_CHECKED;
+
+// Progress on stderr: a bar with ETA on a terminal, a line every few seconds otherwise.
+typedef struct progress {
+    const char *label;
+    int64_t total;
+    double started, shown;
+    bool terminal;
+} progress_t;
+void progress_start(progress_t *progress, const char *label, int64_t total);
+void progress_show(progress_t *progress, int64_t done, const char *detail); // detail may be ""
+void progress_end(progress_t *progress);
+
+#endif

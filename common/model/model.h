@@ -1,0 +1,174 @@
+// The model family seam: a Hugging Face folder's architecture as a forward over the tape's ops.
+//
+// A family is one table (model_family_t) registered in model_families.c. It reads config.json, lists its parameters
+// under their checkpoint names, and writes its forward once: a vision part (images -> feature rows) and a text part
+// (token rows
+// -> hidden rows). Learner and rollout call the same two functions.
+//
+// Weights: model_t owns the published copy of every parameter (what both roles compute from) on its device, with packed
+// forms. Masters and optimizer state are the learner's. `version` counts publications; model_parameters_changed
+// repacks.
+#ifndef COMMON_MODEL_MODEL_H
+#define COMMON_MODEL_MODEL_H
+
+#include "common/tensor/tape.h"
+#include <jansson.h>
+
+enum { MODEL_MAX_DIMENSIONS = 5 };
+
+// What a parameter belongs to: the unit of freezing and of the trainable/frozen table.
+typedef enum model_part { PART_VISION, PART_PROJECTOR, PART_LANGUAGE, PART_HEAD, PART_COUNT } model_part_t;
+const char *model_part_name(model_part_t part); // "vision", "projector", "language", "head"
+
+typedef struct parameter_spec {
+    char *name; // as the checkpoint spells it, e.g. "model.layers.0.self_attn.q_proj.weight"
+    model_part_t part;
+    int dimensions;
+    int64_t shape[MODEL_MAX_DIMENSIONS]; // as in the checkpoint
+    int rows, columns;                   // as the ops see it (first dimension, product of the rest; [1, n] for vectors)
+    bool is_linear;                      // the weight of a linear that may carry an adapter
+    int64_t elements;
+} parameter_spec_t;
+
+// Where a family differs from plain text: images.
+typedef struct image_rules {
+    int patch, merge, temporal; // 14, 2, 2 for Qwen2.5-VL
+    int64_t min_pixels, max_pixels;
+    float mean[3], deviation[3];
+    int image_token, vision_start, vision_end; // ids; -1 where the family has none
+    int media_tokens[8];                       // ids that are never sampled, ascending
+    int media_token_count;
+} image_rules_t;
+
+typedef struct model_config {
+    char family[32]; // "qwen2_5_vl", ...
+    int hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary;
+    float rms_eps, rope_theta;
+    int rope_sections[3]; // m-rope sections (in half-dims: they sum to head_dim / 2); {half, 0, 0} for plain rope
+    bool tied_embeddings;
+    bool has_vision;
+    int bos_token, pad_token; // -1 where absent
+    int eos_tokens[8];
+    int eos_token_count;
+    image_rules_t image;
+    void *family_config; // the family's own struct (vision sizes, windows, ...)
+} model_config_t;
+
+typedef struct model model_t;
+
+// One image ready for the vision part: rows of patches. From common/vision; see image_patches_t there.
+typedef struct vision_image {
+    int grid[3];          // frames, rows, columns of patches (before merging)
+    const float *patches; // host, [grid[0]*grid[1]*grid[2], columns]; pixel order as the family's processor has it
+    int patch_rows;
+    int feature_rows; // language-model tokens this image becomes
+    int leaf;         // gradient leaf, ascending over a call's images
+} vision_image_t;
+
+// A paged KV cache of one engine: a row is a token slot, 16 rows a page. Device memory, owned by the engine.
+typedef struct kv_cache {
+    int layers;
+    int rows;
+    matrix_t *k, *v; // [layers] each [rows, kv_heads * head_dim]
+} kv_cache_t;
+
+// The rows of one text forward. All arrays are host memory and must live until tape_reset.
+typedef struct text_input {
+    int rows;
+    const int32_t *token;            // [rows]
+    const int32_t *rope_position[3]; // [rows] each; plain rope uses the first
+    attention_mask_t mask;           // key_row: rows of this forward, or rows of the cache when there is one
+    leaves_t leaves;                 // over rows; {0} when not recording
+    const kv_cache_t *cache;         // NULL: keys and values are this forward's own
+    const int32_t *cache_row;        // [rows] where this forward's keys and values are stored; NULL without a cache
+    tensor_t *features;              // image feature rows, or NULL
+    const int32_t *feature_index;    // [features rows] which row of this forward each becomes; -1 drops it
+} text_input_t;
+
+typedef struct model_family {
+    const char *name;           // "qwen2_5_vl"
+    const char *model_types[8]; // config.json's "model_type" values it takes, NULL-terminated
+    // Fills config (family_config included, by memory_allocate) from config.json; unknown keys are warned of.
+    status_t (*read_config)(const json_t *config, model_config_t *out);
+    void (*free_config)(model_config_t *config);
+    // Adds every parameter in a fixed order by model_add_parameter.
+    status_t (*add_parameters)(model_t *model);
+    // Maps a name of another checkpoint generation to ours (writes at most `bytes`); false: not a parameter of this
+    // model.
+    bool (*map_name)(const model_t *model, const char *name, char *out, size_t bytes);
+    // The name that the newest transformers gives one of our parameters: PEFT's files use it. NULL: the same as ours.
+    void (*module_name)(const char *name, char *out, size_t bytes);
+    // images (1 or more) -> feature rows, image after image, in the language model's width.
+    status_t (*vision)(model_t *model, tape_t *tape, const vision_image_t *images, int count, tensor_t **features);
+    // token rows -> final-normed hidden rows [rows, hidden].
+    status_t (*text)(model_t *model, tape_t *tape, const text_input_t *input, tensor_t **hidden);
+    // Rope positions of one whole sequence (three axes; plain rope fills all alike); *next is the position that follows
+    // the last token on every axis. grids: [images][3]. Errors: a placeholder count that differs from the images.
+    status_t (*rope_positions)(const model_config_t *config, const int32_t *tokens, int count, const int (*grids)[3],
+                               int images, int32_t *position[3], int32_t *next);
+    // How many language-model tokens an image of this patch grid becomes.
+    int (*feature_rows)(const model_config_t *config, const int grid[3]);
+} model_family_t;
+
+struct model {
+    const model_family_t *family;
+    model_config_t config;
+    device_t *device;
+    int parameter_count;
+    size_t parameter_capacity;
+    parameter_spec_t *spec; // [parameter_count]
+    parameter_t *parameter; // [parameter_count]
+    adapter_t **adapter;    // [parameter_count]; NULL where a parameter has none
+    int adapter_rank;       // 0: no adapters
+    float adapter_alpha;
+    bool adapter_rank_stabilised; // scale = alpha / sqrt(rank)
+    int embedding, head; // indices of the token table and the head's weight, set by add_parameters; equal when tied
+    int64_t version;     // of the published weights
+    int64_t
+        vision_version; // changes only when a vision or projector parameter (or adapter) does: image caches key on it
+};
+
+// Reads DIR/config.json and lists the parameters; allocates them on the device, zeroed. Errors: unknown model_type
+// (names those known), missing or contradictory keys.
+status_t model_open(const char *directory, device_t *device, model_t **out) STATUS_CHECKED;
+void model_close(model_t *model);
+// Loads DIR/*.safetensors (single or sharded, f32/bf16/f16 converted) into the published copy. A missing, surplus or
+// misshapen tensor is an error that names it (rotary inv_freq buffers are ignored).
+status_t model_load(model_t *model, const char *directory) STATUS_CHECKED;
+// Random initialisation keyed by (seed, tensor number, element): normal(0, std) for matrices and embeddings, 0 for
+// biases, 1 for norms.
+status_t model_initialise(model_t *model, uint64_t seed, float std) STATUS_CHECKED;
+// Writes the published copy as a Hugging Face folder: model.safetensors (f32) and copies of the other files of `from`
+// (config, tokenizer, preprocessor, chat template). Whole or absent: a temporary folder, renamed.
+status_t model_save(const model_t *model, const char *from, const char *directory) STATUS_CHECKED;
+
+status_t model_add_parameter(model_t *model, model_part_t part, bool is_linear, int dimensions, const int64_t *shape,
+                             const char *format, ...) __attribute__((format(printf, 6, 7))) STATUS_CHECKED;
+// Index by name; -1 when there is none.
+int model_find(const model_t *model, const char *name);
+// Number of elements, trainable (sink.sum set) and all, of one part.
+void model_count(const model_t *model, model_part_t part, int64_t *trainable, int64_t *total);
+// Puts adapters of `rank` beside every linear whose name (without ".weight") matches one of the patterns (PCRE2, full
+// match or suffix after a dot, as PEFT's target_modules). A is normal(0, 1/rank) keyed by seed, B zero, as PEFT. A
+// pattern that matches nothing is an error.
+status_t model_add_adapters(model_t *model, const char *const *patterns, int pattern_count, int rank, float alpha,
+                            uint64_t seed) STATUS_CHECKED;
+// PEFT folder (adapter_config.json, adapter_model.safetensors) in and out.
+status_t model_load_adapter(model_t *model, const char *directory) STATUS_CHECKED;
+status_t model_save_adapter(const model_t *model, const char *base, const char *directory) STATUS_CHECKED;
+// To call after published values were written: repacks those parameters (all when changed is NULL) and sets the
+// version.
+status_t model_parameters_changed(model_t *model, const bool *changed, int64_t version) STATUS_CHECKED;
+// The head's weight: lm_head, or the embedding when tied.
+const parameter_t *model_head(const model_t *model);
+// Trained tensors in a fixed order: the trainable parameters, then adapters' A and B by parameter order. Their manifest
+// (names, shapes) and its hash are what weight synchronisation checks on both sides.
+typedef struct trained_tensor {
+    char name[192];
+    parameter_t *parameter;
+    int64_t elements;
+    model_part_t part;
+} trained_tensor_t;
+status_t model_trained_tensors(model_t *model, trained_tensor_t **out, int *count) STATUS_CHECKED;
+
+#endif

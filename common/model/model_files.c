@@ -1,0 +1,118 @@
+#include "common/model/model_files.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static status_t join(char *out, const char *directory, const char *name) {
+    if (snprintf(out, MODEL_PATH_BYTES, "%s/%s", directory, name) >= MODEL_PATH_BYTES)
+        FAIL(STATUS_INVALID, "the path %s/%s is too long", directory, name);
+    return STATUS_OK;
+}
+
+static status_t beside(const char *directory, const char *what, char *out) {
+    size_t length = strlen(directory);
+    while (length > 1 && directory[length - 1] == '/') length--;
+    if (snprintf(out, MODEL_PATH_BYTES, "%.*s.%s-%d", (int)length, directory, what, (int)getpid()) >= MODEL_PATH_BYTES)
+        FAIL(STATUS_INVALID, "the path %s is too long", directory);
+    return STATUS_OK;
+}
+
+status_t folder_begin(const char *directory, char *out) {
+    TRY(beside(directory, "partial", out));
+    folder_discard(out);
+    if (mkdir(out, 0777)) FAIL(STATUS_IO, "cannot make the folder %s: %s", out, strerror(errno));
+    return STATUS_OK;
+}
+
+void folder_discard(const char *temporary) {
+    DIR *listing = opendir(temporary);
+    if (!listing) return;
+    for (struct dirent *entry; (entry = readdir(listing));) unlinkat(dirfd(listing), entry->d_name, 0);
+    closedir(listing);
+    rmdir(temporary);
+}
+
+static status_t flush_folder(const char *path) {
+    int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0 || fsync(folder)) {
+        int problem = errno;
+        if (folder >= 0) close(folder);
+        FAIL(STATUS_IO, "cannot flush the folder %s: %s", path, strerror(problem));
+    }
+    close(folder);
+    return STATUS_OK;
+}
+
+status_t folder_finish(const char *temporary, const char *directory) {
+    char old[MODEL_PATH_BYTES];
+    TRY(flush_folder(temporary));
+    if (!rename(temporary, directory)) return STATUS_OK;
+    // A folder with files in it cannot be renamed over: move it aside first.
+    if (errno != ENOTEMPTY && errno != EEXIST)
+        FAIL(STATUS_IO, "cannot rename %s to %s: %s", temporary, directory, strerror(errno));
+    TRY(beside(directory, "old", old));
+    if (rename(directory, old) || rename(temporary, directory))
+        FAIL(STATUS_IO, "cannot replace %s: %s", directory, strerror(errno));
+    folder_discard(old);
+    return STATUS_OK;
+}
+
+static bool is_weights(const char *name) {
+    static const char *const endings[] = {
+        ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5"};
+    size_t length = strlen(name);
+    for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+        size_t end = strlen(endings[i]);
+        if (length >= end && !strcmp(name + length - end, endings[i])) return true;
+    }
+    return false;
+}
+
+static status_t copy_file(const char *from, const char *to) {
+    char buffer[1 << 14];
+    FILE *source = fopen(from, "rb");
+    if (!source) FAIL(STATUS_IO, "cannot read %s: %s", from, strerror(errno));
+    FILE *target = fopen(to, "wb");
+    bool failed = !target;
+    for (size_t got; !failed && (got = fread(buffer, 1, sizeof(buffer), source)) > 0;)
+        failed = fwrite(buffer, 1, got, target) != got;
+    failed |= ferror(source) != 0;
+    if (target) {
+        failed |= fflush(target) || fsync(fileno(target));
+        failed |= fclose(target) != 0;
+    }
+    fclose(source);
+    if (failed) FAIL(STATUS_IO, "cannot copy %s to %s: %s", from, to, strerror(errno));
+    return STATUS_OK;
+}
+
+status_t folder_copy_settings(const char *from, const char *to) {
+    char source[MODEL_PATH_BYTES], target[MODEL_PATH_BYTES];
+    DIR *listing = opendir(from);
+    if (!listing) FAIL(STATUS_IO, "cannot list the folder %s: %s", from, strerror(errno));
+    status_t status = STATUS_OK;
+    for (struct dirent *entry; !status && (entry = readdir(listing));) {
+        struct stat info;
+        if (entry->d_name[0] == '.' || is_weights(entry->d_name)) continue;
+        status = join(source, from, entry->d_name);
+        if (!status) status = join(target, to, entry->d_name);
+        if (!status && !stat(source, &info) && S_ISREG(info.st_mode)) status = copy_file(source, target);
+    }
+    closedir(listing);
+    return status;
+}
+
+status_t folder_write_text(const char *directory, const char *name, const char *text) {
+    char path[MODEL_PATH_BYTES];
+    TRY(join(path, directory, name));
+    FILE *file = fopen(path, "wb");
+    if (!file) FAIL(STATUS_IO, "cannot create %s: %s", path, strerror(errno));
+    bool failed = fputs(text, file) < 0 || fflush(file) || fsync(fileno(file));
+    failed |= fclose(file) != 0;
+    if (failed) FAIL(STATUS_IO, "cannot write %s: %s", path, strerror(errno));
+    return STATUS_OK;
+}

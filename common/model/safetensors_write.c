@@ -1,0 +1,100 @@
+#include "common/model/safetensors.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static size_t item_bytes(const safetensors_item_t *item) {
+    size_t bytes = dtype_bytes(item->dtype);
+    for (int i = 0; i < item->dimensions; i++) bytes *= (size_t)item->shape[i];
+    return bytes;
+}
+
+static status_t make_header(const safetensors_item_t *items, int count, const char *format, char **out) {
+    static const char *const names[DTYPE_COUNT] = {"F32", "BF16", "F16", "I32", "I64", "U8"};
+    json_t *header = json_object();
+    size_t at = 0;
+    bool failed = !header;
+    if (format) failed |= json_object_set_new(header, "__metadata__", json_pack("{s:s}", "format", format)) != 0;
+    for (int i = 0; i < count; i++) {
+        size_t bytes = item_bytes(&items[i]);
+        json_t *shape = json_array();
+        for (int j = 0; j < items[i].dimensions; j++)
+            failed |= json_array_append_new(shape, json_integer(items[i].shape[j])) != 0;
+        json_t *entry = json_pack("{s:s,s:o,s:[I,I]}", "dtype", names[items[i].dtype], "shape", shape, "data_offsets",
+                                  (json_int_t)at, (json_int_t)(at + bytes));
+        failed |= !entry || json_object_set_new(header, items[i].name, entry) != 0;
+        at += bytes;
+    }
+    char *text = failed ? NULL : json_dumps(header, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    json_decref(header);
+    if (!text) FAIL(STATUS_MEMORY, "out of memory while writing the header of a safetensors file");
+    size_t length = strlen(text), padded = (length + 7) / 8 * 8;
+    char *grown = realloc(text, padded + 1);
+    if (!grown) {
+        free(text);
+        FAIL(STATUS_MEMORY, "out of memory while writing the header of a safetensors file");
+    }
+    memset(grown + length, ' ', padded - length);
+    grown[padded] = 0;
+    *out = grown;
+    return STATUS_OK;
+}
+
+static status_t write_all(int file, const void *data, size_t bytes, const char *path) {
+    const char *at = data;
+    while (bytes) {
+        ssize_t wrote = write(file, at, bytes);
+        if (wrote < 0 && errno == EINTR) continue;
+        if (wrote <= 0) FAIL(STATUS_IO, "cannot write %s: %s", path, strerror(wrote < 0 ? errno : ENOSPC));
+        at += wrote;
+        bytes -= (size_t)wrote;
+    }
+    return STATUS_OK;
+}
+
+static status_t write_items(int file, const char *path, const safetensors_item_t *items, int count,
+                            safetensors_load_t load, void *context) {
+    void *buffer = NULL;
+    size_t capacity = 0;
+    status_t status = STATUS_OK;
+    for (int i = 0; i < count && !status; i++) {
+        size_t bytes = item_bytes(&items[i]);
+        const void *data = items[i].data;
+        if (!data && load) {
+            status = memory_grow(&buffer, &capacity, bytes, 1);
+            if (!status) status = load(context, i, buffer, bytes);
+            data = buffer;
+        }
+        if (!status) status = write_all(file, data, bytes, path);
+    }
+    free(buffer);
+    return status;
+}
+
+status_t safetensors_write(const char *path, const safetensors_item_t *items, int count, const char *metadata_format,
+                           safetensors_load_t load, void *context) {
+    char temporary[4096], *header = NULL;
+    if (snprintf(temporary, sizeof(temporary), "%s.partial-%d", path, (int)getpid()) >= (int)sizeof(temporary))
+        FAIL(STATUS_INVALID, "the path %s is too long", path);
+    TRY(make_header(items, count, metadata_format, &header));
+    status_t status = STATUS_OK;
+    int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (file < 0) status = STATUS_NEW(STATUS_IO, "cannot create %s: %s", temporary, strerror(errno));
+    unsigned char length[8];
+    uint64_t bytes = strlen(header);
+    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(bytes >> (8 * i));
+    if (!status) status = write_all(file, length, sizeof(length), temporary);
+    if (!status) status = write_all(file, header, (size_t)bytes, temporary);
+    if (!status) status = write_items(file, temporary, items, count, load, context);
+    if (!status && fsync(file)) status = STATUS_NEW(STATUS_IO, "cannot flush %s: %s", temporary, strerror(errno));
+    if (file >= 0 && close(file) && !status)
+        status = STATUS_NEW(STATUS_IO, "cannot close %s: %s", temporary, strerror(errno));
+    if (!status && rename(temporary, path))
+        status = STATUS_NEW(STATUS_IO, "cannot rename %s to %s: %s", temporary, path, strerror(errno));
+    if (status && file >= 0) unlink(temporary);
+    free(header);
+    return status;
+}

@@ -1,0 +1,12 @@
+// Inside of common/store: how a temporary file becomes the real one.
+#ifndef COMMON_STORE_FILE_H
+#define COMMON_STORE_FILE_H
+
+#include "common/store/store.h"
+
+// PATH.tmp.HOST.PID; malloc'd.
+status_t file_temporary_name(const char *path, char **out) STATUS_CHECKED;
+// Flushes the temporary file, renames it to `path` and flushes the folder.
+status_t file_publish(const char *temporary, const char *path) STATUS_CHECKED;
+
+#endif

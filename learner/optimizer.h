@@ -1,0 +1,45 @@
+// Optimizer: exact gradient sums over leaves and ranks, global clipping, sharded AdamW on fp32 masters.
+//
+// The trained tensors lie one after another in a flat space, each padded to whole blocks of GRADIENT_BLOCK elements.
+// Rank r owns a contiguous range of blocks: after reduce-scatter it holds the sums there, updates its masters and
+// moments, and all-gathers the published values. The norm adds per-block sums of squares in block order. Every result
+// is the same for any number of ranks.
+#ifndef LEARNER_OPTIMIZER_H
+#define LEARNER_OPTIMIZER_H
+
+#include "common/comm/comm.h"
+#include "common/config/config.h"
+#include "common/model/model.h"
+#include "common/store/store.h"
+
+typedef struct optimizer optimizer_t;
+
+// Makes sums (the model's trainable parameters' sinks), masters and moments for the trained tensors of the model. Which
+// parameters are trainable must be decided before (learner_freeze in learner/setup.h). Collective.
+status_t optimizer_open(const config_t *config, model_t *model, comm_t *learners, optimizer_t **out) STATUS_CHECKED;
+void optimizer_close(optimizer_t *optimizer);
+// Zeroes the sums and sets the sinks' exponents: to call before the leaves of a step.
+status_t optimizer_begin(optimizer_t *optimizer) STATUS_CHECKED;
+
+typedef struct optimizer_report {
+    double gradient_norm, learning_rate;
+    bool redo;    // a leaf would have overflowed: exponents were changed, run the step's leaves again
+    bool skipped; // NaN or Inf in the gradient: nothing was updated
+    double reduce_s, update_s, gather_s;
+} optimizer_report_t;
+// Sums over ranks, divides by `normaliser`, clips, updates, publishes to the model (version + 1 when `publish`).
+// Collective.
+status_t optimizer_step(optimizer_t *optimizer, double normaliser, int64_t step, bool publish,
+                        optimizer_report_t *report) STATUS_CHECKED;
+// Learning rate of step `completed` (warm-up from 0 in warmup_steps, then the schedule to final_fraction at
+// optimizer.steps).
+double optimizer_learning_rate(const config_t *config, int64_t completed);
+
+// Checkpoint parts: whole tensors (gathered to rank 0), so another number of ranks can load them. Collective; store is
+// NULL but on rank 0 when saving; every rank opens the file when loading.
+status_t optimizer_save(optimizer_t *optimizer, store_t *store) STATUS_CHECKED;
+status_t optimizer_load(optimizer_t *optimizer, store_t *store) STATUS_CHECKED;
+// SHA-256 (hex) over the published trained tensors in order: equal bits, equal hash.
+status_t optimizer_weights_hash(optimizer_t *optimizer, char out[65]) STATUS_CHECKED;
+
+#endif

@@ -1,0 +1,417 @@
+// The reward rank: sockets, scorers and files around the coordinator. Its main thread only routes.
+#include "common/data/packed.h"
+#include "common/wire/link.h"
+#include "rollout/reward/coordinator.h"
+#include "rollout/reward/scorer.h"
+#include "rollout/rollout.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { TIMED_STEPS = 64 };
+
+typedef struct peer {
+    uint32_t number; // of the hub
+    bool here, learner;
+    int world_rank, role_index, credits;
+    uint64_t fingerprint;
+} peer_t;
+
+typedef struct step_time {
+    int64_t step;
+    double first_work, last_completion;
+} step_time_t;
+
+typedef struct reward_rank {
+    job_t *job;
+    hub_t *hub;
+    coordinator_t *coordinator;
+    packed_t *packed;
+    scorer_pool_t *scorers;
+    peer_t *peer; // learners, then workers, as they joined
+    size_t peers, peer_capacity;
+    int learners_here, workers_here;
+    int64_t first_step, last_step;
+    message_weights_t *weights; // announcements still of use
+    size_t weights_count, weights_capacity;
+    step_time_t time[TIMED_STEPS];
+    coordinator_action_t waiting_score; // taken from the coordinator while no scorer was free
+    double moved;                       // when something last happened
+    bool finished;
+} reward_rank_t;
+
+static peer_t *peer_find(reward_rank_t *r, uint32_t number) {
+    for (size_t i = 0; i < r->peers; i++)
+        if (r->peer[i].here && r->peer[i].number == number) return &r->peer[i];
+    return NULL;
+}
+
+static peer_t *peer_learner(reward_rank_t *r, int role_index) {
+    for (size_t i = 0; i < r->peers; i++)
+        if (r->peer[i].here && r->peer[i].learner && r->peer[i].role_index == role_index) return &r->peer[i];
+    return NULL;
+}
+
+static status_t send_message(reward_rank_t *r, uint32_t peer, const message_t *message) {
+    link_buffer_t buffer;
+    TRY(message_pack(message, &buffer));
+    status_t status = hub_send(r->hub, peer, buffer);
+    if (!status || status_kind(status) != STATUS_PEER) return status;
+    status_free(status); // it is gone: its HUB_GONE event says so and is acted on
+    return STATUS_OK;
+}
+
+static status_t send_stop(reward_rank_t *r, const char *reason) {
+    message_t stop = {.type = MESSAGE_STOP};
+    snprintf(stop.stop.reason, sizeof(stop.stop.reason), "%s", reason);
+    for (size_t i = 0; i < r->peers; i++)
+        if (r->peer[i].here) TRY(send_message(r, r->peer[i].number, &stop));
+    return STATUS_OK;
+}
+
+static const message_weights_t *weights_find(const reward_rank_t *r, int64_t version) {
+    for (size_t i = 0; i < r->weights_count; i++)
+        if (r->weights[i].version == version) return &r->weights[i];
+    return NULL;
+}
+
+// ---- joining ----
+
+static status_t coordinator_begin(reward_rank_t *r, int64_t step) {
+    const config_t *config = r->job->config;
+    r->first_step = step;
+    r->last_step = config->optimizer.stop_after && config->optimizer.stop_after < config->optimizer.steps
+                       ? config->optimizer.stop_after
+                       : config->optimizer.steps;
+    coordinator_options_t options = {.prompts = config->grpo.prompts,
+                                     .completions = config->grpo.completions,
+                                     .staleness = config->grpo.staleness,
+                                     .learners = r->job->learner_count,
+                                     .first_step = step,
+                                     .last_step = r->last_step,
+                                     .seed = (uint64_t)config->seed,
+                                     .max_new_tokens = config->grpo.max_new_tokens,
+                                     .temperature = config->grpo.temperature,
+                                     .advantage_eps = config->grpo.advantage_eps,
+                                     .excluded_limit = config->grpo.excluded_limit};
+    TRY(coordinator_open(&options, &r->coordinator));
+    // Workers that came before the first learner could not be told to work: nobody knew at which step the run stands.
+    for (size_t i = 0; i < r->peers; i++)
+        if (r->peer[i].here && !r->peer[i].learner)
+            TRY(coordinator_worker_joined(r->coordinator, r->peer[i].number, r->peer[i].credits));
+    return STATUS_OK;
+}
+
+static status_t on_joined(reward_rank_t *r, const hub_event_t *event) {
+    message_t message;
+    TRY(message_unpack(event->message.data, event->message.size, &message));
+    message_hello_t hello = message.hello;
+    bool is_hello = message.type == MESSAGE_HELLO;
+    message_free(&message);
+    if (!is_hello) FAIL(STATUS_PEER, "a peer opened with %s instead of hello", message_type_name(message.type));
+    bool learner = !strcmp(hello.role, "learner");
+    if (hello.data_hash != packed_hash_number(r->packed))
+        FAIL(STATUS_INVALID,
+             "rank %d opened another data file than the reward rank; give all ranks the same data.train",
+             hello.world_rank);
+    TRY(memory_grow((void **)&r->peer, &r->peer_capacity, r->peers + 1, sizeof(*r->peer)));
+    r->peer[r->peers++] = (peer_t){.number = event->peer,
+                                   .here = true,
+                                   .learner = learner,
+                                   .world_rank = hello.world_rank,
+                                   .role_index = hello.role_index,
+                                   .credits = hello.credits,
+                                   .fingerprint = hello.fingerprint};
+    if (!learner) {
+        r->workers_here++;
+        return r->coordinator ? coordinator_worker_joined(r->coordinator, event->peer, hello.credits) : STATUS_OK;
+    }
+    r->learners_here++;
+    if (!r->coordinator) return coordinator_begin(r, hello.step);
+    if (hello.step != r->first_step)
+        FAIL(STATUS_FAILED, "learner %d resumed at step %lld and another at step %lld", hello.role_index,
+             (long long)hello.step, (long long)r->first_step);
+    return STATUS_OK;
+}
+
+static status_t on_gone(reward_rank_t *r, const hub_event_t *event) {
+    peer_t *peer = peer_find(r, event->peer);
+    if (!peer) return STATUS_OK;
+    peer->here = false;
+    if (peer->learner) {
+        r->learners_here--;
+        if (r->finished) return STATUS_OK;
+        FAIL(STATUS_PEER, "learner rank %d is gone (%s); start the run again to go on from its last checkpoint",
+             peer->world_rank, event->reason);
+    }
+    r->workers_here--;
+    if (r->finished) return STATUS_OK;
+    fprintf(stderr, "poise: rollout rank %d is gone (%s); its open groups go to the %d left\n", peer->world_rank,
+            event->reason, r->workers_here);
+    if (r->coordinator) coordinator_worker_gone(r->coordinator, peer->number);
+    return STATUS_OK;
+}
+
+// ---- messages ----
+
+static status_t on_weights(reward_rank_t *r, const peer_t *peer, const message_weights_t *weights) {
+    if (!peer->learner || peer->role_index != 0)
+        FAIL(STATUS_PEER, "rank %d announced weights, which only learner 0 does", peer->world_rank);
+    TRY(memory_grow((void **)&r->weights, &r->weights_capacity, r->weights_count + 1, sizeof(*r->weights)));
+    size_t kept = 0;
+    for (size_t i = 0; i < r->weights_count; i++)
+        if (r->weights[i].version + 2 * r->job->config->grpo.staleness + 2 >= weights->version)
+            r->weights[kept++] = r->weights[i];
+    r->weights_count = kept;
+    r->weights[r->weights_count++] = *weights;
+    TRY(coordinator_weights(r->coordinator, weights->version, weights->checksum));
+    if (weights->version > r->first_step) coordinator_release(r->coordinator, weights->version - 1);
+    if (weights->version >= r->last_step) {
+        r->finished = true;
+        return send_stop(r, "training is done");
+    }
+    return STATUS_OK;
+}
+
+static status_t on_fetch(reward_rank_t *r, const peer_t *peer, const message_t *message) {
+    for (int i = 0; i < message->fetch.count; i++) {
+        message_t group = {.type = MESSAGE_GROUP};
+        TRY(coordinator_group(r->coordinator, message->fetch.serial[i], &group.group));
+        group.group.sample = packed_order(r->packed, (uint64_t)r->job->config->seed, (int64_t)group.group.serial);
+        TRY(send_message(r, peer->number, &group));
+    }
+    return STATUS_OK;
+}
+
+static step_time_t *time_of(reward_rank_t *r, int64_t step) {
+    step_time_t *time = &r->time[step % TIMED_STEPS];
+    if (time->step != step || !time->first_work) *time = (step_time_t){.step = step, .first_work = clock_seconds()};
+    return time;
+}
+
+static status_t on_error(reward_rank_t *r, const peer_t *peer, const message_t *message) {
+    if (peer->learner) FAIL(STATUS_PEER, "learner rank %d failed: %s", peer->world_rank, message->error.sentence);
+    fprintf(stderr, "poise: rollout rank %d failed: %s\n", peer->world_rank, message->error.sentence);
+    hub_drop(r->hub, peer->number, "it reported an error");
+    return STATUS_OK;
+}
+
+static status_t on_message(reward_rank_t *r, hub_event_t *event) {
+    peer_t *peer = peer_find(r, event->peer);
+    message_t message;
+    if (!peer) return STATUS_OK;
+    TRY(message_unpack(event->message.data, event->message.size, &message));
+    status_t status = STATUS_OK;
+    switch (message.type) {
+    case MESSAGE_WEIGHTS:
+        status = on_weights(r, peer, &message.weights);
+        break;
+    case MESSAGE_FETCH:
+        status = on_fetch(r, peer, &message);
+        break;
+    case MESSAGE_ERROR:
+        status = on_error(r, peer, &message);
+        break;
+    case MESSAGE_READY:
+        status = coordinator_worker_ready(r->coordinator, peer->number, message.ready.version, message.ready.checksum);
+        break;
+    case MESSAGE_COMPLETION:
+        time_of(r, (int64_t)(message.completion.serial / (uint64_t)r->job->config->grpo.prompts))->last_completion =
+            clock_seconds();
+        status = coordinator_completion(r->coordinator, peer->number, &message.completion);
+        break;
+    case MESSAGE_STATISTICS: {
+        const peer_t *first = peer_learner(r, 0);
+        if (first) status = send_message(r, first->number, &message);
+        break;
+    }
+    default:
+        status = STATUS_NEW(STATUS_PEER, "rank %d sent %s, which the reward rank does not take", peer->world_rank,
+                            message_type_name(message.type));
+    }
+    message_free(&message);
+    // A worker that breaks the rules costs its place, not the run.
+    if (status && status_kind(status) == STATUS_PEER && !peer->learner) {
+        status_print(status, stderr, comm_world_rank(r->job->world), false);
+        hub_drop(r->hub, peer->number, "it broke the protocol");
+        status_free(status);
+        return STATUS_OK;
+    }
+    return status;
+}
+
+// ---- actions ----
+
+static status_t do_score(reward_rank_t *r, const coordinator_action_t *action) {
+    const config_t *config = r->job->config;
+    packed_sample_t sample;
+    TRY(packed_sample(r->packed, packed_order(r->packed, (uint64_t)config->seed, (int64_t)action->serial), &sample));
+    reward_input_t input = {.completion = action->text,
+                            .answer = sample.answer,
+                            .kind = sample.kind,
+                            .options = sample.options,
+                            .option_count = sample.option_count,
+                            .tag_style = config->grpo.strict_tags ? TAG_STRICT_NEWLINE : TAG_WHITESPACE_TOLERANT,
+                            .tokens = action->tokens};
+    return scorer_submit(r->scorers, action->serial, action->index, &input);
+}
+
+static status_t do_send_work(reward_rank_t *r, coordinator_action_t *action) {
+    message_t message = {.type = MESSAGE_WORK, .work = action->work};
+    time_of(r, (int64_t)(action->work.serial / (uint64_t)r->job->config->grpo.prompts));
+    message.work.sample = packed_order(r->packed, (uint64_t)r->job->config->seed, (int64_t)action->work.serial);
+    return send_message(r, action->worker, &message);
+}
+
+static status_t do_send_weights(reward_rank_t *r, const coordinator_action_t *action) {
+    const message_weights_t *weights = weights_find(r, action->version);
+    if (!weights)
+        FAIL(STATUS_FAILED, "weights version %lld is wanted but was never announced", (long long)action->version);
+    message_t message = {.type = MESSAGE_WEIGHTS, .weights = *weights};
+    return send_message(r, action->worker, &message);
+}
+
+static status_t do_send_plan(reward_rank_t *r, const coordinator_action_t *action) {
+    message_t message = {.type = MESSAGE_PLAN};
+    TRY(coordinator_plan(r->coordinator, action->step, &message.plan));
+    const step_time_t *time = time_of(r, action->step);
+    message.plan.generate_s = time->last_completion - time->first_work;
+    message.plan.reward_s = clock_seconds() - time->last_completion;
+    for (size_t i = 0; i < r->peers; i++)
+        if (r->peer[i].here && r->peer[i].learner) TRY(send_message(r, r->peer[i].number, &message));
+    return STATUS_OK;
+}
+
+// Does what the coordinator wants until it wants nothing (or a scorer).
+static status_t act(reward_rank_t *r) {
+    while (r->coordinator) {
+        coordinator_action_t action = r->waiting_score;
+        r->waiting_score = (coordinator_action_t){0};
+        if (action.kind == ACTION_NONE) TRY(coordinator_next(r->coordinator, &action));
+        if (action.kind == ACTION_NONE) return STATUS_OK;
+        r->moved = clock_seconds();
+        switch (action.kind) {
+        case ACTION_SCORE:
+            if (!scorer_pool_free(r->scorers)) {
+                r->waiting_score = action;
+                return STATUS_OK;
+            }
+            TRY(do_score(r, &action));
+            break;
+        case ACTION_SEND_WEIGHTS:
+            TRY(do_send_weights(r, &action));
+            break;
+        case ACTION_SEND_WORK:
+            TRY(do_send_work(r, &action));
+            break;
+        case ACTION_SEND_PLAN:
+            TRY(do_send_plan(r, &action));
+            break;
+        case ACTION_NONE:
+            break;
+        }
+    }
+    return STATUS_OK;
+}
+
+static status_t take_scores(reward_rank_t *r) {
+    for (;;) {
+        scorer_result_t result;
+        bool have;
+        TRY(scorer_take(r->scorers, 0, &result, &have));
+        if (!have) return STATUS_OK;
+        r->moved = clock_seconds();
+        if (result.outcome != REWARD_OK)
+            fprintf(stderr, "poise: completion %d of group %llu has no reward: %s\n", result.index,
+                    (unsigned long long)result.serial, result.why);
+        TRY(coordinator_scored(r->coordinator, result.serial, result.index, result.outcome != REWARD_OK, result.reward,
+                               result.tag, result.answer));
+        TRY(act(r));
+    }
+}
+
+// A worker whose heartbeats come but whose work loop stands still is given up.
+static void drop_stalled(reward_rank_t *r) {
+    for (size_t i = 0; i < r->peers; i++) {
+        const peer_t *peer = &r->peer[i];
+        if (!peer->here || peer->learner || hub_idle_seconds(r->hub, peer->number) < r->job->config->deadline.step_s)
+            continue;
+        hub_drop(r->hub, peer->number, "its work loop has stopped");
+    }
+}
+
+static status_t check_deadlines(reward_rank_t *r, double started) {
+    const config_t *config = r->job->config;
+    double now = clock_seconds();
+    bool complete = r->learners_here == r->job->learner_count && r->workers_here > 0;
+    if (complete || r->finished) {
+        if (now - r->moved < config->deadline.step_s) return STATUS_OK;
+        coordinator_statistics_t statistics = coordinator_get_statistics(r->coordinator);
+        FAIL(STATUS_TIMEOUT,
+             "nothing has moved for %.0f s while waiting for %s (%lld open groups, %d workers); raise deadline.step_s "
+             "if steps take this long",
+             config->deadline.step_s,
+             statistics.open_groups ? "rollout workers to finish groups" : "learner 0 to announce the next weights",
+             (long long)statistics.open_groups, r->workers_here);
+    }
+    double since = r->coordinator && r->moved > started ? r->moved : started;
+    if (now - since < config->deadline.start_s) return STATUS_OK;
+    FAIL(STATUS_TIMEOUT,
+         "after %.0f s %d of %d learners and %d of %d rollout workers are here; look at the messages of the missing "
+         "ranks, or raise deadline.start_s",
+         config->deadline.start_s, r->learners_here, r->job->learner_count, r->workers_here, r->job->rollout_count);
+}
+
+static status_t serve(reward_rank_t *r) {
+    double started = r->moved = clock_seconds();
+    while (!r->finished || r->learners_here) {
+        hub_event_t event;
+        TRY(hub_receive(r->hub, 0.01, &event));
+        status_t status = STATUS_OK;
+        if (event.kind != HUB_NOTHING) r->moved = clock_seconds();
+        if (event.kind == HUB_JOINED) status = on_joined(r, &event);
+        if (event.kind == HUB_MESSAGE) status = on_message(r, &event);
+        if (event.kind == HUB_GONE) status = on_gone(r, &event);
+        link_buffer_free(&event.message);
+        TRY(status);
+        TRY(act(r));
+        TRY(take_scores(r));
+        drop_stalled(r);
+        TRY(check_deadlines(r, started));
+    }
+    return STATUS_OK;
+}
+
+static status_t reward_rank_open(reward_rank_t *r) {
+    const config_t *config = r->job->config;
+    scorer_options_t scorers = {.program = r->job->program,
+                                .scorers = config->reward.scorers,
+                                .timeout_s = config->reward.timeout_s,
+                                .memory_mb = config->reward.memory_mb,
+                                .tag_style = config->grpo.strict_tags ? TAG_STRICT_NEWLINE : TAG_WHITESPACE_TOLERANT,
+                                .tag_weight = config->grpo.reward_tag,
+                                .answer_weight = config->grpo.reward_answer};
+    TRY(packed_open(config->data.train, &r->packed));
+    TRY(scorer_pool_open(&scorers, &r->scorers));
+    link_options_t options = job_link_options(r->job);
+    // Beyond one node the job carries CURVE keys; the hub refuses to listen there without them.
+    TRY(hub_open(r->job->public_key ? "tcp://*:*" : "tcp://127.0.0.1:*", &options, &r->hub));
+    return STATUS_OK;
+}
+
+status_t reward_rank_run(job_t *job) {
+    reward_rank_t r = {.job = job};
+    status_t status = reward_rank_open(&r);
+    // The others wait in this collective: they are told also when opening failed.
+    status_t shared = job_share_endpoint(job, status ? "" : hub_endpoint(r.hub));
+    status = status_first(status, shared);
+    if (!status) status = serve(&r);
+    if (status && r.hub) status = status_first(status, send_stop(&r, status_message(status)));
+    if (r.hub) hub_close(r.hub);
+    scorer_pool_close(r.scorers);
+    coordinator_close(r.coordinator);
+    packed_close(r.packed);
+    free(r.peer);
+    free(r.weights);
+    return status;
+}
