@@ -50,6 +50,7 @@ typedef struct grpo_batch {
     grpo_leaf_t *own;           // [own_count]
     leaf_t *leaf;               // [own_count]
     int own_count;
+    int leaf_count;              // of leaf: own groups with a completion that counts; they come first in `own`
     double *slot;                // [groups * completions][SLOT_FIELDS]
     int64_t *ratio_bin;          // [RATIO_BINS]
     int64_t sequences, tokens;   // that count, of all learners

@@ -59,7 +59,8 @@ typedef struct model model_t;
 // One image ready for the vision part: rows of patches. From common/vision; see image_patches_t there.
 typedef struct vision_image {
     int grid[3];          // frames, rows, columns of patches (before merging)
-    const float *patches; // host, [grid[0]*grid[1]*grid[2], columns]; pixel order as the family's processor has it
+    const float *patches; // host, [grid[0]*grid[1]*grid[2], columns]; pixel order as the family's processor has it.
+                          // Read during the call; a dry run does not read them (may be NULL)
     int patch_rows;
     int feature_rows; // language-model tokens this image becomes
     int leaf;         // gradient leaf, ascending over a call's images
@@ -130,6 +131,7 @@ struct model {
 
 // Reads DIR/config.json and lists the parameters; allocates them on the device, zeroed. Errors: unknown model_type
 // (names those known), missing or contradictory keys.
+// device NULL: only the configuration and the list of parameters, for tools that compute nothing.
 status_t model_open(const char *directory, device_t *device, model_t **out) STATUS_CHECKED;
 void model_close(model_t *model);
 // Loads DIR/*.safetensors (single or sharded, f32/bf16/f16 converted) into the published copy. A missing, surplus or
