@@ -1,5 +1,5 @@
 // The device seam: one table of kernels a device. Members: cpu (this folder's cpu/), cuda, sim (the cuda sources run on
-// a CPU). Model code and optimizers call kernels only through this table, by the wrappers at the end of the file.
+// a CPU). Model code and optimizers call kernels only through this table: device->table->rmsnorm(device, &args).
 //
 // Conventions, for every op:
 //  - Matrices are row-major; a row is a token (or an image patch). `stride` is in elements, so a column slice of a

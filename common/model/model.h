@@ -130,6 +130,7 @@ struct model {
 
 // Reads DIR/config.json and lists the parameters; allocates them on the device, zeroed. Errors: unknown model_type
 // (names those known), missing or contradictory keys.
+// device NULL: only the configuration and the list of parameters, for tools that compute nothing.
 status_t model_open(const char *directory, device_t *device, model_t **out) STATUS_CHECKED;
 void model_close(model_t *model);
 // Loads DIR/*.safetensors (single or sharded, f32/bf16/f16 converted) into the published copy. A missing, surplus or

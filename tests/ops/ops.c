@@ -1,4 +1,5 @@
-// The op list: a row per op and case. `ops_ops` checks every row; `ops_ops --bench [DEVICE]` measures the large ones.
+// The op list: a row per op and case. `ops_ops` checks every row; `ops_ops --bench [DEVICE [WORD]]` measures the
+// large ones (whose name has the word).
 #include "tests/ops/parts/attention.h"
 
 #include <ctype.h>
@@ -163,16 +164,18 @@ static void test_every_op_has_a_row(void **state) {
     assert_int_equal(missing, 0);
 }
 
-static int bench(const char *device) {
+static int bench(const char *device, const char *only) {
     roofline_t roofline = harness_roofline();
     printf("roofline of one thread: %.1f GFLOP/s in FMAs, %.1f GB/s copying\n", roofline.flops * 1e-9,
            roofline.bytes * 1e-9);
-    for (int i = 0; i < LARGE; i++) harness_bench(&large[i], device, roofline);
+    for (int i = 0; i < LARGE; i++)
+        if (strstr(large[i].name, only) || strstr(large[i].op->name, only)) harness_bench(&large[i], device, roofline);
     return 0;
 }
 
 int main(int count, char **argument) {
-    if (count > 1 && !strcmp(argument[1], "--bench")) return bench(count > 2 ? argument[2] : "cpu");
+    if (count > 1 && !strcmp(argument[1], "--bench"))
+        return bench(count > 2 ? argument[2] : "cpu", count > 3 ? argument[3] : "");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_op_has_a_row), cmocka_unit_test(test_compare),     cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_invariance),         cmocka_unit_test(test_hidden_keys),
