@@ -23,6 +23,7 @@ typedef struct engine_options {
 
 typedef struct engine_request {
     uint64_t key; // group serial, or a hash of the request's id
+    int64_t tag;  // the caller's own number, handed back with each completion
     uint64_t seed;
     const int32_t *tokens; // [prompt_length]; copied
     int prompt_length;
@@ -37,6 +38,7 @@ typedef struct engine_request {
 
 typedef struct engine_completion {
     uint64_t key;
+    int64_t tag;
     int index;  // 0 .. G-1
     int length; // tokens, end-of-turn included
     const int32_t *tokens;
@@ -68,7 +70,7 @@ void engine_print_memory(const engine_t *engine, FILE *stream);
 status_t engine_submit(engine_t *engine, const engine_request_t *request) STATUS_CHECKED;
 // Completions neither finished nor cancelled, running or queued.
 int engine_pending(const engine_t *engine);
-// One batch. Does nothing when nothing is pending.
+// One batch. Does nothing when nothing is pending. After an error the engine can only be closed.
 status_t engine_step(engine_t *engine, engine_sink_t sink, void *context) STATUS_CHECKED;
 // Drops a request (its group went to another worker). Unknown keys are ignored.
 void engine_cancel(engine_t *engine, uint64_t key);

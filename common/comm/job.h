@@ -32,11 +32,6 @@ typedef struct job {
 // Collective.
 status_t job_open(const config_t *config, comm_t *world, bool grpo, const char *program, job_t *out) STATUS_CHECKED;
 void job_close(job_t *job);
-// The reward rank gives the endpoint its hub is bound to (and, on more than one node, has put CURVE keys into the job);
-// all other ranks pass NULL and receive them. Collective over the world.
-status_t job_share_endpoint(job_t *job, const char *endpoint) STATUS_CHECKED;
-// The stream's settings (keys, heartbeat, limits) from the job's configuration.
-link_options_t job_link_options(const job_t *job);
 // Whether this rank has been asked to stop (USR1: at the next step boundary, with a checkpoint). Cheap; not collective.
 // Learners agree on it by a collective of their own.
 bool job_stop_requested(job_t *job);

@@ -130,6 +130,7 @@ struct model {
 
 // Reads DIR/config.json and lists the parameters; allocates them on the device, zeroed. Errors: unknown model_type
 // (names those known), missing or contradictory keys.
+// device NULL: only the configuration and the list of parameters, for tools that compute nothing.
 status_t model_open(const char *directory, device_t *device, model_t **out) STATUS_CHECKED;
 void model_close(model_t *model);
 // Loads DIR/*.safetensors (single or sharded, f32/bf16/f16 converted) into the published copy. A missing, surplus or
@@ -156,6 +157,8 @@ status_t model_add_adapters(model_t *model, const char *const *patterns, int pat
 // PEFT folder (adapter_config.json, adapter_model.safetensors) in and out.
 status_t model_load_adapter(model_t *model, const char *directory) STATUS_CHECKED;
 status_t model_save_adapter(const model_t *model, const char *base, const char *directory) STATUS_CHECKED;
+// Adds scale * B A of every adapter to its weight and zeroes B. For export; never while training or sampling.
+status_t model_merge_adapters(model_t *model) STATUS_CHECKED;
 // To call after published values were written: repacks those parameters (all when changed is NULL) and sets the
 // version.
 status_t model_parameters_changed(model_t *model, const bool *changed, int64_t version) STATUS_CHECKED;

@@ -31,6 +31,7 @@ static const field_t hello[] = {
     UINT64("fingerprint", hello.fingerprint),
     UINT64("data_hash", hello.data_hash),
     INT32("credits", hello.credits, 0, 1 << 20),
+    INT64("step", hello.step, 0),
 };
 static const field_t work[] = {
     UINT64("serial", work.serial),

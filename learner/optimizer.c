@@ -1,0 +1,219 @@
+#include "learner/optimizer_internal.h"
+
+#include "common/comm/job.h"
+
+#include <math.h>
+#include <string.h>
+
+status_t optimizer_begin(optimizer_t *optimizer) {
+    device_t *device = optimizer->device;
+    size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK;
+    TRY(device->table->zero(device, optimizer->sum, flat * sizeof(int64_t)));
+    TRY(device->table->zero(device, optimizer->flags, (size_t)optimizer->tensors * sizeof(uint32_t)));
+    for (int i = 0; i < optimizer->tensors; i++) {
+        optimizer->tensor[i].parameter->sink.exponent = optimizer->scale[i].exponent;
+    }
+    return STATUS_OK;
+}
+
+// Flags of all ranks, so that all take the same branch.
+static status_t agree_on_flags(optimizer_t *optimizer) {
+    device_t *device = optimizer->device;
+    size_t bytes = (size_t)optimizer->tensors * sizeof(uint32_t);
+    if (!optimizer->host_memory) {
+        TRY(device->table->download(device, optimizer->host_flags, optimizer->flags, bytes));
+    }
+    for (int i = 0; i < optimizer->tensors; i++) optimizer->reduced[i] = optimizer->host_flags[i];
+    TRY(comm_all_reduce_i64(optimizer->comm, optimizer->reduced, optimizer->tensors, COMM_BIT_OR, "gradient flags"));
+    for (int i = 0; i < optimizer->tensors; i++) optimizer->host_flags[i] = (uint32_t)optimizer->reduced[i];
+    return STATUS_OK;
+}
+
+// After an overflow: the exponent goes down, and stays there for a while.
+static status_t retreat(optimizer_t *optimizer, int tensor) {
+    optimizer_scale_t *scale = &optimizer->scale[tensor];
+    if (scale->exponent <= EXPONENT_LEAST) {
+        FAIL(STATUS_FAILED, "the gradient of %s is beyond 2^%d; lower optimizer.learning_rate or check the data",
+             optimizer->tensor[tensor].name, GRADIENT_LIMIT_BITS - EXPONENT_LEAST);
+    }
+    scale->exponent -= EXPONENT_RETREAT;
+    if (scale->exponent < EXPONENT_LEAST) scale->exponent = EXPONENT_LEAST;
+    scale->ceiling = scale->exponent;
+    scale->calibration = CALIBRATION_DONE;
+    return STATUS_OK;
+}
+
+static status_t check_flags(optimizer_t *optimizer, optimizer_report_t *report) {
+    TRY(agree_on_flags(optimizer));
+    for (int i = 0; i < optimizer->tensors; i++) {
+        if (optimizer->host_flags[i] & GRADIENT_NOT_FINITE) report->skipped = true;
+    }
+    for (int i = 0; i < optimizer->tensors && !report->skipped; i++) {
+        if (!(optimizer->host_flags[i] & GRADIENT_OVERFLOW)) continue;
+        TRY(retreat(optimizer, i));
+        report->redo = true;
+    }
+    return STATUS_OK;
+}
+
+static status_t reduce_sums(optimizer_t *optimizer) {
+    device_t *device = optimizer->device;
+    size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK * sizeof(int64_t);
+    if (!optimizer->host_memory) TRY(device->table->download(device, optimizer->staged_sum, optimizer->sum, flat));
+    TRY(comm_reduce_scatter_i64(optimizer->comm, optimizer->staged_sum, optimizer->offset, "gradient sum"));
+    if (optimizer->host_memory) return STATUS_OK;
+    return device->table->upload(device, optimizer->sum + optimizer->own_first,
+                                 optimizer->staged_sum + optimizer->own_first,
+                                 (size_t)optimizer->own_count * sizeof(int64_t));
+}
+
+// Square sums block by block on their owners, gathered, added in block order; and each tensor's largest total.
+static status_t global_norm(optimizer_t *optimizer, double *norm) {
+    device_t *device = optimizer->device;
+    memset(optimizer->absmax, 0, (size_t)optimizer->tensors * sizeof(*optimizer->absmax));
+    memset(optimizer->square_sum, 0, (size_t)optimizer->blocks * sizeof(double));
+    for (int s = 0; s < optimizer->segments; s++) {
+        const optimizer_segment_t *segment = &optimizer->segment[s];
+        int64_t flat = optimizer->start[segment->tensor] + segment->first;
+        gradient_norm_args_t args = {.count = segment->count,
+                                     .sum = optimizer->sum + flat,
+                                     .exponent = optimizer->scale[segment->tensor].exponent,
+                                     .square_sum = optimizer->square_sum + flat / GRADIENT_BLOCK,
+                                     .absmax = optimizer->absmax + segment->tensor};
+        TRY(device->table->gradient_norm(device, &args));
+    }
+    for (int r = 0; r <= comm_size(optimizer->comm); r++) {
+        optimizer->bytes[r] = optimizer->offset[r] / GRADIENT_BLOCK * (int64_t)sizeof(double);
+    }
+    TRY(comm_all_gather(optimizer->comm, optimizer->square_sum, optimizer->bytes, "gradient norm"));
+    TRY(comm_all_reduce_i64(optimizer->comm, optimizer->absmax, optimizer->tensors, COMM_MAX, "gradient maximum"));
+    double total = 0.0;
+    for (int64_t b = 0; b < optimizer->blocks; b++) total += optimizer->square_sum[b];
+    *norm = sqrt(total);
+    return STATUS_OK;
+}
+
+static int bit_length(int64_t value) {
+    return value > 0 ? 64 - __builtin_clzll((unsigned long long)value) : 0;
+}
+
+// The exponent under which a tensor's largest total comes to about 2^EXPONENT_TARGET.
+static int fitting_exponent(const optimizer_scale_t *scale, int64_t absmax) {
+    int exponent = scale->exponent + EXPONENT_TARGET - bit_length(absmax);
+    if (exponent > scale->ceiling) exponent = scale->ceiling;
+    return exponent < EXPONENT_LEAST ? EXPONENT_LEAST : exponent > EXPONENT_MOST ? EXPONENT_MOST : exponent;
+}
+
+// A tensor's first totals decide whether EXPONENT_START was fine enough. True: sum the step's leaves again.
+static bool calibrate(optimizer_scale_t *scale, int64_t absmax) {
+    if (scale->calibration == CALIBRATION_DONE) return false;
+    if (absmax == 0) {
+        bool probe = scale->calibration == CALIBRATION_FRESH;
+        scale->exponent = probe ? EXPONENT_PROBE : EXPONENT_QUIET;
+        scale->calibration = CALIBRATION_PROBED;
+        return probe;
+    }
+    scale->calibration = CALIBRATION_DONE;
+    if (bit_length(absmax) >= CALIBRATION_BITS) return false;
+    scale->exponent = fitting_exponent(scale, absmax);
+    return true;
+}
+
+static status_t check_totals(optimizer_t *optimizer, optimizer_report_t *report) {
+    for (int i = 0; i < optimizer->tensors; i++) {
+        // A total near the end of int64 means that the sum itself may have wrapped; the magnitude of the least int64 is
+        // no int64 and reads as negative.
+        if (optimizer->absmax[i] < 0 || bit_length(optimizer->absmax[i]) > TOTAL_LIMIT_BITS) {
+            TRY(retreat(optimizer, i));
+            report->redo = true;
+        } else if (calibrate(&optimizer->scale[i], optimizer->absmax[i])) {
+            report->redo = true;
+        }
+    }
+    return STATUS_OK;
+}
+
+static void choose_exponents(optimizer_t *optimizer) {
+    for (int i = 0; i < optimizer->tensors; i++) {
+        optimizer_scale_t *scale = &optimizer->scale[i];
+        if (optimizer->absmax[i]) scale->exponent = fitting_exponent(scale, optimizer->absmax[i]);
+        if (scale->ceiling < EXPONENT_MOST) scale->ceiling++;
+    }
+}
+
+static status_t update_own(optimizer_t *optimizer, double gradient_scale, double learning_rate) {
+    device_t *device = optimizer->device;
+    const config_t *config = optimizer->config;
+    for (int s = 0; s < optimizer->segments; s++) {
+        const optimizer_segment_t *segment = &optimizer->segment[s];
+        adamw_args_t args = {
+            .count = segment->count,
+            .master = optimizer->master + segment->local,
+            .first_moment = optimizer->first_moment + segment->local,
+            .second_moment = optimizer->second_moment + segment->local,
+            .sum = optimizer->sum + optimizer->start[segment->tensor] + segment->first,
+            .exponent = optimizer->scale[segment->tensor].exponent,
+            .gradient_scale = gradient_scale,
+            .learning_rate = (float)learning_rate,
+            .beta1 = (float)config->optimizer.beta1,
+            .beta2 = (float)config->optimizer.beta2,
+            .eps = (float)config->optimizer.eps,
+            .weight_decay = (float)config->optimizer.weight_decay,
+            .step = optimizer->updates,
+        };
+        TRY(device->table->adamw(device, &args));
+    }
+    return STATUS_OK;
+}
+
+status_t optimizer_gather(optimizer_t *optimizer, const float *own, const char *phase) {
+    device_t *device = optimizer->device;
+    TRY(device->table->download(device, optimizer->flat + optimizer->own_first, own,
+                                (size_t)optimizer->own_count * sizeof(float)));
+    for (int r = 0; r <= comm_size(optimizer->comm); r++) {
+        optimizer->bytes[r] = optimizer->offset[r] * (int64_t)sizeof(float);
+    }
+    return comm_all_gather(optimizer->comm, optimizer->flat, optimizer->bytes, phase);
+}
+
+status_t optimizer_publish(optimizer_t *optimizer, int64_t version) {
+    device_t *device = optimizer->device;
+    TRY(optimizer_gather(optimizer, optimizer->master, "weight gather"));
+    for (int i = 0; i < optimizer->tensors; i++) {
+        const trained_tensor_t *tensor = &optimizer->tensor[i];
+        TRY(device->table->upload(device, tensor->parameter->value.data, optimizer->flat + optimizer->start[i],
+                                  (size_t)tensor->elements * sizeof(float)));
+    }
+    return model_parameters_changed(optimizer->model, optimizer->changed, version);
+}
+
+status_t optimizer_step(optimizer_t *optimizer, double normaliser, int64_t step, bool publish,
+                        optimizer_report_t *report) {
+    *report = (optimizer_report_t){.learning_rate = optimizer_learning_rate(optimizer->config, step)};
+    if (!(normaliser > 0.0) || !isfinite(normaliser)) {
+        FAIL(STATUS_INVALID, "step %lld has nothing to learn from: the count its loss is divided by is %g",
+             (long long)step, normaliser);
+    }
+    double started = clock_seconds();
+    TRY(check_flags(optimizer, report));
+    if (report->skipped || report->redo) return STATUS_OK;
+    TRY(reduce_sums(optimizer));
+    double norm = 0.0;
+    TRY(global_norm(optimizer, &norm));
+    double reduced = clock_seconds();
+    report->reduce_s = reduced - started;
+    TRY(check_totals(optimizer, report));
+    if (report->redo) return STATUS_OK;
+
+    report->gradient_norm = norm / normaliser;
+    double clip = optimizer->config->optimizer.clip_norm;
+    double factor = clip > 0.0 ? clip / (report->gradient_norm + 1e-6) : 1.0;
+    optimizer->updates++;
+    TRY(update_own(optimizer, (factor < 1.0 ? factor : 1.0) / normaliser, report->learning_rate));
+    choose_exponents(optimizer);
+    double updated = clock_seconds();
+    report->update_s = updated - reduced;
+    TRY(optimizer_publish(optimizer, optimizer->model->version + (publish ? 1 : 0)));
+    report->gather_s = clock_seconds() - updated;
+    return STATUS_OK;
+}

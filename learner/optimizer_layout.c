@@ -1,0 +1,154 @@
+#include "learner/optimizer_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static status_t layout_tensors(optimizer_t *optimizer) {
+    TRY(model_trained_tensors(optimizer->model, &optimizer->tensor, &optimizer->tensors));
+    if (optimizer->tensors < 1) {
+        FAIL(STATUS_INVALID, "nothing is left to train; set one of train.vision, train.projector, train.language to "
+                             "true, or lora.rank above 0");
+    }
+    TRY(ALLOCATE(&optimizer->start, optimizer->tensors + 1));
+    for (int i = 0; i < optimizer->tensors; i++) {
+        const trained_tensor_t *tensor = &optimizer->tensor[i];
+        const matrix_t *value = &tensor->parameter->value;
+        if (value->dtype != DTYPE_F32) {
+            FAIL(STATUS_UNAVAILABLE, "tensor %s is %s; training publishes f32 weights, set precision: fp32",
+                 tensor->name, dtype_name(value->dtype));
+        }
+        if (value->stride != value->columns || tensor->elements != (int64_t)value->rows * value->columns) {
+            FAIL(STATUS_FAILED, "tensor %s is not contiguous", tensor->name);
+        }
+        int64_t blocks = (tensor->elements + GRADIENT_BLOCK - 1) / GRADIENT_BLOCK;
+        optimizer->start[i + 1] = optimizer->start[i] + blocks * GRADIENT_BLOCK;
+    }
+    optimizer->blocks = optimizer->start[optimizer->tensors] / GRADIENT_BLOCK;
+    return STATUS_OK;
+}
+
+static status_t layout_owners(optimizer_t *optimizer) {
+    int ranks = comm_size(optimizer->comm), rank = comm_rank(optimizer->comm);
+    TRY(ALLOCATE(&optimizer->offset, ranks + 1));
+    TRY(ALLOCATE(&optimizer->bytes, ranks + 1));
+    for (int r = 0; r <= ranks; r++) optimizer->offset[r] = optimizer->blocks * r / ranks * GRADIENT_BLOCK;
+    optimizer->own_first = optimizer->offset[rank];
+    optimizer->own_count = optimizer->offset[rank + 1] - optimizer->own_first;
+    TRY(ALLOCATE(&optimizer->segment, optimizer->tensors));
+    int64_t end = optimizer->own_first + optimizer->own_count;
+    for (int i = 0; i < optimizer->tensors; i++) {
+        int64_t first = optimizer->start[i], last = first + optimizer->tensor[i].elements;
+        if (first < optimizer->own_first) first = optimizer->own_first;
+        if (last > end) last = end;
+        if (first >= last) continue;
+        optimizer->segment[optimizer->segments++] =
+            (optimizer_segment_t){i, first - optimizer->start[i], last - first, first - optimizer->own_first};
+    }
+    return STATUS_OK;
+}
+
+static status_t device_take(optimizer_t *optimizer, size_t bytes, void **out) {
+    return optimizer->device->table->allocate(optimizer->device, bytes ? bytes : 1, out);
+}
+
+static status_t layout_memory(optimizer_t *optimizer) {
+    size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK, own = (size_t)optimizer->own_count;
+    size_t tensors = (size_t)optimizer->tensors;
+    TRY(device_take(optimizer, flat * sizeof(int64_t), (void **)&optimizer->sum));
+    TRY(device_take(optimizer, tensors * sizeof(uint32_t), (void **)&optimizer->flags));
+    TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->master));
+    TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->first_moment));
+    TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->second_moment));
+    if (optimizer->host_memory) {
+        optimizer->staged_sum = optimizer->sum;
+        optimizer->host_flags = optimizer->flags;
+    } else {
+        TRY(ALLOCATE(&optimizer->staged_sum, flat));
+        TRY(ALLOCATE(&optimizer->host_flags, tensors));
+    }
+    TRY(ALLOCATE(&optimizer->flat, flat));
+    TRY(ALLOCATE(&optimizer->square_sum, optimizer->blocks));
+    TRY(ALLOCATE(&optimizer->absmax, tensors));
+    TRY(ALLOCATE(&optimizer->reduced, 3 * tensors));
+    TRY(ALLOCATE(&optimizer->scale, tensors));
+    for (size_t i = 0; i < tensors; i++) {
+        optimizer->scale[i] = (optimizer_scale_t){EXPONENT_START, EXPONENT_MOST, CALIBRATION_FRESH};
+    }
+    return ALLOCATE(&optimizer->changed, optimizer->model->parameter_count + 1);
+}
+
+// Masters start as the published values; sinks point into the flat sums; what a publication touches is noted.
+static status_t layout_connect(optimizer_t *optimizer) {
+    device_t *device = optimizer->device;
+    const model_t *model = optimizer->model;
+    for (int i = 0; i < optimizer->tensors; i++) {
+        parameter_t *parameter = optimizer->tensor[i].parameter;
+        parameter->sink =
+            (gradient_sink_t){optimizer->sum + optimizer->start[i], optimizer->scale[i].exponent, optimizer->flags + i};
+        for (int p = 0; p < model->parameter_count; p++) {
+            const adapter_t *adapter = model->adapter ? model->adapter[p] : NULL;
+            if (parameter == &model->parameter[p] ||
+                (adapter && (parameter == &adapter->a || parameter == &adapter->b)))
+                optimizer->changed[p] = true;
+        }
+    }
+    for (int s = 0; s < optimizer->segments; s++) {
+        const optimizer_segment_t *segment = &optimizer->segment[s];
+        const float *value = optimizer->tensor[segment->tensor].parameter->value.data;
+        float *staged = optimizer->flat;
+        TRY(device->table->download(device, staged, value + segment->first, (size_t)segment->count * sizeof(float)));
+        TRY(device->table->upload(device, optimizer->master + segment->local, staged,
+                                  (size_t)segment->count * sizeof(float)));
+    }
+    return STATUS_OK;
+}
+
+status_t optimizer_open(const config_t *config, model_t *model, comm_t *learners, optimizer_t **out) {
+    *out = NULL;
+    optimizer_t *optimizer;
+    TRY(ALLOCATE(&optimizer, 1));
+    optimizer->config = config;
+    optimizer->model = model;
+    optimizer->device = model->device;
+    optimizer->comm = learners;
+    optimizer->host_memory = strcmp(model->device->table->name, "cuda") != 0;
+    status_t status = layout_tensors(optimizer);
+    if (!status) status = layout_owners(optimizer);
+    if (!status) status = layout_memory(optimizer);
+    if (!status) status = layout_connect(optimizer);
+    if (status) {
+        optimizer_close(optimizer);
+        return status_trace(status, __FILE__, __LINE__, __func__);
+    }
+    *out = optimizer;
+    return STATUS_OK;
+}
+
+void optimizer_close(optimizer_t *optimizer) {
+    if (!optimizer) return;
+    device_t *device = optimizer->device;
+    for (int i = 0; i < optimizer->tensors && optimizer->sum; i++) {
+        optimizer->tensor[i].parameter->sink = (gradient_sink_t){0};
+    }
+    void *on_device[] = {optimizer->sum, optimizer->flags, optimizer->master, optimizer->first_moment,
+                         optimizer->second_moment};
+    for (size_t i = 0; i < sizeof(on_device) / sizeof(*on_device); i++) {
+        if (on_device[i]) device->table->release(device, on_device[i]);
+    }
+    if (!optimizer->host_memory) {
+        free(optimizer->staged_sum);
+        free(optimizer->host_flags);
+    }
+    free(optimizer->flat);
+    free(optimizer->square_sum);
+    free(optimizer->absmax);
+    free(optimizer->reduced);
+    free(optimizer->scale);
+    free(optimizer->changed);
+    free(optimizer->segment);
+    free(optimizer->offset);
+    free(optimizer->bytes);
+    free(optimizer->start);
+    free(optimizer->tensor);
+    free(optimizer);
+}

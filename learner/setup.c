@@ -1,0 +1,132 @@
+#include "learner/setup.h"
+
+#include "common/model/model_start.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static status_t open_parts(learner_t *learner, bool grpo) {
+    const config_t *config = learner->config;
+    if (!config->data.train || !config->data.train[0])
+        FAIL(STATUS_INVALID, "data.train is not set; name a file that \"poise pack\" made");
+    TRY(device_open(config->device, config->threads, &learner->device));
+    TRY(model_start(config, learner->device, &learner->model));
+    TRY(packed_open(config->data.train, &learner->packed));
+    TRY(packed_check_model(learner->packed, config->model));
+    if (packed_count(learner->packed) < 1) FAIL(STATUS_INVALID, "%s holds no samples", config->data.train);
+    if (learner->model->config.has_vision) {
+        TRY(patch_cache_open(&learner->model->config.image, (size_t)config->data.patch_cache_mb << 20,
+                             &learner->patches));
+    }
+    if (grpo && config->grpo.kl > 0.0) {
+        TRY(model_start(config, learner->device, &learner->reference));
+        model_freeze_all(learner->reference);
+    }
+    return launcher_open(config, learner->device, &learner->launcher);
+}
+
+status_t learner_open(job_t *job, bool grpo, learner_t *out) {
+    const config_t *config = job->config;
+    *out = (learner_t){.job = job, .config = config, .comm = job->learners};
+    out->first = comm_rank(out->comm) == 0;
+    out->last = config->optimizer.steps;
+    if (config->optimizer.stop_after > 0 && config->optimizer.stop_after < out->last)
+        out->last = config->optimizer.stop_after;
+    status_t status = learner_agree(out, open_parts(out, grpo), "start of the learners");
+    if (!status) status = optimizer_open(config, out->model, out->comm, &out->optimizer);
+    if (status) {
+        learner_close(out);
+        return status_trace(status, __FILE__, __LINE__, __func__);
+    }
+    return STATUS_OK;
+}
+
+void learner_close(learner_t *learner) {
+    launcher_close(&learner->launcher);
+    optimizer_close(learner->optimizer);
+    patch_cache_close(learner->patches);
+    packed_close(learner->packed);
+    model_close(learner->reference);
+    model_close(learner->model);
+    device_close(learner->device);
+    *learner = (learner_t){0};
+}
+
+status_t learner_agree(learner_t *learner, status_t status, const char *phase) {
+    int64_t failed = status != STATUS_OK;
+    status_t reduced = comm_all_reduce_i64(learner->comm, &failed, 1, COMM_MAX, phase);
+    if (status || reduced) return status_first(status, reduced);
+    if (failed) FAIL(STATUS_PEER, "another learner failed in \"%s\"; its message says why", phase);
+    return STATUS_OK;
+}
+
+status_t learner_share(learner_t *learner, double *values, int64_t count, const char *phase) {
+    int64_t *bits;
+    TRY(ALLOCATE(&bits, count));
+    memcpy(bits, values, (size_t)count * sizeof(*bits));
+    status_t status = comm_all_reduce_i64(learner->comm, bits, count, COMM_SUM, phase);
+    memcpy(values, bits, (size_t)count * sizeof(*bits));
+    free(bits);
+    return status;
+}
+
+status_t learner_sample_images(learner_t *learner, const packed_sample_t *sample, const image_patches_t **out) {
+    if (sample->image_count > 0 && !learner->patches)
+        FAIL(STATUS_INVALID, "sample \"%s\" has images but the model %s sees none", sample->id, learner->config->model);
+    for (int i = 0; i < sample->image_count; i++) {
+        status_t status = patch_cache_get(learner->patches, learner->packed, sample->images[i], &out[i]);
+        if (status) return status_context(status, "image %d of sample \"%s\"", i, sample->id);
+    }
+    return STATUS_OK;
+}
+
+static void print_line(FILE *stream, const char *what, double bytes) {
+    fprintf(stream, "  %-34s %10.1f MiB\n", what, bytes / (double)(1 << 20));
+}
+
+void learner_print_setup(const learner_t *learner, FILE *stream) {
+    const model_t *model = learner->model;
+    model_print_counts(model, stream);
+    int64_t trained = 0, elements = 0;
+    for (int part = 0; part < PART_COUNT; part++) {
+        int64_t trainable, total;
+        model_count(model, (model_part_t)part, &trainable, &total);
+        trained += trainable;
+        elements += total;
+    }
+    int ranks = comm_size(learner->comm);
+    double own = (double)trained / ranks, weights = (double)elements * sizeof(float);
+    for (int i = 0; i < model->parameter_count; i++) {
+        if (model->parameter[i].packed)
+            weights += (double)learner->device->table->packed_bytes(learner->device, model->parameter[i].value);
+    }
+    if (learner->reference) weights *= 2.0;
+    const tape_memory_t *memory = &learner->launcher.memory;
+    double tape = (double)memory->values + (double)memory->gradients + (double)memory->workspace;
+    double state = (double)trained * 12.0 + own * 12.0;
+    fprintf(stream, "memory of one learner (of %d):\n", ranks);
+    print_line(stream, learner->reference ? "weights, twice (KL reference)" : "weights", weights);
+    print_line(stream, "masters and moments (its share)", own * 12.0);
+    print_line(stream, "gradient sums", (double)trained * 8.0);
+    print_line(stream, "publication", (double)trained * 4.0);
+    print_line(stream, "values kept for backward", (double)memory->values);
+    print_line(stream, "gradients of activations", (double)memory->gradients);
+    print_line(stream, "scratch of kernels", (double)memory->workspace);
+    print_line(stream, "preprocessed images (at most)", (double)learner->config->data.patch_cache_mb * (1 << 20));
+    print_line(stream, "sum without images", weights + state + tape);
+}
+
+status_t learner_save_model(learner_t *learner) {
+    const config_t *config = learner->config;
+    if (!config->save_model) return STATUS_OK;
+    status_t status = STATUS_OK;
+    if (learner->first) {
+        char path[4096];
+        bool adapter = learner->model->adapter_rank > 0;
+        snprintf(path, sizeof(path), "%s/%s", config->output, adapter ? "adapter" : "model");
+        status = adapter ? model_save_adapter(learner->model, config->model, path)
+                         : model_save(learner->model, config->model, path);
+        if (!status) fprintf(stderr, "poise: wrote %s\n", path);
+    }
+    return learner_agree(learner, status, "saving the model");
+}

@@ -1,0 +1,179 @@
+// One step on the device: copies of shared pages, the text forward over all rows, draws and log-probs.
+#include "rollout/engine_internal.h"
+
+#include "kernels/base/philox.h"
+#include <math.h>
+
+// Rows of pages that are about to be written and are shared.
+static status_t copy_pages(engine_t *engine) {
+    const device_table_t *table = engine->device->table;
+    for (int first = 0; first < engine->copies; first += engine->copied.rows) {
+        int count = engine->copies - first < engine->copied.rows ? engine->copies - first : engine->copied.rows;
+        size_t bytes = (size_t)count * sizeof(int32_t);
+        const void *from, *to;
+        TRY(tape_upload(engine->tape, engine->copy_from + first, bytes, &from));
+        TRY(tape_upload(engine->tape, engine->copy_to + first, bytes, &to));
+        matrix_t copied = engine->copied;
+        copied.rows = count;
+        for (int i = 0; i < 2 * engine->cache.layers; i++) {
+            matrix_t store = i % 2 ? engine->cache.v[i / 2] : engine->cache.k[i / 2];
+            rows_args_t out = {.x = store, .index = from, .y = copied}, in = {.x = copied, .index = to, .y = store};
+            TRY(table->gather_rows(engine->device, &out));
+            TRY(table->scatter_rows(engine->device, &in));
+        }
+    }
+    return STATUS_OK;
+}
+
+static status_t run_text(engine_t *engine, tensor_t **hidden) {
+    text_input_t input = {.rows = engine->rows,
+                          .token = engine->token,
+                          .rope_position = {engine->rope[0], engine->rope[1], engine->rope[2]},
+                          .mask = {.sequences = engine->sequences,
+                                   .query_start = engine->query_start,
+                                   .query_position = engine->query_position,
+                                   .key_start = engine->key_start,
+                                   .key_row = engine->key_row,
+                                   .causal = true},
+                          .cache = &engine->cache,
+                          .cache_row = engine->cache_row};
+    if (engine->feature_rows) {
+        tensor_t *store;
+        const void *index;
+        leaves_t none = {0};
+        TRY(tape_input(engine->tape, engine->features.rows, none, &store));
+        TRY(tape_upload(engine->tape, engine->feature_source, (size_t)engine->feature_rows * sizeof(int32_t), &index));
+        TRY(tape_gather_rows(engine->tape, store, index, engine->feature_rows, none, &input.features));
+        input.feature_index = engine->feature_target;
+    }
+    return engine->model->family->text(engine->model, engine->tape, &input, hidden);
+}
+
+static status_t record(engine_t *engine, const engine_draw_t *draw, int32_t token, float logprob, float entropy) {
+    sequence_t *sequence = draw->sequence;
+    if (isnan(logprob))
+        FAIL(STATUS_FAILED, "a token's log-prob is not a number: the weights (version %lld) are damaged",
+             (long long)engine->model->version);
+    if (!draw->forced) {
+        sequence->tokens[draw->position] = token;
+        sequence->length = draw->position + 1;
+        engine->statistics.generated_tokens++;
+    }
+    sequence->logprobs[draw->position] = logprob;
+    sequence->entropy[draw->position] = entropy;
+    sequence->scored = draw->position + 1;
+    return STATUS_OK;
+}
+
+static status_t download(engine_t *engine, int count, bool tokens) {
+    const device_table_t *table = engine->device->table;
+    size_t bytes = (size_t)count * sizeof(float);
+    if (tokens) TRY(table->download(engine->device, engine->drawn, engine->device_token, bytes));
+    TRY(table->download(engine->device, engine->drawn_logprob, engine->device_logprob, bytes));
+    TRY(table->download(engine->device, engine->drawn_entropy, engine->device_entropy, bytes));
+    return table->synchronize(engine->device);
+}
+
+// Draws the tokens of draw[draw_item[0 .. count - 1]].
+static status_t draw_tokens(engine_t *engine, tensor_t *hidden, int count) {
+    const device_table_t *table = engine->device->table;
+    const parameter_t *head = model_head(engine->model);
+    size_t bytes = (size_t)count * sizeof(float);
+    for (int i = 0; i < count; i++) {
+        const engine_draw_t *draw = &engine->draw[engine->draw_item[i]];
+        const group_t *group = draw->sequence->group;
+        philox_block_t block = philox_draw(group->seed, PHILOX_SAMPLING, group->key, (uint32_t)draw->sequence->index,
+                                           (uint32_t)draw->position);
+        engine->draw_row[i] = draw->row;
+        engine->draw_temperature[i] = group->temperature;
+        engine->draw_uniform[i] = philox_uniform(block.word[0]);
+    }
+    TRY(table->upload(engine->device, engine->device_row, engine->draw_row, bytes));
+    TRY(table->upload(engine->device, engine->device_temperature, engine->draw_temperature, bytes));
+    TRY(table->upload(engine->device, engine->device_uniform, engine->draw_uniform, bytes));
+    matrix_t picked = engine->picked;
+    picked.rows = count;
+    rows_args_t pick = {.x = hidden->value, .index = engine->device_row, .y = picked};
+    TRY(table->gather_rows(engine->device, &pick));
+    token_sample_args_t args = {.hidden = picked,
+                                .weight = head->value,
+                                .packed = head->packed,
+                                .temperature = engine->device_temperature,
+                                .uniform = engine->device_uniform,
+                                .banned = engine->device_banned,
+                                .banned_count = engine->banned_count,
+                                .token = engine->device_token,
+                                .logprob = engine->device_logprob,
+                                .entropy = engine->device_entropy};
+    TRY(table->token_sample(engine->device, &args));
+    TRY(download(engine, count, true));
+    for (int i = 0; i < count; i++)
+        TRY(record(engine, &engine->draw[engine->draw_item[i]], engine->drawn[i], engine->drawn_logprob[i],
+                   engine->drawn_entropy[i]));
+    return STATUS_OK;
+}
+
+// Scores the given tokens of draw[draw_item[0 .. count - 1]], all at one temperature.
+static status_t score_tokens(engine_t *engine, tensor_t *hidden, float temperature, int count) {
+    const device_table_t *table = engine->device->table;
+    const parameter_t *head = model_head(engine->model);
+    size_t bytes = (size_t)count * sizeof(int32_t);
+    for (int i = 0; i < count; i++) {
+        engine->draw_row[i] = engine->draw[engine->draw_item[i]].row;
+        engine->draw_target[i] = engine->draw[engine->draw_item[i]].target;
+    }
+    TRY(table->upload(engine->device, engine->device_row, engine->draw_row, bytes));
+    TRY(table->upload(engine->device, engine->device_target, engine->draw_target, bytes));
+    token_logprobs_args_t args = {.hidden = hidden->value,
+                                  .weight = head->value,
+                                  .packed = head->packed,
+                                  .temperature = temperature > 0 ? temperature : 1,
+                                  .count = count,
+                                  .rows = engine->device_row,
+                                  .targets = engine->device_target,
+                                  .logprob = engine->device_logprob,
+                                  .entropy = engine->device_entropy,
+                                  .lse = engine->device_lse};
+    TRY(table->token_logprobs(engine->device, &args));
+    TRY(download(engine, count, false));
+    for (int i = 0; i < count; i++)
+        TRY(record(engine, &engine->draw[engine->draw_item[i]], 0, engine->drawn_logprob[i], engine->drawn_entropy[i]));
+    return STATUS_OK;
+}
+
+static status_t score_all(engine_t *engine, tensor_t *hidden) {
+    float last = -1;
+    // One launch a temperature, in ascending order of temperatures (usually there is one).
+    for (;;) {
+        float next = INFINITY;
+        int count = 0;
+        for (int i = 0; i < engine->draws; i++) {
+            float temperature = engine->draw[i].sequence->group->temperature;
+            if (!engine->draw[i].forced || temperature <= last || temperature > next) continue;
+            if (temperature < next) count = 0;
+            next = temperature;
+            engine->draw_item[count++] = i;
+        }
+        if (!count) return STATUS_OK;
+        TRY(score_tokens(engine, hidden, next, count));
+        last = next;
+    }
+}
+
+status_t engine_forward(engine_t *engine) {
+    tensor_t *hidden;
+    TRY(feature_store_compute(engine));
+    tape_reset(engine->tape, false);
+    TRY(copy_pages(engine));
+    TRY(run_text(engine, &hidden));
+    TRY(score_all(engine, hidden));
+    int count = 0;
+    for (int i = 0; i < engine->draws; i++) {
+        if (engine->draw[i].forced) continue;
+        engine->draw_item[count++] = i;
+        if (count < engine->options.batch_rows) continue;
+        TRY(draw_tokens(engine, hidden, count));
+        count = 0;
+    }
+    return count ? draw_tokens(engine, hidden, count) : STATUS_OK;
+}

@@ -1,0 +1,111 @@
+// Memory of the engine's steps, by dry runs.
+#include "rollout/engine_internal.h"
+
+#include <string.h>
+
+enum { VISION_ROWS = 1024, SLACK_BYTES = 1 << 16 };
+
+// A step of other shapes may lay its memory out less tightly than the one that was measured.
+static size_t with_slack(size_t bytes) {
+    return bytes + bytes / 16 + SLACK_BYTES;
+}
+
+static status_t reopen(engine_t *engine) {
+    tape_memory_t memory = engine->text_memory;
+    if (engine->vision_memory.values > memory.values) memory.values = engine->vision_memory.values;
+    if (engine->vision_memory.workspace > memory.workspace) memory.workspace = engine->vision_memory.workspace;
+    tape_close(engine->tape);
+    engine->tape = NULL;
+    return tape_open(engine->device, &memory, RECOMPUTE_NONE, &engine->tape);
+}
+
+// The worst text step: every row a sequence of its own, an image token, and one that is drawn for.
+static status_t text_step(engine_t *engine, tape_t *tape) {
+    int rows = engine->options.batch_rows;
+    const parameter_t *head = model_head(engine->model);
+    const model_config_t *config = &engine->model->config;
+    leaves_t none = {0};
+    tensor_t *hidden;
+    for (int i = 0; i < rows; i++) {
+        engine->query_start[i] = engine->key_start[i] = i;
+        engine->cache_row[i] = engine->key_row[i] = i % engine->cache.rows;
+        engine->feature_target[i] = i;
+    }
+    engine->query_start[rows] = engine->key_start[rows] = rows;
+    text_input_t input = {.rows = rows,
+                          .token = engine->token,
+                          .rope_position = {engine->rope[0], engine->rope[1], engine->rope[2]},
+                          .mask = {.sequences = rows,
+                                   .query_start = engine->query_start,
+                                   .query_position = engine->query_position,
+                                   .key_start = engine->key_start,
+                                   .key_row = engine->key_row,
+                                   .causal = true},
+                          .cache = &engine->cache,
+                          .cache_row = engine->cache_row};
+    if (config->has_vision) {
+        tensor_t *store;
+        TRY(tape_input(tape, engine->picked, none, &store));
+        TRY(tape_gather_rows(tape, store, engine->feature_source, rows, none, &input.features));
+        input.feature_index = engine->feature_target;
+    }
+    TRY(engine->model->family->text(engine->model, tape, &input, &hidden));
+    token_sample_args_t draw = {.hidden = engine->picked,
+                                .weight = head->value,
+                                .packed = head->packed,
+                                .temperature = engine->device_temperature,
+                                .uniform = engine->device_uniform,
+                                .banned = engine->device_banned,
+                                .banned_count = engine->banned_count,
+                                .token = engine->device_token,
+                                .logprob = engine->device_logprob,
+                                .entropy = engine->device_entropy};
+    TRY(engine->device->table->token_sample(engine->device, &draw));
+    token_logprobs_args_t score = {.hidden = hidden->value,
+                                   .weight = head->value,
+                                   .packed = head->packed,
+                                   .temperature = 1,
+                                   .count = rows,
+                                   .rows = engine->device_row,
+                                   .targets = engine->device_target,
+                                   .logprob = engine->device_logprob,
+                                   .entropy = engine->device_entropy,
+                                   .lse = engine->device_lse};
+    return engine->device->table->token_logprobs(engine->device, &score);
+}
+
+status_t engine_plan_text(engine_t *engine) {
+    tape_t *tape;
+    TRY(tape_open_measuring(engine->device, RECOMPUTE_NONE, &tape));
+    tape_reset(tape, false);
+    status_t status = text_step(engine, tape);
+    engine->text_memory = tape_memory(tape);
+    engine->text_memory.values = with_slack(engine->text_memory.values);
+    tape_close(tape);
+    TRY(status);
+    return reopen(engine);
+}
+
+status_t engine_plan_vision(engine_t *engine, const image_patches_t *largest) {
+    if (largest->rows <= engine->vision_rows) return STATUS_OK;
+    int count = largest->rows < VISION_ROWS ? VISION_ROWS / largest->rows : 1;
+    tape_t *tape;
+    vision_image_t *images;
+    tensor_t *features;
+    TRY(tape_open_measuring(engine->device, RECOMPUTE_NONE, &tape));
+    tape_reset(tape, false);
+    status_t status = TAPE_HOST(tape, &images, count);
+    for (int i = 0; !status && i < count; i++)
+        images[i] = (vision_image_t){.grid = {largest->grid[0], largest->grid[1], largest->grid[2]},
+                                     .patches = largest->patches,
+                                     .patch_rows = largest->rows,
+                                     .feature_rows = largest->feature_rows};
+    if (!status) status = engine->model->family->vision(engine->model, tape, images, count, &features);
+    tape_memory_t memory = tape_memory(tape);
+    memory.values = with_slack(memory.values);
+    tape_close(tape);
+    TRY(status);
+    engine->vision_memory = memory;
+    engine->vision_rows = count * largest->rows;
+    return reopen(engine);
+}
