@@ -36,16 +36,20 @@ void token_list_free(token_list_t *list) {
     *list = (token_list_t){0};
 }
 
-static status_t emit(encoder_t *encoder, int32_t id, size_t first, size_t last) {
-    token_list_t *out = encoder->out;
-    size_t count = (size_t)out->count;
-    TRY(memory_grow((void **)&out->id, &out->capacity, count + 1, sizeof(*out->id)));
-    TRY(memory_grow((void **)&out->offset, &out->offset_capacity, 2 * count + 2, sizeof(*out->offset)));
-    out->id[count] = id;
-    out->offset[2 * count] = (int32_t)(encoder->base + first);
-    out->offset[2 * count + 1] = (int32_t)(encoder->base + last);
-    out->count++;
+status_t token_list_add(token_list_t *list, int32_t id, int32_t first, int32_t last) {
+    size_t count = (size_t)list->count;
+    if (count >= INT32_MAX / 2) FAIL(STATUS_INVALID, "too many tokens for one list");
+    TRY(memory_grow((void **)&list->id, &list->capacity, count + 1, sizeof(*list->id)));
+    TRY(memory_grow((void **)&list->offset, &list->offset_capacity, 2 * count + 2, sizeof(*list->offset)));
+    list->id[count] = id;
+    list->offset[2 * count] = first;
+    list->offset[2 * count + 1] = last;
+    list->count++;
     return STATUS_OK;
+}
+
+static status_t emit(encoder_t *encoder, int32_t id, size_t first, size_t last) {
+    return token_list_add(encoder->out, id, (int32_t)(encoder->base + first), (int32_t)(encoder->base + last));
 }
 
 // ---- merging one piece ----
@@ -317,7 +321,6 @@ status_t tokenizer_encode(const tokenizer_t *tokenizer, const char *text, size_t
         FAIL(STATUS_INVALID, "the text has %zu bytes, more than the %d that can be tokenised", length, TEXT_LIMIT);
     size_t valid = utf8_valid(text, length);
     if (valid != length) FAIL(STATUS_INVALID, "the text is not UTF-8 at byte %zu", valid);
-    if ((size_t)count + length > INT32_MAX / 2) FAIL(STATUS_INVALID, "too many tokens for one list");
     status_t status = STATUS_OK;
     for (int i = 0; i < tokenizer->stages && !status; i++) {
         encoder.match[i] = pcre2_match_data_create_from_pattern(tokenizer->stage[i].regex, NULL);

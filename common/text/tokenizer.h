@@ -20,6 +20,7 @@ typedef struct token_list {
     size_t capacity, offset_capacity;
 } token_list_t;
 void token_list_free(token_list_t *list);
+status_t token_list_add(token_list_t *list, int32_t id, int32_t first, int32_t last) STATUS_CHECKED;
 
 // Reads DIRECTORY/tokenizer.json. Errors name the unsupported or broken part.
 status_t tokenizer_open(const char *directory, tokenizer_t **out) STATUS_CHECKED;
