@@ -70,12 +70,15 @@ static status_t find_run(report_t *report, const char *directory, int *out) {
     return STATUS_OK;
 }
 
+// A run is called after the row that names it first; where a row brings several, after its folder too.
 static void label_runs(report_t *report, const report_row_t *row) {
+    int fresh = 0;
+    for (int i = 0; i < row->runs; i++) fresh += !*report->run[row->run[i]].label;
     for (int i = 0; i < row->runs; i++) {
         report_run_t *run = &report->run[row->run[i]];
         if (*run->label) continue;
         const char *slash = strrchr(run->directory, '/'), *folder = slash && slash[1] ? slash + 1 : run->directory;
-        if (row->runs == 1)
+        if (fresh == 1)
             snprintf(run->label, sizeof(run->label), "%s", row->name);
         else
             snprintf(run->label, sizeof(run->label), "%s/%.50s", row->name, folder);

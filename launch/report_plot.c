@@ -265,7 +265,7 @@ static status_t draw_bars(report_t *report, const char *name, const char *title,
         fprintf(script, "%s'%s.dat' index %d using 1:2 with boxes lc rgb '#%s' title ", c ? ", " : "", name, c,
                 palette[c % COLOURS]);
         quote(script, bars->colour[c]);
-        fprintf(script, ", '%s.dat' index %d using 1:2:3:4 with yerrorbars pt 0 lw 1.5 lc rgb '#333333' notitle", name,
+        fprintf(script, ", '%s.dat' index %d using 1:2:3:4 with yerrorbars ps 0 lw 1.5 lc rgb '#333333' notitle", name,
                 c);
     }
     fprintf(script, "%s\n", bars->extra);
