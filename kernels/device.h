@@ -1,5 +1,5 @@
 // The device seam: one table of kernels a device. Members: cpu (this folder's cpu/), cuda, sim (the cuda sources run on
-// a CPU). Model code and optimizers call kernels only through this table, by the wrappers at the end of the file.
+// a CPU). Model code and optimizers call kernels only through this table: device->table->rmsnorm(device, &args).
 //
 // Conventions, for every op:
 //  - Matrices are row-major; a row is a token (or an image patch). `stride` is in elements, so a column slice of a
@@ -208,7 +208,7 @@ typedef struct token_logprobs_args {
     const void *packed;     // as in linear
     float temperature;      // > 0
     int count;              // rows with a loss; the others cost nothing
-    const int32_t *rows;    // [count] rows of hidden, ascending; a row may repeat (one prompt, many completions)
+    const int32_t *rows;    // [count] rows of hidden, in any order; a row may repeat (one prompt, many completions)
     const int32_t *targets; // [count] token ids, checked against V
     float *logprob;         // [count] log softmax at the target, over the whole vocabulary
     float *entropy;         // [count] in nats, or NULL

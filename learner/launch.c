@@ -65,7 +65,7 @@ static status_t dry_run(launcher_t *launcher, model_t *model, batch_t *batch, co
     tape_t *tape;
     TRY(tape_open_measuring(launcher->device, launcher->recompute, &tape));
     tape_reset(tape, options->recording);
-    head_output_t *head;
+    head_output_t *head = NULL;
     status_t status = batch_forward(model, tape, batch, options->temperature, options->entropy, &head);
     if (!status && options->recording) status = tape_backward(tape);
     tape_memory_t memory = tape_memory(tape);
@@ -137,7 +137,7 @@ status_t launcher_measure(launcher_t *launcher, model_t *model, const leaf_t *le
 static status_t run_loss(launcher_t *launcher, const batch_t *batch, const head_output_t *head, int first,
                          const launch_options_t *options, launch_loss_t loss, void *context, bool *any) {
     device_t *device = launcher->device;
-    size_t count = (size_t)head->count, bytes = count * sizeof(float);
+    size_t count = (size_t)batch->entry_count, bytes = count * sizeof(float);
     if (count > launcher->host_capacity) {
         free(launcher->host);
         launcher->host = NULL;
@@ -146,14 +146,14 @@ static status_t run_loss(launcher_t *launcher, const batch_t *batch, const head_
         launcher->host_capacity = count;
     }
     float *logprob = launcher->host, *entropy = logprob + count, *dlogprob = entropy + count;
-    TRY(device->table->download(device, logprob, head->logprob, bytes));
-    if (options->entropy) TRY(device->table->download(device, entropy, head->entropy, bytes));
-    memset(dlogprob, 0, bytes);
+    if (count) TRY(device->table->download(device, logprob, head->logprob, bytes));
+    if (count && options->entropy) TRY(device->table->download(device, entropy, head->entropy, bytes));
+    if (count) memset(dlogprob, 0, bytes);
     launch_view_t view = {batch, first, logprob, options->entropy ? entropy : NULL,
                           options->recording ? dlogprob : NULL};
     TRY(loss(context, &view));
     *any = false;
-    if (!options->recording) return STATUS_OK;
+    if (!options->recording || !count) return STATUS_OK;
     for (size_t i = 0; i < count && !*any; i++) *any = dlogprob[i] != 0.0f;
     return device->table->upload(device, head->dlogprob, dlogprob, bytes);
 }
@@ -163,11 +163,11 @@ static status_t run_launch(launcher_t *launcher, model_t *model, batch_t *batch,
     double started = clock_seconds();
     tape_t *tape = launcher->tape;
     tape_reset(tape, options->recording);
-    head_output_t *head;
+    head_output_t *head = NULL;
     TRY(batch_forward(model, tape, batch, options->temperature, options->entropy, &head));
     TRY(launcher->device->table->synchronize(launcher->device));
     bool any = false;
-    if (batch->entry_count > 0) TRY(run_loss(launcher, batch, head, first, options, loss, context, &any));
+    TRY(run_loss(launcher, batch, head, first, options, loss, context, &any));
     double middle = clock_seconds();
     launcher->forward_s += middle - started;
     launcher->rows += batch->text.rows;

@@ -3,12 +3,30 @@
 #define LEARNER_LEARNER_H
 
 #include "common/comm/job.h"
+#include "common/data/packed.h"
+#include "common/model/model.h"
 
 // `poise sft`: trains from config, writes metrics, checkpoints and output/model. job->learners is all ranks.
+// STATUS_CANCELLED: asked to stop (USR1); a checkpoint of the last whole step is on disk.
 status_t learner_sft_run(job_t *job) STATUS_CHECKED;
-// A learner rank of `poise grpo`.
+// A learner rank of `poise grpo`: publishes version t, waits for the plan of step t, fetches its groups, updates. Needs
+// job->coordinator_endpoint. STATUS_CANCELLED as above; learner 0 has then told the reward rank to stop.
 status_t learner_grpo_run(job_t *job) STATUS_CHECKED;
 // --dry-run: prints the resolved plan, trainable and frozen counts per module, and the memory table; no training.
 status_t learner_print_plan(job_t *job, bool grpo, FILE *stream) STATUS_CHECKED;
+
+// Colocated ranks generate on the learner's own weights while it waits. All three may be NULL.
+typedef struct learner_colocated {
+    void *context;
+    // Once, before the first wait. The model and the data stay the learner's; the model holds the version to publish.
+    status_t (*start)(void *context, model_t *model, packed_t *packed);
+    // Version `version` is announced and in the model: KV pages and cached features of older weights are void.
+    status_t (*published)(void *context, int64_t version);
+    // A slice of generation (milliseconds); *worked false: there was nothing to do. Called only while the learner waits
+    // for a plan or for groups, never during a step.
+    status_t (*idle)(void *context, bool *worked);
+} learner_colocated_t;
+// learner_grpo_run for a colocated rank. STATUS_INVALID under grpo.staleness > 0: older versions are not kept in place.
+status_t learner_grpo_run_with(job_t *job, const learner_colocated_t *colocated) STATUS_CHECKED;
 
 #endif

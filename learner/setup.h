@@ -17,7 +17,7 @@ typedef struct learner {
     model_t *reference; // frozen copy of the starting weights; NULL unless grpo.kl > 0
     packed_t *packed;
     patch_cache_t *patches;
-    optimizer_t *optimizer; // NULL after learner_open(..., plan_only)
+    optimizer_t *optimizer;
     launcher_t launcher;
     int64_t last; // steps end here: optimizer.steps, or stop_after when that is less
 } learner_t;

@@ -45,8 +45,7 @@ static status_t text_step(engine_t *engine, tape_t *tape) {
                           .cache_row = engine->cache_row};
     if (config->has_vision) {
         tensor_t *store;
-        TRY(tape_input(tape, matrix_view(engine->features.rows.data, head->value.dtype, rows, config->hidden), none,
-                       &store));
+        TRY(tape_input(tape, engine->picked, none, &store));
         TRY(tape_gather_rows(tape, store, engine->feature_source, rows, none, &input.features));
         input.feature_index = engine->feature_target;
     }

@@ -74,7 +74,9 @@ static void schedule_running(engine_t *engine, bool decode) {
     for (group_t *group = engine->first; group; group = group->next) {
         for (int i = 0; group->running && i < group->completions; i++) {
             sequence_t *sequence = &group->sequence[i];
-            if (sequence->state != SEQUENCE_RUNNING || (wanted(sequence) == 1) != decode) continue;
+            // (A sequence that has its row of this step wants none.)
+            if (sequence->state != SEQUENCE_RUNNING || (decode ? wanted(sequence) != 1 : wanted(sequence) < 2))
+                continue;
             if (!room(engine)) return;
             int count = wanted(sequence);
             if (count > engine->options.prefill_chunk) count = engine->options.prefill_chunk;

@@ -2,8 +2,9 @@
 //
 // All functions are collective over the communicator. None blocks for ever: each is started non-blocking and polled
 // (sleeping, not spinning) until `deadline_s` passes; then it fails with STATUS_TIMEOUT naming the phase and this rank.
-// After a timeout or a peer's death the communicator is unusable and the process should end (comm_abandon), never
-// finalize.
+// After a timeout or a peer's death the communicator is unusable (further calls fail at once), buffers given to the
+// call that failed may still be written, and the process should end (comm_abandon), never finalize. One thread at a
+// time may use a communicator.
 #ifndef COMMON_COMM_COMM_H
 #define COMMON_COMM_COMM_H
 
@@ -19,11 +20,15 @@ status_t comm_split(comm_t *comm, int colour, comm_t **out) STATUS_CHECKED;
 void comm_close(comm_t *comm);
 // For the world: MPI_Finalize after a barrier with a deadline; where that fails, _exit is the caller's next step.
 status_t comm_close_world(comm_t *world) STATUS_CHECKED;
+// Ends the process without MPI_Finalize (which may hang once a rank is dead): flushes stdio, then _exit(exit_code).
+_Noreturn void comm_abandon(int exit_code);
 int comm_rank(const comm_t *comm);
 int comm_size(const comm_t *comm);
 // This process's rank in MPI_COMM_WORLD, for messages; local rank among the processes of its node.
 int comm_world_rank(const comm_t *comm);
 int comm_local_rank(const comm_t *comm);
+// Number of nodes (by host name) the world runs on.
+int comm_hosts(const comm_t *comm);
 void comm_set_deadline(comm_t *comm, double deadline_s);
 
 // `phase` is a static string such as "gradient sum"; it stands in timeout messages.
@@ -37,7 +42,8 @@ status_t comm_all_reduce_f64(comm_t *comm, double *data, int64_t count, comm_ope
 status_t comm_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *offset, const char *phase) STATUS_CHECKED;
 // Rank r owns bytes offset[r] .. offset[r+1]-1 of data; afterwards all have all.
 status_t comm_all_gather(comm_t *comm, void *data, const int64_t *offset, const char *phase) STATUS_CHECKED;
-// Gathers one string a rank (addresses at start-up); *out is an array of `size` malloc'd strings.
+// Gathers one string a rank (addresses at start-up); *out is an array of `size` malloc'd strings, to be freed one by
+// one and then itself. A string is at most 64 KiB.
 status_t comm_gather_strings(comm_t *comm, const char *text, char ***out, const char *phase) STATUS_CHECKED;
 
 #endif

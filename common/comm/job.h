@@ -2,6 +2,7 @@
 #ifndef COMMON_COMM_JOB_H
 #define COMMON_COMM_JOB_H
 
+#include "common/comm/clock.h"
 #include "common/comm/comm.h"
 #include "common/config/config.h"
 #include "common/wire/link.h"
@@ -25,18 +26,21 @@ typedef struct job {
 } job_t;
 
 // SFT: every rank learns. GRPO: world = learners + rollouts + 1 (colocated: learners + 1). The last rank is the reward
-// rank. Checks the configuration against the world size; the error says which mpirun -n fits. Collective.
+// rank. Checks the configuration against the world size; the error says which mpirun -n fits. Blocks USR1, TERM and INT
+// in the calling thread (threads started later inherit that; spawned children must be given an empty mask) and reads
+// them from signal_fd. Ranks on several nodes get a fresh CURVE key pair. Sets the deadlines of the communicators.
+// Collective.
 status_t job_open(const config_t *config, comm_t *world, bool grpo, const char *program, job_t *out) STATUS_CHECKED;
 void job_close(job_t *job);
-// The reward rank gives the endpoint its hub is bound to (and, on more than one node, has put CURVE keys into the job);
-// all other ranks pass NULL and receive them. Collective over the world.
-status_t job_share_endpoint(job_t *job, const char *endpoint) STATUS_CHECKED;
-// The stream's settings (keys, heartbeat, limits) from the job's configuration.
-link_options_t job_link_options(const job_t *job);
 // Whether this rank has been asked to stop (USR1: at the next step boundary, with a checkpoint). Cheap; not collective.
 // Learners agree on it by a collective of their own.
 bool job_stop_requested(job_t *job);
-// Seconds since some fixed moment (CLOCK_MONOTONIC).
-double clock_seconds(void);
+// Tells all ranks where the reward rank's hub listens: that rank passes the endpoint, the others NULL; afterwards
+// job->coordinator_endpoint is set everywhere. Collective over the world. GRPO only.
+status_t job_share_endpoint(job_t *job, const char *endpoint_or_null) STATUS_CHECKED;
+// Where a hub of this job binds: loopback when all ranks are on one node, every interface (with keys) otherwise.
+const char *job_bind_endpoint(const job_t *job);
+// Keys, heartbeat and limits of this job's hubs and links. Borrows from the job.
+link_options_t job_link_options(const job_t *job);
 
 #endif

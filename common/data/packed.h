@@ -11,7 +11,8 @@
 #include "common/text/chat.h"
 #include "common/vision/image.h"
 
-// One sample of a packed file. Pointers are into the open file's memory; valid until packed_close.
+// One sample of a packed file. Pointers are into the open file's memory: valid until packed_close, options until the
+// next packed_sample.
 typedef struct packed_sample {
     int64_t index;
     const char *id;
@@ -48,8 +49,10 @@ status_t packed_open(const char *path, packed_t **out) STATUS_CHECKED;
 void packed_close(packed_t *packed);
 int64_t packed_count(const packed_t *packed);
 status_t packed_sample(packed_t *packed, int64_t index, packed_sample_t *out) STATUS_CHECKED;
-// Encoded bytes and content hash of image `image`.
+// Encoded bytes and content hash of image `image`. The bytes are valid until the next call.
 status_t packed_image(packed_t *packed, int32_t image, const void **bytes, size_t *size, uint64_t *hash) STATUS_CHECKED;
+// The content hash alone; 0 for a number that does not exist.
+uint64_t packed_image_hash(const packed_t *packed, int32_t image);
 // Hex of the file's content hash; valid until packed_close. Also checks that `model`'s tokenizer is the one packed
 // with.
 const char *packed_hash(const packed_t *packed);

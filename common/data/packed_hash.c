@@ -1,4 +1,4 @@
-#include "common/data/packed.h"
+#include "common/data/packed_format.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -7,4 +7,44 @@ uint64_t packed_hash_number(const packed_t *packed) {
     char digits[17] = {0};
     strncpy(digits, packed_hash(packed), 16);
     return strtoull(digits, NULL, 16);
+}
+
+void packed_content_hash(const packed_arrays_t *a, char out[33]) {
+    const struct {
+        const void *data;
+        size_t bytes;
+    } part[] = {
+        {a->tokens, (size_t)a->token_count * sizeof(*a->tokens)},
+        {a->segments, (size_t)a->token_count},
+        {a->sample_start, (size_t)(a->samples + 1) * sizeof(*a->sample_start)},
+        {a->prompt_length, (size_t)a->samples * sizeof(*a->prompt_length)},
+        {a->image_use_start, (size_t)(a->samples + 1) * sizeof(*a->image_use_start)},
+        {a->image_use, (size_t)a->image_uses * sizeof(*a->image_use)},
+        {a->option_start, (size_t)(a->samples + 1) * sizeof(*a->option_start)},
+        {a->string_data, (size_t)a->string_bytes},
+        {a->image_hash, (size_t)a->images * sizeof(*a->image_hash)},
+    };
+    // Hash of the parts' hashes: no part's end can be taken for the next one's start.
+    XXH128_canonical_t digest[sizeof(part) / sizeof(part[0])], whole;
+    for (size_t i = 0; i < sizeof(part) / sizeof(part[0]); i++)
+        XXH128_canonicalFromHash(&digest[i], XXH3_128bits(part[i].data, part[i].bytes));
+    XXH128_canonicalFromHash(&whole, XXH3_128bits(digest, sizeof(digest)));
+    for (int i = 0; i < 16; i++) snprintf(out + 2 * i, 3, "%02x", whole.digest[i]);
+}
+
+status_t packed_model_hash(const char *model_directory, const image_rules_t *rules, char out[17]) {
+    char path[4096], text[512];
+    char *tokenizer;
+    size_t size;
+    if (snprintf(path, sizeof(path), "%s/tokenizer.json", model_directory) >= (int)sizeof(path))
+        FAIL(STATUS_INVALID, "the path %s is too long", model_directory);
+    TRY(file_read_whole(path, (size_t)256 << 20, &tokenizer, &size));
+    int length = snprintf(text, sizeof(text), "%016llx %d %d %d %lld %lld %a %a %a %a %a %a %d",
+                          (unsigned long long)XXH3_64bits(tokenizer, size), rules->patch, rules->merge, rules->temporal,
+                          (long long)rules->min_pixels, (long long)rules->max_pixels, (double)rules->mean[0],
+                          (double)rules->mean[1], (double)rules->mean[2], (double)rules->deviation[0],
+                          (double)rules->deviation[1], (double)rules->deviation[2], rules->image_token);
+    snprintf(out, 17, "%016llx", (unsigned long long)XXH3_64bits(text, (size_t)length));
+    free(tokenizer);
+    return STATUS_OK;
 }

@@ -7,14 +7,17 @@
 
 typedef struct metrics metrics_t;
 
-// Appends to DIRECTORY/metrics.jsonl (and DIRECTORY/events.out.tfevents.*). On resume at `step` lines of later steps
-// are dropped first, so that a resumed run's file reads like an undisturbed one.
+// Appends to DIRECTORY/metrics.jsonl (and DIRECTORY/events.out.tfevents.*); makes the folder. Lines and events of steps
+// beyond `resume_step`, and torn ends, are cut off first, so that a resumed run's files read like an undisturbed run's:
+// with steps numbered from 1 in metrics_write, that is the number of completed steps. A fresh run passes -1: what an
+// earlier run left in these files is removed.
 status_t metrics_open(const char *directory, bool tensorboard, int64_t resume_step, metrics_t **out) STATUS_CHECKED;
 void metrics_close(metrics_t *metrics);
-// Collects values of one step; names are like "loss/think", "time/generate". NaN and Inf are written as null.
+// Collects values of one step; names are like "loss/think", "time/generate". NaN and Inf are written as null (and left
+// out of the event file). A name added twice keeps the last value. Texts are UTF-8.
 void metrics_add(metrics_t *metrics, const char *name, double value);
 void metrics_add_text(metrics_t *metrics, const char *name, const char *text); // JSON Lines only
-// Writes {"step": S, "time": T, ...} with what was collected and flushes.
+// Writes {"step": S, "time": T, ...} with what was collected and flushes. T is the wall clock in seconds. Steps ascend.
 status_t metrics_write(metrics_t *metrics, int64_t step) STATUS_CHECKED;
 
 // Progress on stderr: a bar with ETA on a terminal, a line every few seconds otherwise.

@@ -58,7 +58,7 @@ status_t model_open(const char *directory, device_t *device, model_t **out) {
     model->device = device;
     status_t status = open_config(model, directory);
     if (!status) status = model->family->add_parameters(model);
-    if (!status) status = allocate_parameters(model);
+    if (!status && device) status = allocate_parameters(model);
     if (status) {
         model_close(model);
         return status_context(status, "%s", directory);

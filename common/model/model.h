@@ -96,6 +96,8 @@ typedef struct model_family {
     // Maps a name of another checkpoint generation to ours (writes at most `bytes`); false: not a parameter of this
     // model.
     bool (*map_name)(const model_t *model, const char *name, char *out, size_t bytes);
+    // The name that the newest transformers gives one of our parameters: PEFT's files use it. NULL: the same as ours.
+    void (*module_name)(const char *name, char *out, size_t bytes);
     // images (1 or more) -> feature rows, image after image, in the language model's width.
     status_t (*vision)(model_t *model, tape_t *tape, const vision_image_t *images, int count, tensor_t **features);
     // token rows -> final-normed hidden rows [rows, hidden].
@@ -119,6 +121,7 @@ struct model {
     adapter_t **adapter;    // [parameter_count]; NULL where a parameter has none
     int adapter_rank;       // 0: no adapters
     float adapter_alpha;
+    bool adapter_rank_stabilised; // scale = alpha / sqrt(rank)
     int embedding, head; // indices of the token table and the head's weight, set by add_parameters; equal when tied
     int64_t version;     // of the published weights
     int64_t
@@ -127,6 +130,7 @@ struct model {
 
 // Reads DIR/config.json and lists the parameters; allocates them on the device, zeroed. Errors: unknown model_type
 // (names those known), missing or contradictory keys.
+// device NULL: only the configuration and the list of parameters, for tools that compute nothing.
 status_t model_open(const char *directory, device_t *device, model_t **out) STATUS_CHECKED;
 void model_close(model_t *model);
 // Loads DIR/*.safetensors (single or sharded, f32/bf16/f16 converted) into the published copy. A missing, surplus or
@@ -153,6 +157,8 @@ status_t model_add_adapters(model_t *model, const char *const *patterns, int pat
 // PEFT folder (adapter_config.json, adapter_model.safetensors) in and out.
 status_t model_load_adapter(model_t *model, const char *directory) STATUS_CHECKED;
 status_t model_save_adapter(const model_t *model, const char *base, const char *directory) STATUS_CHECKED;
+// Adds scale * B A of every adapter to its weight and zeroes B. For export; never while training or sampling.
+status_t model_merge_adapters(model_t *model) STATUS_CHECKED;
 // To call after published values were written: repacks those parameters (all when changed is NULL) and sets the
 // version.
 status_t model_parameters_changed(model_t *model, const bool *changed, int64_t version) STATUS_CHECKED;

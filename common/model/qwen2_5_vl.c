@@ -84,6 +84,13 @@ static bool qwen_map_name(const model_t *model, const char *name, char *out, siz
     return written > 0 && (size_t)written < bytes && model_find(model, out) >= 0;
 }
 
+static void qwen_module_name(const char *name, char *out, size_t bytes) {
+    bool text = !strncmp(name, "model.", strlen("model."));
+    bool vision = !strncmp(name, "visual.", strlen("visual."));
+    if (text) name += strlen("model.");
+    snprintf(out, bytes, "%s%s", text ? "model.language_model." : vision ? "model." : "", name);
+}
+
 const model_family_t qwen2_5_vl_family = {
     .name = "qwen2_5_vl",
     .model_types = {"qwen2_5_vl"},
@@ -91,6 +98,7 @@ const model_family_t qwen2_5_vl_family = {
     .free_config = qwen_free_config,
     .add_parameters = qwen_add_parameters,
     .map_name = qwen_map_name,
+    .module_name = qwen_module_name,
     .vision = qwen_vision,
     .text = qwen_text,
     .rope_positions = qwen_rope_positions,

@@ -33,6 +33,7 @@ typedef struct adapter {
     parameter_t a; // [rank, in]
     parameter_t b; // [out, rank]
     float scale;   // alpha / rank (alpha / sqrt(rank) for rank-stabilised LoRA)
+    float alpha;
 } adapter_t;
 
 typedef enum recompute {

@@ -43,6 +43,10 @@ typedef struct image_patches {
 // Qwen2-VL's smart_resize: the height and width an image of this size is resized to. Errors: aspect ratio over 200.
 status_t image_smart_resize(const image_rules_t *rules, int height, int width, int *out_height,
                             int *out_width) STATUS_CHECKED;
+// The rules of a model folder: preprocessor_config.json or processor_config.json for pixels, config.json for sizes and
+// token ids; transformers' defaults for Qwen2-VL where they say nothing. Errors: settings that image_patches_make would
+// not follow (another filter, another rescale factor) are refused by name.
+status_t image_rules_read(const char *directory, image_rules_t *out) STATUS_CHECKED;
 // Decode, resize, normalise, cut into patches. `bytes` is an encoded image file.
 status_t image_patches_make(const image_rules_t *rules, const void *bytes, size_t size,
                             image_patches_t **out) STATUS_CHECKED;

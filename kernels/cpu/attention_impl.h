@@ -6,12 +6,14 @@
 // registers is a matter of speed: each output's chain is the same however they are grouped.
 #include "kernels/cpu/transpose_impl.h"
 
+#include <float.h>
+
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(VECTOR_AVX512)
-enum { SCORE_ROWS = 4, SCORE_BLOCKS = 4, UPDATE_ROWS = 4, UPDATE_VECTORS = 4 };
+enum { SCORE_ROWS = 4, SCORE_BLOCKS = 4, SCORE_TALL = 8, UPDATE_ROWS = 4, UPDATE_VECTORS = 4 };
 #else
-enum { SCORE_ROWS = 4, SCORE_BLOCKS = 1, UPDATE_ROWS = 2, UPDATE_VECTORS = 2 };
+enum { SCORE_ROWS = 4, SCORE_BLOCKS = 1, SCORE_TALL = 4, UPDATE_ROWS = 2, UPDATE_VECTORS = 2 };
 #endif
 
 enum { ALL_KEYS = 0xffff };
@@ -23,14 +25,16 @@ typedef struct attention_chunk {
     const float *k[ATTENTION_KEYS], *v[ATTENTION_KEYS]; // the rows of this key head
     uint16_t seen[ATTENTION_ROWS][ATTENTION_BLOCKS];    // bit j: the row sees key j of the block
     float score[ATTENTION_ROWS][ATTENTION_KEYS];        // then p
-    float rescale[ATTENTION_ROWS][ATTENTION_BLOCKS];    // forward
+    float maximum[ATTENTION_BLOCKS][ATTENTION_ROWS];    // forward: the running maximum after each block
+    float rescale[ATTENTION_BLOCKS][ATTENTION_ROWS];    // forward
     float dscore[ATTENTION_ROWS][ATTENTION_KEYS];       // backward
 } attention_chunk_t;
 
 // The rows of a tile.
 typedef struct attention_rows {
     int count;
-    int position[ATTENTION_ROWS];
+    int position[ATTENTION_ROWS], head[ATTENTION_ROWS];
+    int64_t row[ATTENTION_ROWS]; // of q
     const float *q[ATTENTION_ROWS];
     float maximum[ATTENTION_ROWS];
     float lanes[ATTENTION_ROWS][LANES]; // the running sum of p, by lane
@@ -73,6 +77,18 @@ static uint16_t attention_seen(const attention_mask_t *mask, int sequence, int p
 static bool attention_look(const attention_tile_t *tile, const attention_rows_t *rows, attention_chunk_t *chunk) {
     const attention_mask_t *mask = &tile->args->mask;
     unsigned any = 0;
+    int keys = mask->key_start[tile->sequence + 1] - mask->key_start[tile->sequence], low, high;
+    attention_range(mask, rows->position[rows->count - 1], keys, &low, &high);
+    bool all = low <= chunk->start; // the last row's range begins last, the first row's ends first
+    attention_range(mask, rows->position[0], keys, &low, &high);
+    if (all && high >= chunk->start + chunk->keys) {
+        for (int b = 0; b < chunk->blocks; b++) {
+            int left = chunk->keys - b * ATTENTION_BLOCK;
+            uint16_t bits = (uint16_t)((1u << (left < ATTENTION_BLOCK ? left : ATTENTION_BLOCK)) - 1u);
+            for (int r = 0; r < rows->count; r++) chunk->seen[r][b] = bits;
+        }
+        return true;
+    }
     for (int r = 0; r < rows->count; r++) {
         if (r && rows->position[r] == rows->position[r - 1]) {
             memcpy(chunk->seen[r], chunk->seen[r - 1], sizeof(chunk->seen[r]));
@@ -102,12 +118,18 @@ static void attention_fill_rows(const attention_tile_t *tile, int first_row, int
     const attention_args_t *args = tile->args;
     int group = attention_group(args);
     const attention_mask_t *mask = &args->mask;
+    int query = first_row / group, shared = first_row % group;
     rows->count = count;
     for (int r = 0; r < count; r++) {
-        int query = (first_row + r) / group, head = tile->kv_head * group + (first_row + r) % group;
+        int head = tile->kv_head * group + shared;
         int64_t row = mask->query_start[tile->sequence] + query;
         rows->position[r] = mask->query_position[tile->sequence] + query;
+        rows->head[r] = head;
+        rows->row[r] = row;
         rows->q[r] = (const float *)args->q.data + row * args->q.stride + (int64_t)head * args->head_dim;
+        if (++shared < group) continue;
+        shared = 0;
+        query++;
     }
 }
 
@@ -163,16 +185,16 @@ INLINE void score_kernel(const float *const *a, const float *turned, int head_di
         for (int b = 0; b < blocks; b++) v16_store(out[r] + b * ATTENTION_BLOCK, sum[r][b]);
 }
 
-// Blocks first .. last - 1 of the chunk for `rows` rows (4 or 1).
+// Blocks first .. last - 1 of the chunk for `rows` rows (8, 4 or 1; 8 rows take block by block).
 INLINE void score_rows(const float *const *a, const float *turned, int head_dim, float (*out)[ATTENTION_KEYS],
                        const int rows, int first, int last) {
     for (int b = first; b < last;) {
         const float *block = turned + (size_t)b * head_dim * ATTENTION_BLOCK;
         float(*to)[ATTENTION_KEYS] = (float(*)[ATTENTION_KEYS])(out[0] + b * ATTENTION_BLOCK);
-        if (SCORE_BLOCKS >= 4 && last - b >= 4) {
+        if (SCORE_BLOCKS >= 4 && rows <= SCORE_ROWS && last - b >= 4) {
             score_kernel(a, block, head_dim, to, rows, 4);
             b += 4;
-        } else if (SCORE_BLOCKS >= 2 && last - b >= 2) {
+        } else if (SCORE_BLOCKS >= 2 && rows <= SCORE_ROWS && last - b >= 2) {
             score_kernel(a, block, head_dim, to, rows, 2);
             b += 2;
         } else {
@@ -186,7 +208,9 @@ INLINE void score_rows(const float *const *a, const float *turned, int head_dim,
 static void attention_scores(const float *const *a, int count, const float *turned, int head_dim,
                              const attention_chunk_t *chunk, float (*out)[ATTENTION_KEYS]) {
     for (int r = 0; r < count;) {
-        int rows = count - r >= SCORE_ROWS ? SCORE_ROWS : 1;
+        int rows = chunk->blocks == 1 && count - r >= SCORE_TALL ? SCORE_TALL
+                   : count - r >= SCORE_ROWS                     ? SCORE_ROWS
+                                                                 : 1;
         unsigned any[ATTENTION_BLOCKS] = {0};
         for (int i = r; i < r + rows; i++)
             for (int b = 0; b < chunk->blocks; b++) any[b] |= chunk->seen[i][b];
@@ -195,6 +219,8 @@ static void attention_scores(const float *const *a, int count, const float *turn
         while (last > first && !any[last - 1]) last--;
         if (rows == SCORE_ROWS)
             score_rows(a + r, turned, head_dim, out + r, SCORE_ROWS, first, last);
+        else if (rows == SCORE_TALL)
+            score_rows(a + r, turned, head_dim, out + r, SCORE_TALL, first, last);
         else
             score_rows(a + r, turned, head_dim, out + r, 1, first, last);
         r += rows;
@@ -209,71 +235,83 @@ typedef struct attention_update {
     int64_t row_step, key_step;
     const float *const *b;
     int keys, columns;
-    const float *rescale; // [rows][ATTENTION_BLOCKS], applied before a block of 16 k, or NULL
+    const float *rescale; // [ATTENTION_BLOCKS][ATTENTION_ROWS], applied before a block of 16 k, or NULL
     const uint16_t *seen; // [rows][ATTENTION_BLOCKS]: a(r, k) that are left out, or NULL: none is
 } attention_update_t;
 
+// What a step needs, in registers: rows of a, and where b's columns begin.
+typedef struct update_place {
+    const float *a[4];
+    int64_t key_step;
+    const float *const *b;
+    int column, width;
+} update_place_t;
+
 // One step: rows x vectors chains advance by key k. `bits` picks rows when `some` is set.
-INLINE void update_step(const attention_update_t *u, int row, int column, int width, const int rows, const int vectors,
-                        v16_t (*sum)[4], int k, const bool some, unsigned bits) {
+INLINE void update_step(const update_place_t *at, const int rows, const int vectors, v16_t (*sum)[4], int64_t k,
+                        const bool some, unsigned bits) {
+    const float *from = at->b[k] + at->column;
     v16_t b[4];
 #pragma GCC unroll 4
-    for (int c = 0; c < vectors; c++) b[c] = v16_load_up_to(u->b[k] + column + c * LANES, width);
+    for (int c = 0; c < vectors; c++) b[c] = v16_load_up_to(from + c * LANES, at->width);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         if (some && !(bits >> r & 1u)) continue;
-        v16_t a = v16_set(u->a[(row + r) * u->row_step + k * u->key_step]);
+        v16_t a = v16_set(at->a[r][k * at->key_step]);
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++) sum[r][c] = v16_fma(a, b[c], sum[r][c]);
     }
 }
 
-// The keys of one block when some rows see only part of it.
-INLINE void update_partial(const attention_update_t *u, int row, int column, int width, const int rows,
-                           const int vectors, v16_t (*sum)[4], int block) {
-    int first = block * ATTENTION_BLOCK;
-    int last = u->keys < first + ATTENTION_BLOCK ? u->keys : first + ATTENTION_BLOCK;
+// The keys first .. last - 1 of a block when some rows see only part of it.
+INLINE void update_partial(const update_place_t *at, const uint16_t *seen, const int rows, const int vectors,
+                           v16_t (*sum)[4], int first, int last) {
     for (int k = first; k < last; k++) {
         unsigned bits = 0;
-        for (int r = 0; r < rows; r++) bits |= (u->seen[(row + r) * ATTENTION_BLOCKS + block] >> (k - first) & 1u) << r;
+        for (int r = 0; r < rows; r++) bits |= (seen[r * ATTENTION_BLOCKS] >> (k - first) & 1u) << r;
         if (bits == (1u << rows) - 1u)
-            update_step(u, row, column, width, rows, vectors, sum, k, false, 0);
+            update_step(at, rows, vectors, sum, k, false, 0);
         else if (bits)
-            update_step(u, row, column, width, rows, vectors, sum, k, true, bits);
+            update_step(at, rows, vectors, sum, k, true, bits);
     }
 }
 
+// `width` is LANES but for the tail of the columns, which comes as one vector.
 INLINE void update_kernel(const attention_update_t *u, int row, int column, int width, const int rows,
                           const int vectors) {
     v16_t sum[4][4];
+    update_place_t at = {.key_step = u->key_step, .b = u->b, .column = column, .width = width};
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
+        at.a[r] = u->a + (row + r) * u->row_step;
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++) sum[r][c] = v16_load_up_to(u->c[row + r] + column + c * LANES, width);
+    }
     for (int block = 0; block * ATTENTION_BLOCK < u->keys; block++) {
         int first = block * ATTENTION_BLOCK;
         int last = u->keys < first + ATTENTION_BLOCK ? u->keys : first + ATTENTION_BLOCK;
         unsigned any = ALL_KEYS, all = ALL_KEYS, full = (1u << (last - first)) - 1u;
-        if (u->seen) {
+        const uint16_t *seen = u->seen ? u->seen + row * ATTENTION_BLOCKS + block : NULL;
+        if (seen) {
             any = 0;
             for (int r = 0; r < rows; r++) {
-                any |= u->seen[(row + r) * ATTENTION_BLOCKS + block];
-                all &= u->seen[(row + r) * ATTENTION_BLOCKS + block];
+                any |= seen[r * ATTENTION_BLOCKS];
+                all &= seen[r * ATTENTION_BLOCKS];
             }
         }
         if (!any) continue; // a row that sees nothing of the block has no rescaling either
         if (u->rescale) {
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                v16_t factor = v16_set(u->rescale[(row + r) * ATTENTION_BLOCKS + block]);
+                v16_t factor = v16_set(u->rescale[block * ATTENTION_ROWS + row + r]);
 #pragma GCC unroll 4
                 for (int c = 0; c < vectors; c++) sum[r][c] = v16_mul(sum[r][c], factor);
             }
         }
         if ((all & full) == full)
-            for (int k = first; k < last; k++) update_step(u, row, column, width, rows, vectors, sum, k, false, 0);
+            for (int k = first; k < last; k++) update_step(&at, rows, vectors, sum, k, false, 0);
         else
-            update_partial(u, row, column, width, rows, vectors, sum, block);
+            update_partial(&at, seen, rows, vectors, sum, first, last);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -281,81 +319,127 @@ INLINE void update_kernel(const attention_update_t *u, int row, int column, int 
         for (int c = 0; c < vectors; c++) v16_store_up_to(u->c[row + r] + column + c * LANES, sum[r][c], width);
 }
 
-// All columns of `rows` rows.
-INLINE void update_rows(const attention_update_t *u, int row, const int rows) {
+// A slice of columns for all rows: the slice of b stays in the first cache.
+INLINE void update_columns(const attention_update_t *u, int count, int column, int width, const int vectors) {
+    int row = 0;
+    for (; row + UPDATE_ROWS <= count; row += UPDATE_ROWS) update_kernel(u, row, column, width, UPDATE_ROWS, vectors);
+    for (; row < count; row++) update_kernel(u, row, column, width, 1, vectors);
+}
+
+static void attention_apply(const attention_update_t *u, int count) {
     int column = 0;
     while (column < u->columns) {
         int left = u->columns - column;
         if (UPDATE_VECTORS >= 4 && left >= 4 * LANES) {
-            update_kernel(u, row, column, LANES, rows, 4);
+            update_columns(u, count, column, LANES, 4);
             column += 4 * LANES;
         } else if (left >= 2 * LANES) {
-            update_kernel(u, row, column, LANES, rows, 2);
+            update_columns(u, count, column, LANES, 2);
             column += 2 * LANES;
         } else if (left >= LANES) {
-            update_kernel(u, row, column, LANES, rows, 1);
+            update_columns(u, count, column, LANES, 1);
             column += LANES;
         } else {
-            update_kernel(u, row, column, left, rows, 1);
+            update_columns(u, count, column, left, 1);
             column += left;
         }
     }
 }
 
-static void attention_apply(const attention_update_t *u, int count) {
-    int row = 0;
-    for (; row + UPDATE_ROWS <= count; row += UPDATE_ROWS) update_rows(u, row, UPDATE_ROWS);
-    for (; row < count; row++) update_rows(u, row, 1);
-}
-
 // ---- forward ----
 
-// Turns the scores of a chunk into p, block by block, and moves the running maximum and sum of each row.
-static void attention_softmax(attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
-    v16_t factor = v16_set(scale), zero = v16_set(0.0f), lowest = v16_set(-INFINITY);
-    for (int r = 0; r < rows->count; r++) {
-        v16_t sum = v16_load(rows->lanes[r]);
-        float maximum = rows->maximum[r];
-        for (int b = 0; b < chunk->blocks; b++) {
+// The largest score of each row in each block, among the keys it sees; -inf where it sees none.
+static void attention_block_maxima(const attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
+    v16_t factor = v16_set(scale), lowest = v16_set(-INFINITY);
+    for (int b = 0; b < chunk->blocks; b++) {
+        float *maximum = chunk->maximum[b];
+        for (int r = rows->count; r < ATTENTION_ROWS && r % LANES; r++) maximum[r] = -INFINITY;
+        for (int r = 0; r < rows->count; r++) {
             unsigned seen = chunk->seen[r][b];
-            chunk->rescale[r][b] = 1.0f;
+            maximum[r] = -INFINITY;
             if (!seen) continue;
             float *score = chunk->score[r] + b * ATTENTION_BLOCK;
             v16_t s = v16_mul(v16_load(score), factor);
-            float largest = v16_largest(seen == ALL_KEYS ? s : v16_select_bits(seen, s, lowest));
-            if (!(largest <= maximum)) { // exp(0) is exactly 1, so the other case needs no rescaling
-                float old = maximum;
-                maximum = largest;
-                chunk->rescale[r][b] = v16_exp_one(old - maximum);
-            }
-            v16_t p = v16_exp(v16_sub(s, v16_set(maximum)));
+            v16_store(score, s);
+            maximum[r] = v16_largest(seen == ALL_KEYS ? s : v16_select_bits(seen, s, lowest));
+        }
+    }
+}
+
+// From maxima of blocks to running maxima and rescaling factors, 16 rows at a time. Where nothing new is larger the
+// factor is exp(0), which is exactly 1; at a row's first block it is exp(-inf) = 0.
+static void attention_running_maxima(attention_rows_t *rows, attention_chunk_t *chunk) {
+    v16_t bottom = v16_set(-FLT_MAX), zero = v16_set(0.0f);
+    for (int r = 0; r < rows->count; r += LANES) {
+        v16_t old = v16_load(rows->maximum + r);
+        for (int b = 0; b < chunk->blocks; b++) {
+            v16_t now = v16_max(old, v16_load(chunk->maximum[b] + r));
+            v16_t step = v16_select_less(now, bottom, zero, v16_sub(old, now)); // still -inf: nothing seen so far
+            v16_store(chunk->rescale[b] + r, v16_exp(step));
+            v16_store(chunk->maximum[b] + r, now);
+            old = now;
+        }
+        v16_store(rows->maximum + r, old);
+    }
+}
+
+// Turns the scores of a chunk into p and moves the running maximum and sum of each row, block by block.
+static void attention_softmax(attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
+    v16_t zero = v16_set(0.0f);
+    attention_block_maxima(rows, chunk, scale);
+    attention_running_maxima(rows, chunk);
+    for (int r = 0; r < rows->count; r++) {
+        v16_t sum = v16_load(rows->lanes[r]);
+        for (int b = 0; b < chunk->blocks; b++) {
+            unsigned seen = chunk->seen[r][b];
+            if (!seen) continue;
+            float *score = chunk->score[r] + b * ATTENTION_BLOCK;
+            v16_t p = v16_exp(v16_sub(v16_load(score), v16_set(chunk->maximum[b][r])));
             if (seen != ALL_KEYS) p = v16_select_bits(seen, p, zero);
-            sum = v16_fma(sum, v16_set(chunk->rescale[r][b]), p);
+            sum = v16_fma(sum, v16_set(chunk->rescale[b][r]), p);
             v16_store(score, p);
         }
         v16_store(rows->lanes[r], sum);
-        rows->maximum[r] = maximum;
     }
+}
+
+// The natural logarithm of a positive normal number, to double precision's first 11 digits: x = m 2^e with m in
+// [sqrt 1/2, sqrt 2), ln m = 2 artanh((m - 1) / (m + 1)) by its series. A C library's log may differ between machines.
+static inline float attention_log(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    int exponent = (int)((bits - 0x3f3504f3u) & 0xff800000u) >> 23;
+    bits -= (uint32_t)exponent << 23;
+    float mantissa;
+    memcpy(&mantissa, &bits, sizeof(mantissa));
+    double z = ((double)mantissa - 1.0) / ((double)mantissa + 1.0), s = z * z, series = 1.0 / 13;
+    series = series * s + 1.0 / 11;
+    series = series * s + 1.0 / 9;
+    series = series * s + 1.0 / 7;
+    series = series * s + 1.0 / 5;
+    series = series * s + 1.0 / 3;
+    return (float)((double)exponent * 0.69314718055994531 + 2.0 * (z + z * s * series));
 }
 
 // out = accumulated / sum; rows that saw no key give zeros. The added zero turns -0 into +0: whether a sum of zeros
 // is -0 depends on steps that hidden keys skip.
 static void attention_finish(const attention_tile_t *tile, const attention_rows_t *rows, float *const *accumulated) {
     const attention_args_t *args = tile->args;
-    int group = attention_group(args), size = args->head_dim;
+    int size = args->head_dim;
+    float sum[ATTENTION_ROWS], logarithm[ATTENTION_ROWS];
+    for (int r = 0; r < rows->count; r++) sum[r] = v16_sum(v16_load(rows->lanes[r]));
+    if (args->lse)
+        for (int r = 0; r < rows->count; r++) logarithm[r] = attention_log(sum[r]);
     for (int r = 0; r < rows->count; r++) {
-        int query = (tile->first_row + r) / group, head = tile->kv_head * group + (tile->first_row + r) % group;
-        int64_t row = args->mask.query_start[tile->sequence] + query;
-        float *out = (float *)args->out.data + row * args->out.stride + (int64_t)head * size;
-        float sum = v16_sum(v16_load(rows->lanes[r]));
-        bool blind = rows->maximum[r] == -INFINITY && sum == 0.0f;
-        v16_t divisor = v16_set(blind ? 1.0f : sum), zero = v16_set(0.0f);
+        float *out = (float *)args->out.data + rows->row[r] * args->out.stride + (int64_t)rows->head[r] * size;
+        bool blind = rows->maximum[r] == -INFINITY && sum[r] == 0.0f;
+        v16_t divisor = v16_set(blind ? 1.0f : sum[r]), zero = v16_set(0.0f);
         for (int d = 0; d < size; d += LANES) {
             int n = size - d < LANES ? size - d : LANES;
             v16_store_up_to(out + d, v16_add(v16_div(v16_load(accumulated[r] + d), divisor), zero), n);
         }
         if (args->lse)
-            args->lse[row * args->heads + head] = blind ? -INFINITY : rows->maximum[r] + (float)log((double)sum);
+            args->lse[rows->row[r] * args->heads + rows->head[r]] = blind ? -INFINITY : rows->maximum[r] + logarithm[r];
     }
 }
 
@@ -369,9 +453,9 @@ static void attention_forward_tile(const attention_tile_t *tile, void *scratch) 
     attention_fill_rows(tile, tile->first_row, tile->rows, rows);
     for (int r = 0; r < rows->count; r++) {
         c[r] = accumulated + (size_t)r * padded;
-        rows->maximum[r] = -INFINITY;
         memset(rows->lanes[r], 0, sizeof(rows->lanes[r]));
     }
+    for (int r = 0; r < ATTENTION_ROWS; r++) rows->maximum[r] = -INFINITY;
     memset(accumulated, 0, (size_t)rows->count * padded * sizeof(float));
     int low, high;
     attention_reach(&args->mask, tile->sequence, rows->position[0], rows->position[rows->count - 1], &low, &high);
@@ -426,13 +510,12 @@ typedef struct attention_back {
     float *dk[ATTENTION_KEYS], *dv[ATTENTION_KEYS];
 } attention_back_t;
 
-static void attention_fill_back(const attention_tile_t *tile, int first_row, int count, attention_back_t *back) {
+static void attention_fill_back(const attention_tile_t *tile, const attention_rows_t *rows, attention_back_t *back) {
     const attention_args_t *args = tile->args;
     const matrix_t *dout = &tile->gradients->dout, *dq = &tile->gradients->dq;
-    int group = attention_group(args);
-    for (int r = 0; r < count; r++) {
-        int query = (first_row + r) / group, head = tile->kv_head * group + (first_row + r) % group;
-        int64_t row = args->mask.query_start[tile->sequence] + query, column = (int64_t)head * args->head_dim;
+    for (int r = 0; r < rows->count; r++) {
+        int head = rows->head[r];
+        int64_t row = rows->row[r], column = (int64_t)head * args->head_dim;
         back->dout[r] = (const float *)dout->data + row * dout->stride + column;
         back->dq[r] = (float *)dq->data + row * dq->stride + column;
         back->lse[r] = args->lse[row * args->heads + head];
@@ -513,7 +596,7 @@ static void attention_backward_sequence(const attention_tile_t *tile, void *scra
             int left = queries * group - first;
             attention_fill_rows(tile, first, left < ATTENTION_ROWS ? left : ATTENTION_ROWS, rows);
             if (!attention_look(tile, rows, chunk)) continue;
-            attention_fill_back(tile, first, rows->count, back);
+            attention_fill_back(tile, rows, back);
             if (!turned) {
                 attention_turn(chunk->k, chunk, size, turned_k);
                 attention_turn(chunk->v, chunk, size, turned_v);

@@ -1,4 +1,6 @@
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cpu/head.h"
+#include "kernels/cpu/linear.h"
 #include "kernels/cpu/ops.h"
 
 #include <stdlib.h>
@@ -129,11 +131,6 @@ void cpu_parallel(device_t *device, int64_t items, int64_t unit, double cost, cp
     threads_run(device->threads, (int)shares, cpu_split_task, &split);
 }
 
-#if __has_include("kernels/cpu/linear.h")
-#include "kernels/cpu/head.h"
-#include "kernels/cpu/linear.h"
-#endif
-
 const device_table_t device_cpu_table = {
     .name = "cpu",
     .open = cpu_open,
@@ -161,7 +158,6 @@ const device_table_t device_cpu_table = {
     .add = cpu_add,
     .gradient_norm = cpu_gradient_norm,
     .adamw = cpu_adamw,
-#if __has_include("kernels/cpu/linear.h")
     .packed_bytes = cpu_packed_bytes,
     .pack_weight = cpu_pack_weight,
     .linear = cpu_linear,
@@ -169,5 +165,4 @@ const device_table_t device_cpu_table = {
     .token_logprobs = cpu_token_logprobs,
     .token_logprobs_backward = cpu_token_logprobs_backward,
     .token_sample = cpu_token_sample,
-#endif
 };

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#define PACK_COST 4.0 // multiply-adds an element
+
 enum {
     DIRECT_ROWS = 12,       // up to two strips of rows: packing would cost more than it saves
     GROUP_BYTES = 512 << 10 // packed at once a thread: stays in its second-level cache until used
@@ -12,6 +14,14 @@ const gemm_kernels_t *gemm_kernels_for(const device_t *device) {
     if (!strcmp(device->kernels, "avx512")) return &gemm_kernels_avx512;
     if (!strcmp(device->kernels, "avx2")) return &gemm_kernels_avx2;
     return &gemm_kernels_portable;
+}
+
+void gemm_share(threads_t *threads, int tasks, double work, threads_task_t task, void *context) {
+    const double worth_waking = 262144;
+    if (work >= worth_waking)
+        threads_run(threads, tasks, task, context);
+    else
+        for (int i = 0; i < tasks; i++) task(context, i, 0);
 }
 
 static inline int64_t round_up(int64_t value, int64_t unit) {
@@ -54,7 +64,7 @@ void gemm_pack(const gemm_kernels_t *kernels, threads_t *threads, const float *b
                               .n = n,
                               .first_panel = 0,
                               .packed = packed};
-    threads_run(threads, (int)(round_up(n, GEMM_PANEL) / GEMM_PANEL), pack_task, &context);
+    gemm_share(threads, (int)(round_up(n, GEMM_PANEL) / GEMM_PANEL), PACK_COST * k * n, pack_task, &context);
 }
 
 // Whether the job reads B where it lies.
@@ -111,17 +121,28 @@ static void run_task(void *argument, int task, int worker) {
     context->kernels->block(&block);
 }
 
+// Row blocks a panel: few enough rows for a tile of sums, and enough tasks to keep the threads evenly busy.
+static int row_blocks(threads_t *threads, int rows, int panels) {
+    int least = (rows + GEMM_ROW_BLOCK - 1) / GEMM_ROW_BLOCK, most = (rows + DIRECT_ROWS - 1) / DIRECT_ROWS;
+    if (threads_count(threads) == 1) return least;
+    int wanted = (4 * threads_count(threads) + panels - 1) / panels;
+    if (wanted > most) wanted = most;
+    return wanted > least ? wanted : least;
+}
+
 void gemm_run(const gemm_kernels_t *kernels, threads_t *threads, const gemm_job_t *job, void *scratch) {
     if (job->m == 0 || job->n == 0) return;
     int panels = (int)(round_up(job->n, GEMM_PANEL) / GEMM_PANEL);
+    double work = (double)job->m * job->n * job->k;
     run_context_t context = {.kernels = kernels, .job = job};
-    context.row_blocks = (job->m + GEMM_ROW_BLOCK - 1) / GEMM_ROW_BLOCK;
+    context.row_blocks = row_blocks(threads, job->m, panels);
     if (job_is_direct(kernels, job) || job->packed) {
         context.panels = job_is_direct(kernels, job) ? NULL : job->packed;
-        threads_run(threads, panels * context.row_blocks, run_task, &context);
+        gemm_share(threads, panels * context.row_blocks, work, run_task, &context);
         return;
     }
     int group = group_panels(threads, job);
+    context.row_blocks = row_blocks(threads, job->m, group);
     for (int first = 0; first < panels; first += group) {
         int count = first + group < panels ? group : panels - first;
         pack_context_t pack = {.kernels = kernels,
@@ -132,10 +153,10 @@ void gemm_run(const gemm_kernels_t *kernels, threads_t *threads, const gemm_job_
                                .n = job->n,
                                .first_panel = first,
                                .packed = scratch};
-        threads_run(threads, count, pack_task, &pack);
+        gemm_share(threads, count, PACK_COST * job->k * count * GEMM_PANEL, pack_task, &pack);
         context.panels = scratch;
         context.first_panel = first;
-        threads_run(threads, count * context.row_blocks, run_task, &context);
+        gemm_share(threads, count * context.row_blocks, work * count / panels, run_task, &context);
     }
 }
 
@@ -158,8 +179,8 @@ void gradient_add_one(int64_t *sum, uint32_t *flags, double scale, float value) 
 
 status_t gemm_check_matrix(const device_t *device, const char *name, matrix_t m, int rows, int columns) {
     if (m.dtype != DTYPE_F32)
-        FAIL(STATUS_UNAVAILABLE, "%s is of type %d, but the CPU kernels work in f32 only; use dtype fp32", name,
-             (int)m.dtype);
+        FAIL(STATUS_UNAVAILABLE, "%s is of type %s, but the CPU kernels work in f32 only; use dtype fp32", name,
+             dtype_name(m.dtype));
     if (m.rows != rows || m.columns != columns)
         FAIL(STATUS_INVALID, "%s is [%d, %d] where [%d, %d] is needed", name, m.rows, m.columns, rows, columns);
     if (rows < 0 || columns < 1 || m.stride < columns)

@@ -70,6 +70,10 @@ void gemm_pack(const gemm_kernels_t *kernels, threads_t *threads, const float *b
 size_t gemm_scratch_bytes(const gemm_kernels_t *kernels, threads_t *threads, const gemm_job_t *job);
 void gemm_run(const gemm_kernels_t *kernels, threads_t *threads, const gemm_job_t *job, void *scratch);
 
+// threads_run, but by the calling thread alone where the whole work (in multiply-adds, or what takes as long) is over
+// before another thread would be awake.
+void gemm_share(threads_t *threads, int tasks, double work, threads_task_t task, void *context);
+
 // Exact gradient sums (gradient_sink_t) one number at a time: the definition that the vector code follows.
 double gradient_scale(int exponent); // 2^exponent
 void gradient_add_one(int64_t *sum, uint32_t *flags, double scale, float value);

@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#define ROW_COST 16.0 // multiply-adds a logit of the row reductions
+
 enum {
     CHUNK_ROWS = 48,         // rows whose logits exist at once in forward and sampling
     VOCABULARY_BLOCK = 1024, // columns whose logits exist at once in backward; whole panels
@@ -86,9 +88,9 @@ static status_t check_logprobs(const device_t *device, const token_logprobs_args
     if (!args->rows || !args->targets || !args->logprob || !args->lse)
         FAIL(STATUS_INVALID, "token_logprobs: rows, targets, logprob and lse are all needed");
     for (int i = 0; i < args->count; i++) {
-        if (args->rows[i] < 0 || args->rows[i] >= args->hidden.rows || (i && args->rows[i] <= args->rows[i - 1]))
-            FAIL(STATUS_INVALID, "token_logprobs: entry %d names row %d; rows must ascend within 0 .. %d", i,
-                 (int)args->rows[i], args->hidden.rows - 1);
+        if (args->rows[i] < 0 || args->rows[i] >= args->hidden.rows)
+            FAIL(STATUS_INVALID, "token_logprobs: entry %d names row %d of rows 0 .. %d", i, (int)args->rows[i],
+                 args->hidden.rows - 1);
         if (args->targets[i] < 0 || args->targets[i] >= args->weight.rows)
             FAIL(STATUS_INVALID, "token_logprobs: entry %d has the target %d, but the vocabulary has ids 0 .. %d", i,
                  (int)args->targets[i], args->weight.rows - 1);
@@ -137,7 +139,7 @@ status_t cpu_token_logprobs(device_t *device, const token_logprobs_args_t *args)
         job = logits_job(hidden, columns, rows, args->weight, args->packed, 0, vocabulary, logits);
         gemm_run(gemm, device->threads, &job, scratch);
         score_context_t context = {.kernels = head_kernels_for(device), .args = args, .logits = logits, .first = first};
-        threads_run(device->threads, rows, score_task, &context);
+        gemm_share(device->threads, rows, ROW_COST * rows * vocabulary, score_task, &context);
     }
     return STATUS_OK;
 }
@@ -284,7 +286,7 @@ status_t cpu_token_logprobs_backward(device_t *device, const token_logprobs_args
                                       .stride = plan.stride,
                                       .first = first,
                                       .count = count};
-        threads_run(device->threads, plan.entries, gradient_task, &context);
+        gemm_share(device->threads, plan.entries, ROW_COST * plan.entries * count, gradient_task, &context);
         if (gradients->weight) {
             gradient_sink_t sink = *gradients->weight;
             sink.sum += (int64_t)first * plan.columns;
@@ -413,7 +415,7 @@ status_t cpu_token_sample(device_t *device, const token_sample_args_t *args) {
         gemm_run(gemm, device->threads, &job, (char *)workspace + logits_bytes);
         sample_context_t context = {
             .kernels = head_kernels_for(device), .args = args, .logits = workspace, .first = first};
-        threads_run(device->threads, rows, sample_task, &context);
+        gemm_share(device->threads, rows, 2 * ROW_COST * rows * vocabulary, sample_task, &context);
     }
     for (int i = 0; i < count; i++)
         if (args->token[i] < 0)

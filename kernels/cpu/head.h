@@ -5,7 +5,8 @@
 //    reduce a row by one routine: max m, s = sum of e^(y - m), t = sum of e^(y - m) (y - m), each over 16 lanes.
 //    logprob = (y[target] - m) - ln s, lse = m + ln s, entropy = ln s - t / s. So a sampled token's log-prob has the
 //    bits of its score, whatever stood beside it in either batch.
-//  - token_logprobs: rows strictly ascending. A row whose logits are not all finite gets NaN throughout.
+//  - token_logprobs: rows in any order, repeats allowed (dhidden adds in order of entries). A row whose logits are not
+//  all finite gets NaN throughout.
 //    token_sample: such a row is STATUS_FAILED, because no token can be drawn from it.
 //  - The draw: with the masses e^(y - m) of the allowed ids (banned ones count 0), summed in blocks of 256 ids (16
 //  lanes)

@@ -85,7 +85,7 @@ static gemm_job_t product_over_rows(matrix_t a, matrix_t b, float alpha, const g
                         .leaves = leaves};
 }
 
-// Runs the jobs one after the other in one workspace whose first `kept` bytes are the caller's.
+// The scratch that the jobs need when they run one after the other.
 static size_t jobs_scratch(device_t *device, const gemm_job_t *jobs, int count) {
     size_t most = 0;
     for (int i = 0; i < count; i++) {
@@ -189,7 +189,8 @@ status_t cpu_linear_backward(device_t *device, const linear_args_t *args, const 
     run_jobs(device, jobs, count, (char *)workspace + dxa_bytes);
     if (gradients->bias) {
         bias_context_t context = {.kernels = gemm_kernels_for(device), .gradients = gradients};
-        threads_run(device->threads, (gradients->dy.columns + GEMM_PANEL - 1) / GEMM_PANEL, bias_task, &context);
+        gemm_share(device->threads, (gradients->dy.columns + GEMM_PANEL - 1) / GEMM_PANEL,
+                   4.0 * m * gradients->dy.columns, bias_task, &context);
     }
     return STATUS_OK;
 }

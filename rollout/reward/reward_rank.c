@@ -394,8 +394,7 @@ static status_t reward_rank_open(reward_rank_t *r) {
     TRY(packed_open(config->data.train, &r->packed));
     TRY(scorer_pool_open(&scorers, &r->scorers));
     link_options_t options = job_link_options(r->job);
-    // Beyond one node the job carries CURVE keys; the hub refuses to listen there without them.
-    TRY(hub_open(r->job->public_key ? "tcp://*:*" : "tcp://127.0.0.1:*", &options, &r->hub));
+    TRY(hub_open(job_bind_endpoint(r->job), &options, &r->hub));
     return STATUS_OK;
 }
 

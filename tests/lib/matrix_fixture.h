@@ -18,32 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Until the device opens itself: what the kernels need of it.
-size_t dtype_bytes(dtype_t dtype) {
-    return dtype == DTYPE_F32 ? 4 : 0;
-}
-status_t device_workspace(device_t *device, size_t bytes, void **out) {
-    *out = NULL;
-    if (device->measuring) {
-        if (bytes > device->workspace_bytes) device->workspace_bytes = bytes;
-        return STATUS_OK;
-    }
-    free(device->workspace);
-    device->workspace = aligned_alloc(64, (bytes + 127) / 64 * 64);
-    if (!device->workspace) FAIL(STATUS_MEMORY, "no workspace");
-    if (bytes > device->workspace_bytes) device->workspace_bytes = bytes;
-    *out = device->workspace;
-    return STATUS_OK;
-}
-
 enum { SETS = 3 };
 static const char *const set_names[SETS] = {"portable", "avx2", "avx512"};
-
-static inline bool set_is_there(int set) {
-    if (set == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (set == 2) return __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return true;
-}
 
 static inline void ok(status_t status) {
     if (!status) return;
@@ -59,14 +35,26 @@ static inline void refused(status_t status, status_kind_t kind, const char *text
     status_free(status);
 }
 
-static inline device_t fixture_open(int set, int threads) {
-    device_t device = {.kernels = set_names[set]};
-    ok(threads_open(threads, &device.threads));
+static inline device_t *fixture_open(int set, int threads) {
+    char name[32];
+    device_t *device;
+    snprintf(name, sizeof(name), "cpu:%s", set_names[set]);
+    ok(device_open(name, threads, &device));
     return device;
 }
-static inline void fixture_close(device_t *device) {
-    threads_close(device->threads);
-    free(device->workspace);
+// Whether this CPU has the set; without it the set's part of a test is left out.
+static inline bool set_is_there(int set) {
+    char name[32];
+    device_t *device;
+    snprintf(name, sizeof(name), "cpu:%s", set_names[set]);
+    status_t status = device_open(name, 1, &device);
+    if (!status)
+        device_close(device);
+    else if (status_kind(status) != STATUS_UNAVAILABLE)
+        ok(status);
+    bool there = !status;
+    status_free(status);
+    return there;
 }
 
 static inline float *floats(int64_t count) {

@@ -66,22 +66,22 @@ static linear_gradients_t layer_gradients(layer_t *layer) {
 }
 
 static void layer_run(layer_t *layer, int set, int threads, bool packed) {
-    device_t device = fixture_open(set, threads);
+    device_t *device = fixture_open(set, threads);
     linear_args_t args = layer_args(layer);
     void *memory = NULL;
-    size_t bytes = cpu_packed_bytes(&device, args.weight);
+    size_t bytes = cpu_packed_bytes(device, args.weight);
     if (packed && bytes) {
         memory = malloc(bytes);
         assert_non_null(memory);
-        ok(cpu_pack_weight(&device, args.weight, memory));
+        ok(cpu_pack_weight(device, args.weight, memory));
         args.packed = memory;
     }
-    ok(cpu_linear(&device, &args));
+    ok(cpu_linear(device, &args));
     linear_gradients_t gradients = layer_gradients(layer);
-    ok(cpu_linear_backward(&device, &args, &gradients));
+    ok(cpu_linear_backward(device, &args, &gradients));
     assert_int_equal(layer->flags, 0);
     free(memory);
-    fixture_close(&device);
+    device_close(device);
 }
 
 static void same_layers(const layer_t *a, const layer_t *b) {
@@ -93,10 +93,10 @@ static void same_layers(const layer_t *a, const layer_t *b) {
 }
 
 static void test_equal_bits(void **state) {
-    static const int shapes[][4] = {{1, 1, 1, 0},    {1, 17, 5, 1},   {2, 64, 33, 3},   {5, 65, 96, 8},
-                                    {7, 100, 31, 2}, {13, 48, 70, 4}, {31, 130, 17, 0}, {64, 96, 96, 8},
-                                    {97, 33, 65, 5}, {100, 70, 3, 1}, {3, 20, 1100, 2}, {300, 9, 12, 1},
-                                    {4, 1030, 6, 2}};
+    static const int shapes[][4] = {{1, 1, 1, 0},       {1, 17, 5, 1},   {2, 64, 33, 3},   {5, 65, 96, 8},
+                                    {7, 100, 31, 2},    {13, 48, 70, 4}, {31, 130, 17, 0}, {64, 96, 96, 8},
+                                    {97, 33, 65, 5},    {100, 70, 3, 1}, {3, 20, 1100, 2}, {300, 9, 12, 1},
+                                    {131, 200, 64, 16}, {4, 1030, 6, 2}};
     (void)state;
     for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++) {
         const int *shape = shapes[i];
@@ -134,7 +134,7 @@ static void test_rows_stand_alone(void **state) {
         if (!set_is_there(set)) continue;
         layer_t all = layer_make(ROWS, N, K, R);
         layer_run(&all, set, 1, true);
-        device_t device = fixture_open(set, 1);
+        device_t *device = fixture_open(set, 1);
         float *y = floats(ROWS * N), *xa = floats(ROWS * R);
         for (int m = 1; m <= ROWS; m += set == 0 ? 43 : 1) {
             int first = ROWS - m; // so that a row's place in the tiles changes with M
@@ -142,17 +142,17 @@ static void test_rows_stand_alone(void **state) {
             args.x = matrix_of(all.x + first * K, m, K);
             args.y = matrix_of(y, m, N);
             args.lora_xa = matrix_of(xa, m, R);
-            ok(cpu_linear(&device, &args));
+            ok(cpu_linear(device, &args));
             same_floats(all.y + first * N, y, (int64_t)m * N);
             float *dx = random_floats(7, (int64_t)ROWS * K, 1.0f);
             linear_gradients_t gradients = {.dy = matrix_of(all.dy + first * N, m, N),
                                             .dx = matrix_of(dx + first * K, m, K)};
-            ok(cpu_linear_backward(&device, &args, &gradients));
+            ok(cpu_linear_backward(device, &args, &gradients));
             same_floats(all.dx + first * K, dx + first * K, (int64_t)m * K);
             free(dx);
         }
         free(y), free(xa);
-        fixture_close(&device);
+        device_close(device);
         layer_free(&all);
     }
 }
@@ -169,7 +169,7 @@ static void test_leaves(void **state) {
         memcpy(together.start, cut, sizeof(cut));
         layer_run(&together, set, 2, true);
         layer_run(&joined, set, 2, true);
-        device_t device = fixture_open(set, 1);
+        device_t *device = fixture_open(set, 1);
         for (int leaf = 0; leaf < 4; leaf++) {
             linear_args_t args = layer_args(&apart);
             linear_gradients_t gradients = layer_gradients(&apart);
@@ -181,13 +181,13 @@ static void test_leaves(void **state) {
             gradients.dy = matrix_of(apart.dy + first * N, rows, N);
             gradients.dx = matrix_of(apart.dx + first * K, rows, K);
             gradients.leaves = (leaves_t){.count = 1, .start = start};
-            ok(cpu_linear(&device, &args));
-            ok(cpu_linear_backward(&device, &args, &gradients));
+            ok(cpu_linear(device, &args));
+            ok(cpu_linear_backward(device, &args, &gradients));
         }
         same_layers(&together, &apart);
         // One leaf in place of three is another sum: the leaves do matter to the last bit.
         assert_memory_not_equal(together.sum[0], joined.sum[0], (size_t)(N * K) * sizeof(int64_t));
-        fixture_close(&device);
+        device_close(device);
         layer_free(&together), layer_free(&apart), layer_free(&joined);
     }
 }
@@ -264,20 +264,20 @@ static void test_strides(void **state) {
         for (int i = 0; i < M * WIDE; i++) y[i] = -7.0f;
         for (int i = 0; i < M; i++) memcpy(dense_x + i * K, x + i * WIDE + 5, K * sizeof(float));
         for (int i = 0; i < N; i++) memcpy(dense_w + i * K, weight + i * WIDE + 9, K * sizeof(float));
-        device_t device = fixture_open(set, 2);
+        device_t *device = fixture_open(set, 2);
         linear_args_t args = {.x = matrix_columns(matrix_of(x, M, WIDE), 5, K),
                               .weight = matrix_columns(matrix_of(weight, N, WIDE), 9, K),
                               .y = matrix_columns(matrix_of(y, M, WIDE), 3, N)};
         linear_args_t dense = {
             .x = matrix_of(dense_x, M, K), .weight = matrix_of(dense_w, N, K), .y = matrix_of(expected, M, N)};
-        ok(cpu_linear(&device, &args));
-        ok(cpu_linear(&device, &dense));
+        ok(cpu_linear(device, &args));
+        ok(cpu_linear(device, &dense));
         for (int i = 0; i < M; i++) {
             same_floats(y + i * WIDE + 3, expected + i * N, N);
             for (int j = 0; j < WIDE; j++)
                 if (j < 3 || j >= 3 + N) assert_true(y[i * WIDE + j] == -7.0f);
         }
-        fixture_close(&device);
+        device_close(device);
         free(x), free(weight), free(y), free(expected), free(dense_x), free(dense_w);
     }
 }
@@ -372,13 +372,13 @@ static void test_overflow_in_a_product(void **state) {
         layer.dy[3] = NAN;
         gradients.dx.data = NULL;
         gradients.bias = NULL;
-        device_t device = fixture_open(set, 3);
-        ok(cpu_linear_backward(&device, &args, &gradients));
+        device_t *device = fixture_open(set, 3);
+        ok(cpu_linear_backward(device, &args, &gradients));
         assert_int_equal(layer.flags, GRADIENT_OVERFLOW | GRADIENT_NOT_FINITE);
         for (int j = 0; j < N; j++)
             for (int k = 0; k < K; k++)
                 assert_true(layer.sum[0][j * K + k] == (k == 7 || j == 3 ? 0 : 2LL << EXPONENT));
-        fixture_close(&device);
+        device_close(device);
         layer_free(&layer);
     }
 }
@@ -387,36 +387,36 @@ static void test_overflow_in_a_product(void **state) {
 
 static void test_refusals(void **state) {
     (void)state;
-    device_t device = fixture_open(0, 1);
+    device_t *device = fixture_open(0, 1);
     layer_t layer = layer_make(4, 5, 6, 2);
     linear_args_t args = layer_args(&layer);
     args.x.columns = 5;
-    refused(cpu_linear(&device, &args), STATUS_INVALID, "weight");
+    refused(cpu_linear(device, &args), STATUS_INVALID, "weight");
     args = layer_args(&layer);
     args.y.rows = 3;
-    refused(cpu_linear(&device, &args), STATUS_INVALID, "y is [3, 5] where [4, 5]");
+    refused(cpu_linear(device, &args), STATUS_INVALID, "y is [3, 5] where [4, 5]");
     args = layer_args(&layer);
     args.weight.dtype = DTYPE_BF16;
-    refused(cpu_linear(&device, &args), STATUS_UNAVAILABLE, "f32");
+    refused(cpu_linear(device, &args), STATUS_UNAVAILABLE, "f32");
     args = layer_args(&layer);
     args.x.stride = 3;
-    refused(cpu_linear(&device, &args), STATUS_INVALID, "stride");
+    refused(cpu_linear(device, &args), STATUS_INVALID, "stride");
     args = layer_args(&layer);
     args.lora_b.rows = 4;
-    refused(cpu_linear(&device, &args), STATUS_INVALID, "lora_b");
+    refused(cpu_linear(device, &args), STATUS_INVALID, "lora_b");
     args = layer_args(&layer);
     linear_gradients_t gradients = layer_gradients(&layer);
     layer.start[1] = 3;
-    refused(cpu_linear_backward(&device, &args, &gradients), STATUS_INVALID, "leaves cover rows 0 to 3");
+    refused(cpu_linear_backward(device, &args, &gradients), STATUS_INVALID, "leaves cover rows 0 to 3");
     gradients.leaves.count = 0;
-    refused(cpu_linear_backward(&device, &args, &gradients), STATUS_INVALID, "leaf");
+    refused(cpu_linear_backward(device, &args, &gradients), STATUS_INVALID, "leaf");
     gradients = layer_gradients(&layer);
     gradients.dx.columns = 7;
-    refused(cpu_linear_backward(&device, &args, &gradients), STATUS_INVALID, "dx");
-    refused(cpu_pack_weight(&device, args.weight, layer.y), STATUS_UNAVAILABLE, "packed");
+    refused(cpu_linear_backward(device, &args, &gradients), STATUS_INVALID, "dx");
+    refused(cpu_pack_weight(device, args.weight, layer.y), STATUS_UNAVAILABLE, "packed");
     for (int i = 0; i < 20; i++) assert_true(layer.y[i] == 0.0f); // nothing was written
     layer_free(&layer);
-    fixture_close(&device);
+    device_close(device);
 }
 
 // The dry run touches no tensor (they are NULL here) and asks for at least what the real run takes.
@@ -425,20 +425,20 @@ static void test_measuring(void **state) {
     for (int set = 0; set < SETS; set++) {
         if (!set_is_there(set)) continue;
         layer_t layer = layer_make(64, 96, 70, 4);
-        device_t dry = fixture_open(set, 2), wet = fixture_open(set, 2);
-        dry.measuring = true;
+        device_t *dry = fixture_open(set, 2), *wet = fixture_open(set, 2);
+        dry->measuring = true;
         linear_args_t args = layer_args(&layer), blank = args;
         linear_gradients_t gradients = layer_gradients(&layer), nothing = gradients;
         blank.x.data = blank.weight.data = blank.y.data = NULL;
         nothing.dy.data = NULL;
         nothing.leaves.start = NULL;
-        ok(cpu_linear(&dry, &blank));
-        ok(cpu_linear_backward(&dry, &blank, &nothing));
-        ok(cpu_linear(&wet, &args));
-        ok(cpu_linear_backward(&wet, &args, &gradients));
-        assert_true(dry.workspace_bytes >= wet.workspace_bytes);
-        assert_null(dry.workspace);
-        fixture_close(&dry), fixture_close(&wet);
+        ok(cpu_linear(dry, &blank));
+        ok(cpu_linear_backward(dry, &blank, &nothing));
+        ok(cpu_linear(wet, &args));
+        ok(cpu_linear_backward(wet, &args, &gradients));
+        assert_true(dry->workspace_bytes >= wet->workspace_bytes);
+        assert_null(dry->workspace);
+        device_close(dry), device_close(wet);
         layer_free(&layer);
     }
 }

@@ -8,7 +8,7 @@ typedef struct head {
     int vocabulary, columns;
     float *hidden, *weight;
     void *packed;
-    device_t device;
+    device_t *device;
 } head_t;
 
 static head_t head_open(int set, int threads, int vocabulary, int columns, bool packed) {
@@ -16,18 +16,18 @@ static head_t head_open(int set, int threads, int vocabulary, int columns, bool 
     head.hidden = random_floats(1, (int64_t)ROWS * columns, 1.0f);
     head.weight = random_floats(2, (int64_t)vocabulary * columns, 0.3f);
     matrix_t weight = matrix_of(head.weight, vocabulary, columns);
-    size_t bytes = cpu_packed_bytes(&head.device, weight);
+    size_t bytes = cpu_packed_bytes(head.device, weight);
     if (packed && bytes) {
         head.packed = malloc(bytes);
         assert_non_null(head.packed);
-        ok(cpu_pack_weight(&head.device, weight, head.packed));
+        ok(cpu_pack_weight(head.device, weight, head.packed));
     }
     return head;
 }
 
 static void head_close(head_t *head) {
     free(head->hidden), free(head->weight), free(head->packed);
-    fixture_close(&head->device);
+    device_close(head->device);
 }
 
 typedef struct scores {
@@ -67,7 +67,7 @@ static void sample(head_t *head, samples_t *samples, int first, int count) {
                                 .logprob = samples->logprob + first,
                                 .entropy = samples->entropy + first,
                                 .top_gap = samples->gap + first};
-    ok(cpu_token_sample(&head->device, &args));
+    ok(cpu_token_sample(head->device, &args));
 }
 
 static void samples_fill(samples_t *samples, float temperature) {
@@ -110,7 +110,7 @@ static void test_scores_against_double(void **state) {
                 scores.targets[count++] = (row * 37 + 5) % V;
             }
             token_logprobs_args_t args = score_args(&head, &scores, count, temperatures[t]);
-            ok(cpu_token_logprobs(&head.device, &args));
+            ok(cpu_token_logprobs(head.device, &args));
             for (int i = 0; i < count; i++) {
                 double entropy = 0;
                 logits_in_double(&head, scores.rows[i], (double)temperatures[t], logit);
@@ -139,7 +139,7 @@ static void test_scores_are_alike(void **state) {
         }
         head_t head = head_open(0, 1, vocabularies[i], K, false);
         token_logprobs_args_t args = score_args(&head, &expected, ROWS, 0.8f);
-        ok(cpu_token_logprobs(&head.device, &args));
+        ok(cpu_token_logprobs(head.device, &args));
         head_close(&head);
         for (int set = 0; set < SETS; set++)
             for (int threads = 1; set_is_there(set) && threads <= 3; threads++) {
@@ -151,7 +151,7 @@ static void test_scores_are_alike(void **state) {
                     args = score_args(&head, &got, ROWS - first < step ? ROWS - first : step, 0.8f);
                     args.rows += first, args.targets += first;
                     args.logprob += first, args.entropy += first, args.lse += first;
-                    ok(cpu_token_logprobs(&head.device, &args));
+                    ok(cpu_token_logprobs(head.device, &args));
                 }
                 same_floats(expected.logprob, got.logprob, ROWS);
                 same_floats(expected.entropy, got.entropy, ROWS);
@@ -169,10 +169,10 @@ static void test_broken_rows(void **state) {
         head_t head = head_open(set, 1, V, K, false);
         scores_t scores = {.rows = {0, 1, 2}, .targets = {3, 3, 3}}, before = scores;
         token_logprobs_args_t args = score_args(&head, &before, 3, 1.0f);
-        ok(cpu_token_logprobs(&head.device, &args));
+        ok(cpu_token_logprobs(head.device, &args));
         head.hidden[K] = INFINITY;
         args = score_args(&head, &scores, 3, 1.0f);
-        ok(cpu_token_logprobs(&head.device, &args));
+        ok(cpu_token_logprobs(head.device, &args));
         assert_true(isnan(scores.logprob[1]) && isnan(scores.lse[1]) && isnan(scores.entropy[1]));
         assert_true(scores.logprob[0] == before.logprob[0] && scores.logprob[2] == before.logprob[2]);
         samples_t samples;
@@ -183,7 +183,7 @@ static void test_broken_rows(void **state) {
                                         .uniform = samples.uniform,
                                         .token = samples.token,
                                         .logprob = samples.logprob};
-        refused(cpu_token_sample(&head.device, &sampling), STATUS_FAILED, "row 1");
+        refused(cpu_token_sample(head.device, &sampling), STATUS_FAILED, "row 1");
         head_close(&head);
     }
 }
@@ -207,13 +207,13 @@ static void slope(head_t *head, scores_t *scores, slopes_t *slopes, const float 
     token_logprobs_args_t args = score_args(head, scores, leaves.start[leaves.count], 0.9f);
     args.rows += first, args.targets += first;
     args.logprob += first, args.entropy += first, args.lse += first;
-    ok(cpu_token_logprobs(&head->device, &args));
+    ok(cpu_token_logprobs(head->device, &args));
     slopes->sink = (gradient_sink_t){.sum = slopes->sum, .exponent = EXPONENT, .flags = &slopes->flags};
     token_logprobs_gradients_t gradients = {.dlogprob = dlogprob + first,
                                             .dhidden = matrix_of(slopes->dhidden, ROWS, head->columns),
                                             .weight = &slopes->sink,
                                             .leaves = leaves};
-    ok(cpu_token_logprobs_backward(&head->device, &args, &gradients));
+    ok(cpu_token_logprobs_backward(head->device, &args, &gradients));
     assert_int_equal(slopes->flags, 0);
 }
 
@@ -223,6 +223,36 @@ static void scores_fill(scores_t *scores, int vocabulary) {
         scores->rows[i] = 2 * i + (i > 5);
         scores->targets[i] = (i * 613 + 7) % vocabulary;
     }
+}
+
+// The gradient of entry i's hidden row, over all ids at once in double precision.
+static void near_slope(const head_t *head, const scores_t *scores, int i, double dlogprob, const float *dhidden) {
+    double *logit = malloc(V * sizeof(double));
+    logits_in_double(head, scores->rows[i], (double)0.9f, logit);
+    double lse = lse_in_double(logit, V);
+    for (int k = 0; k < K; k++) {
+        double expected = 0;
+        for (int v = 0; v < V; v++)
+            expected += dlogprob * ((v == scores->targets[i]) - exp(logit[v] - lse)) / (double)0.9f *
+                        (double)head->weight[v * K + k];
+        near((double)dhidden[scores->rows[i] * K + k], expected, 1e-5);
+    }
+    free(logit);
+}
+
+// The gradient of one id's weight row.
+static void near_weight_slope(const head_t *head, const scores_t *scores, int id, const float *dlogprob, int count,
+                              const int64_t *sum) {
+    double *logit = malloc(V * sizeof(double)), expected[K] = {0};
+    for (int i = 0; i < count; i++) {
+        logits_in_double(head, scores->rows[i], (double)0.9f, logit);
+        double p = exp(logit[id] - lse_in_double(logit, V));
+        for (int k = 0; k < K; k++)
+            expected[k] += (double)dlogprob[i] * ((id == scores->targets[i]) - p) / (double)0.9f *
+                           (double)head->hidden[scores->rows[i] * K + k];
+    }
+    for (int k = 0; k < K; k++) near(ldexp((double)sum[id * K + k], -EXPONENT), expected[k], 1e-5);
+    free(logit);
 }
 
 // All kernel sets, thread counts and layouts of the same leaves give the same bits; V spans two blocks of ids.
@@ -236,6 +266,9 @@ static void test_gradients_are_alike(void **state) {
     slopes_t expected = slopes_make(V, K);
     head_t head = head_open(0, 1, V, K, false);
     slope(&head, &scores, &expected, dlogprob, 0, (leaves_t){.count = 3, .start = cut});
+    for (int i = 0; i < COUNT; i++) near_slope(&head, &scores, i, (double)dlogprob[i], expected.dhidden);
+    for (int id = 7; id < V; id += 156) near_weight_slope(&head, &scores, id, dlogprob, COUNT, expected.sum);
+    near_weight_slope(&head, &scores, V - 1, dlogprob, COUNT, expected.sum);
     head_close(&head);
     for (int set = 0; set < SETS; set++)
         for (int threads = 1; set_is_there(set) && threads <= 3; threads++) {
@@ -318,7 +351,7 @@ static void test_sampling_equals_scoring(void **state) {
             }
             for (int i = 0; i < ROWS; i++) scores.rows[i] = i, scores.targets[i] = samples.token[i];
             token_logprobs_args_t args = score_args(&head, &scores, ROWS, t == 0 ? 1.0f : temperatures[t]);
-            ok(cpu_token_logprobs(&head.device, &args));
+            ok(cpu_token_logprobs(head.device, &args));
             same_floats(scores.logprob, samples.logprob, ROWS);
             same_floats(scores.entropy, samples.entropy, ROWS);
             head_close(&head);
@@ -454,19 +487,17 @@ static void test_refusals(void **state) {
     scores_t scores = {.rows = {0, 4}, .targets = {1, 19}};
     token_logprobs_args_t args = score_args(&head, &scores, 2, 1.0f);
     scores.targets[1] = 20;
-    refused(cpu_token_logprobs(&head.device, &args), STATUS_INVALID, "target 20");
+    refused(cpu_token_logprobs(head.device, &args), STATUS_INVALID, "target 20");
     scores.targets[1] = -1;
-    refused(cpu_token_logprobs(&head.device, &args), STATUS_INVALID, "target -1");
-    scores.targets[1] = 0, scores.rows[1] = 0;
-    refused(cpu_token_logprobs(&head.device, &args), STATUS_INVALID, "ascend");
-    scores.rows[1] = ROWS;
-    refused(cpu_token_logprobs(&head.device, &args), STATUS_INVALID, "row 70");
+    refused(cpu_token_logprobs(head.device, &args), STATUS_INVALID, "target -1");
+    scores.targets[1] = 0, scores.rows[1] = ROWS;
+    refused(cpu_token_logprobs(head.device, &args), STATUS_INVALID, "row 70");
     scores.rows[1] = 1, args.temperature = 0.0f;
-    refused(cpu_token_logprobs(&head.device, &args), STATUS_INVALID, "temperature");
+    refused(cpu_token_logprobs(head.device, &args), STATUS_INVALID, "temperature");
     args.temperature = 1.0f, args.weight.dtype = DTYPE_BF16;
-    refused(cpu_token_logprobs(&head.device, &args), STATUS_UNAVAILABLE, "f32");
+    refused(cpu_token_logprobs(head.device, &args), STATUS_UNAVAILABLE, "f32");
     args.weight.dtype = DTYPE_F32, args.hidden.columns = 2;
-    refused(cpu_token_logprobs(&head.device, &args), STATUS_INVALID, "hidden");
+    refused(cpu_token_logprobs(head.device, &args), STATUS_INVALID, "hidden");
     samples_t samples;
     samples_fill(&samples, 1.0f);
     token_sample_args_t sampling = {.hidden = matrix_of(head.hidden, 2, 3),
@@ -477,13 +508,13 @@ static void test_refusals(void **state) {
                                     .token = samples.token,
                                     .logprob = samples.logprob};
     sampling.banned_count = 20;
-    refused(cpu_token_sample(&head.device, &sampling), STATUS_INVALID, "at least one");
+    refused(cpu_token_sample(head.device, &sampling), STATUS_INVALID, "at least one");
     sampling.banned_count = 2; // both are id 0
-    refused(cpu_token_sample(&head.device, &sampling), STATUS_INVALID, "ascend");
+    refused(cpu_token_sample(head.device, &sampling), STATUS_INVALID, "ascend");
     sampling.banned_count = 0, samples.uniform[1] = 1.0f;
-    refused(cpu_token_sample(&head.device, &sampling), STATUS_INVALID, "uniform");
+    refused(cpu_token_sample(head.device, &sampling), STATUS_INVALID, "uniform");
     samples.uniform[1] = 0.5f, samples.temperature[0] = -1.0f;
-    refused(cpu_token_sample(&head.device, &sampling), STATUS_INVALID, "temperature");
+    refused(cpu_token_sample(head.device, &sampling), STATUS_INVALID, "temperature");
     head_close(&head);
 }
 
@@ -492,8 +523,8 @@ static void test_measuring(void **state) {
     for (int set = 0; set < SETS; set++) {
         if (!set_is_there(set)) continue;
         head_t wet = head_open(set, 2, V, K, false);
-        device_t dry = fixture_open(set, 2);
-        dry.measuring = true;
+        device_t *dry = fixture_open(set, 2);
+        dry->measuring = true;
         scores_t scores;
         slopes_t slopes = slopes_make(V, K);
         samples_t samples;
@@ -510,15 +541,15 @@ static void test_measuring(void **state) {
         token_logprobs_gradients_t gradients = {
             .dhidden = matrix_of(slopes.dhidden, ROWS, K), .weight = &slopes.sink, .leaves = {.count = 1}};
         token_sample_args_t sampling = {.hidden = matrix_of(NULL, ROWS, K), .weight = matrix_of(NULL, V, K)};
-        ok(cpu_token_logprobs(&dry, &args));
-        ok(cpu_token_logprobs_backward(&dry, &args, &gradients));
-        ok(cpu_token_sample(&dry, &sampling));
-        assert_true(dry.workspace_bytes >= wet.device.workspace_bytes);
-        assert_null(dry.workspace);
+        ok(cpu_token_logprobs(dry, &args));
+        ok(cpu_token_logprobs_backward(dry, &args, &gradients));
+        ok(cpu_token_sample(dry, &sampling));
+        assert_true(dry->workspace_bytes >= wet.device->workspace_bytes);
+        assert_null(dry->workspace);
         slopes_free(&slopes);
         free(dlogprob);
         head_close(&wet);
-        fixture_close(&dry);
+        device_close(dry);
     }
 }
 

@@ -1,0 +1,174 @@
+#include "common/comm/job.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+enum { KEY_BYTES = 41, ENDPOINT_LIMIT = 512, LINK_MAX_MESSAGE = 64 << 20, LINK_WINDOW = 256 };
+
+const char *role_name(role_t role) {
+    static const char *const name[ROLE_COUNT] = {"learner", "rollout", "reward"};
+    return role >= 0 && role < ROLE_COUNT ? name[role] : "unknown";
+}
+
+// Fills the two counts for GRPO. Every rank computes the same from the same configuration, so all fail alike.
+static status_t count_roles(const config_t *config, int size, int *learners, int *rollouts) {
+    int wanted_learners = config->roles.learners, wanted_rollouts = config->roles.rollouts, rest = size - 1;
+    if (wanted_learners < 0 || wanted_rollouts < 0)
+        FAIL(STATUS_INVALID, "roles.learners and roles.rollouts must be 0 (from the world size) or more");
+    if (config->roles.colocated) {
+        int wanted = wanted_learners ? wanted_learners : wanted_rollouts;
+        if (wanted_learners && wanted_rollouts && wanted_learners != wanted_rollouts)
+            FAIL(STATUS_INVALID,
+                 "roles.colocated means that the same ranks learn and generate: set roles.learners (%d) and "
+                 "roles.rollouts (%d) to the same number, or to 0",
+                 wanted_learners, wanted_rollouts);
+        if (rest < 1)
+            FAIL(STATUS_INVALID,
+                 "GRPO with roles.colocated needs one reward rank and at least one more: start it with "
+                 "mpirun -n 2 or more, not -n %d",
+                 size);
+        if (wanted && wanted != rest)
+            FAIL(STATUS_INVALID, "%d colocated ranks and 1 reward rank need mpirun -n %d, not -n %d", wanted,
+                 wanted + 1, size);
+        *learners = *rollouts = rest;
+        return STATUS_OK;
+    }
+    int least = (wanted_learners ? wanted_learners : 1) + (wanted_rollouts ? wanted_rollouts : 1) + 1;
+    if (size < least)
+        FAIL(
+            STATUS_INVALID,
+            "GRPO with roles.learners %d and roles.rollouts %d (0: from the world size) and 1 reward rank needs mpirun "
+            "-n %d%s, not -n %d",
+            wanted_learners, wanted_rollouts, least, wanted_learners && wanted_rollouts ? "" : " or more", size);
+    if (wanted_learners && wanted_rollouts && size != least)
+        FAIL(STATUS_INVALID, "%d learners, %d rollout workers and 1 reward rank need mpirun -n %d, not -n %d",
+             wanted_learners, wanted_rollouts, least, size);
+    if (wanted_learners)
+        *learners = wanted_learners;
+    else if (wanted_rollouts)
+        *learners = rest - wanted_rollouts;
+    else
+        *learners = rest / 2;
+    *rollouts = rest - *learners;
+    return STATUS_OK;
+}
+
+static void take_role(job_t *job, bool grpo) {
+    int rank = comm_rank(job->world), size = comm_size(job->world);
+    job->role = ROLE_LEARNER;
+    job->role_index = rank;
+    if (!grpo) return;
+    if (rank == size - 1) {
+        job->role = ROLE_REWARD;
+        job->role_index = 0;
+    } else if (rank >= job->learner_count) {
+        job->role = ROLE_ROLLOUT;
+        job->role_index = rank - job->learner_count;
+    }
+}
+
+static status_t open_signals(job_t *job) {
+    sigset_t stops;
+    sigemptyset(&stops);
+    sigaddset(&stops, SIGUSR1);
+    sigaddset(&stops, SIGTERM);
+    sigaddset(&stops, SIGINT);
+    if (pthread_sigmask(SIG_BLOCK, &stops, NULL) != 0) FAIL(STATUS_FAILED, "cannot block signals");
+    job->signal_fd = signalfd(-1, &stops, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (job->signal_fd < 0) FAIL(STATUS_FAILED, "cannot open a signal descriptor: %s", strerror(errno));
+    return STATUS_OK;
+}
+
+// One pair for the whole job, made by the last rank, known to every rank through MPI and to nobody else.
+static status_t share_keys(job_t *job) {
+    struct {
+        char public_key[KEY_BYTES], secret_key[KEY_BYTES], failure[256];
+    } keys;
+    memset(&keys, 0, sizeof(keys));
+    int root = comm_size(job->world) - 1;
+    if (comm_rank(job->world) == root) {
+        status_t status = link_make_keys(keys.public_key, keys.secret_key);
+        if (status) snprintf(keys.failure, sizeof(keys.failure), "%s", status_message(status));
+        status_free(status);
+    }
+    TRY(comm_broadcast(job->world, &keys, sizeof(keys), root, "sharing keys"));
+    if (keys.failure[0]) FAIL(STATUS_UNAVAILABLE, "%s", keys.failure);
+    TRY(memory_copy_bytes(keys.public_key, KEY_BYTES - 1, &job->public_key));
+    TRY(memory_copy_bytes(keys.secret_key, KEY_BYTES - 1, &job->secret_key));
+    return STATUS_OK;
+}
+
+static status_t open_parts(job_t *job, bool grpo) {
+    const config_t *config = job->config;
+    comm_set_deadline(job->world, config->deadline.start_s);
+    TRY(open_signals(job));
+    if (grpo && comm_hosts(job->world) > 1) TRY(share_keys(job));
+    TRY(comm_split(job->world, job->role == ROLE_LEARNER ? 0 : -1, &job->learners));
+    if (job->learners) comm_set_deadline(job->learners, config->deadline.collective_s);
+    return STATUS_OK;
+}
+
+status_t job_open(const config_t *config, comm_t *world, bool grpo, const char *program, job_t *out) {
+    memset(out, 0, sizeof(*out));
+    out->signal_fd = -1;
+    out->config = config;
+    out->world = world;
+    out->program = program;
+    out->learner_count = comm_size(world);
+    if (grpo) TRY(count_roles(config, comm_size(world), &out->learner_count, &out->rollout_count));
+    take_role(out, grpo);
+    status_t status = open_parts(out, grpo);
+    if (status) job_close(out);
+    return status;
+}
+
+void job_close(job_t *job) {
+    comm_close(job->learners);
+    free(job->coordinator_endpoint);
+    free(job->public_key);
+    if (job->secret_key) explicit_bzero(job->secret_key, strlen(job->secret_key));
+    free(job->secret_key);
+    if (job->signal_fd >= 0) close(job->signal_fd);
+    memset(job, 0, sizeof(*job));
+    job->signal_fd = -1;
+}
+
+bool job_stop_requested(job_t *job) {
+    struct signalfd_siginfo information;
+    while (job->signal_fd >= 0 && read(job->signal_fd, &information, sizeof(information)) == sizeof(information))
+        job->stop_seen = true;
+    return job->stop_seen;
+}
+
+status_t job_share_endpoint(job_t *job, const char *endpoint_or_null) {
+    char endpoint[ENDPOINT_LIMIT] = "";
+    int root = comm_size(job->world) - 1;
+    // A reward rank that has none still takes part, so that the others hear of it instead of waiting.
+    if (comm_rank(job->world) == root && endpoint_or_null && strlen(endpoint_or_null) < sizeof(endpoint))
+        memcpy(endpoint, endpoint_or_null, strlen(endpoint_or_null));
+    TRY(comm_broadcast(job->world, endpoint, sizeof(endpoint), root, "sharing the coordinator's address"));
+    endpoint[sizeof(endpoint) - 1] = 0;
+    if (!endpoint[0]) FAIL(STATUS_PEER, "the reward rank (rank %d) could not open its endpoint; see its message", root);
+    free(job->coordinator_endpoint);
+    job->coordinator_endpoint = NULL;
+    return memory_copy_string(endpoint, &job->coordinator_endpoint);
+}
+
+const char *job_bind_endpoint(const job_t *job) {
+    return job->public_key ? "tcp://*:*" : "tcp://127.0.0.1:*";
+}
+
+link_options_t job_link_options(const job_t *job) {
+    return (link_options_t){
+        .public_key = job->public_key,
+        .secret_key = job->secret_key,
+        .heartbeat_s = job->config->deadline.heartbeat_s,
+        .max_message = LINK_MAX_MESSAGE,
+        .window = LINK_WINDOW,
+    };
+}

@@ -1,0 +1,236 @@
+// PEFT folders: adapter_config.json and adapter_model.safetensors.
+//
+// Which layers are adapted is read from the tensors; the configuration gives scales, and must agree about ranks.
+#include "common/model/adapter.h"
+#include "common/model/config_reader.h"
+#include "common/model/model_files.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char prefix[] = "base_model.model.";
+
+typedef struct peft_config {
+    const json_t *ranks, *alphas; // by module pattern; may be NULL
+    int rank;
+    double alpha;
+    bool rank_stabilised;
+} peft_config_t;
+
+// ---- reading ----
+
+static status_t read_peft(const json_t *json, peft_config_t *out) {
+    static const char *const lora[] = {"LORA", NULL}, *const none[] = {"none", NULL};
+    config_reader_t reader = config_reader(json, "adapter_config.json");
+    bool dora = false, fan = false, lora_bias = false;
+    *out = (peft_config_t){.rank = 8, .alpha = 8};
+    TRY(config_choice(&reader, "peft_type", lora));
+    TRY(config_choice(&reader, "bias", none));
+    TRY(config_integer(&reader, "r", 1, ADAPTER_MAX_RANK, &out->rank));
+    TRY(config_number(&reader, "lora_alpha", 1e-9, 1e9, &out->alpha));
+    TRY(config_boolean(&reader, "use_rslora", &out->rank_stabilised));
+    TRY(config_boolean(&reader, "use_dora", &dora));
+    TRY(config_boolean(&reader, "fan_in_fan_out", &fan));
+    TRY(config_boolean(&reader, "lora_bias", &lora_bias));
+    TRY(config_object(&reader, "rank_pattern", &out->ranks));
+    TRY(config_object(&reader, "alpha_pattern", &out->alphas));
+    if (dora || fan || lora_bias || json_array_size(config_get(&reader, "modules_to_save")))
+        FAIL(STATUS_INVALID,
+             "adapter_config.json: use_dora, fan_in_fan_out, lora_bias and modules_to_save are not supported");
+    return STATUS_OK;
+}
+
+// The value of the first pattern that matches the module, as PEFT looks it up.
+static status_t look_up(const json_t *patterns, const char *name, size_t length, double *value) {
+    const char *key;
+    json_t *item;
+    json_object_foreach((json_t *)(uintptr_t)patterns, key, item) {
+        adapter_pattern_t *pattern;
+        TRY(adapter_pattern_open(key, &pattern));
+        bool matches = adapter_pattern_matches(pattern, name, length);
+        adapter_pattern_close(pattern);
+        if (!matches) continue;
+        if (!json_is_number(item)) FAIL(STATUS_INVALID, "adapter_config.json: '%.64s' must have a number", key);
+        *value = json_number_value(item);
+        return STATUS_OK;
+    }
+    return STATUS_OK;
+}
+
+// "base_model.model.MODULE.lora_A.weight" -> the parameter MODULE.weight and the side; false: not such a name.
+static bool parse_name(const model_t *model, const char *name, int *index, int *side, size_t *module_length) {
+    static const char *const ends[2][2] = {{".lora_A.weight", ".lora_A.default.weight"},
+                                           {".lora_B.weight", ".lora_B.default.weight"}};
+    char ours[512], mapped[512];
+    size_t length = strlen(name);
+    if (strncmp(name, prefix, strlen(prefix))) return false;
+    for (int i = 0; i < 4; i++) {
+        const char *end = ends[i / 2][i % 2];
+        if (length <= strlen(end) + strlen(prefix) || strcmp(name + length - strlen(end), end)) continue;
+        *module_length = length - strlen(end) - strlen(prefix);
+        int written = snprintf(ours, sizeof(ours), "%.*s.weight", (int)*module_length, name + strlen(prefix));
+        if (written >= (int)sizeof(ours) || !model->family->map_name(model, ours, mapped, sizeof(mapped))) return false;
+        *index = model_find(model, mapped);
+        *side = i / 2;
+        return model->spec[*index].is_linear;
+    }
+    return false;
+}
+
+static status_t load_side(model_t *model, const peft_config_t *config, const safetensors_tensor_t *tensor,
+                          int *filled) {
+    int index, side;
+    size_t length;
+    if (!parse_name(model, tensor->name, &index, &side, &length))
+        FAIL(STATUS_INVALID, "the adapter tensor '%.160s' fits no linear layer of this model", tensor->name);
+    const char *module = tensor->name + strlen(prefix);
+    double rank = config->rank, alpha = config->alpha;
+    TRY(look_up(config->ranks, module, length, &rank));
+    TRY(look_up(config->alphas, module, length, &alpha));
+    if (!(rank >= 1 && rank <= ADAPTER_MAX_RANK) || !(alpha > 0))
+        FAIL(STATUS_INVALID, "adapter_config.json: rank %g and alpha %g of '%.160s' are not possible", rank, alpha,
+             tensor->name);
+    if (!model->adapter[index])
+        TRY(adapter_create(model, index, (int)rank, (float)alpha,
+                           (float)(alpha / (config->rank_stabilised ? sqrt(rank) : rank))));
+    parameter_t *parameter = side ? &model->adapter[index]->b : &model->adapter[index]->a;
+    if (tensor->dimensions != 2 || tensor->shape[0] != parameter->value.rows ||
+        tensor->shape[1] != parameter->value.columns)
+        FAIL(STATUS_INVALID,
+             "the adapter tensor '%.160s' does not have the shape [%d, %d] that its layer and rank need", tensor->name,
+             parameter->value.rows, parameter->value.columns);
+    if (filled[index] & 1 << side)
+        FAIL(STATUS_INVALID, "the adapter tensor '%.160s' is there under two names", tensor->name);
+    filled[index] |= 1 << side;
+    return model_upload_tensor(model, tensor, parameter);
+}
+
+static status_t load_sides(model_t *model, const peft_config_t *config, const char *directory, int *filled) {
+    char path[MODEL_PATH_BYTES];
+    if (snprintf(path, sizeof(path), "%s/adapter_model.safetensors", directory) >= (int)sizeof(path))
+        FAIL(STATUS_INVALID, "the path is too long");
+    safetensors_t *file;
+    TRY(safetensors_open(path, &file));
+    status_t status = STATUS_OK;
+    int found = safetensors_count(file);
+    for (int i = 0; i < found && !status; i++) status = load_side(model, config, safetensors_at(file, i), filled);
+    safetensors_close(file);
+    if (!status && !found) status = STATUS_NEW(STATUS_INVALID, "adapter_model.safetensors holds no tensors");
+    for (int i = 0; i < model->parameter_count && !status; i++)
+        if (model->adapter[i] && filled[i] != 3)
+            status = STATUS_NEW(STATUS_INVALID, "one of the two adapter tensors of %s is missing", model->spec[i].name);
+    return status;
+}
+
+status_t model_load_adapter(model_t *model, const char *directory) {
+    json_t *json;
+    peft_config_t config;
+    int *filled = NULL;
+    TRY(config_load(directory, "adapter_config.json", false, &json));
+    status_t status = read_peft(json, &config);
+    if (!status) status = adapter_check(model, config.rank, config.alpha);
+    if (!status) status = ALLOCATE(&filled, model->parameter_count);
+    if (!status) {
+        // Set first: what a failed load leaves is still the model's to free, and no second load may follow.
+        model->adapter_rank = config.rank;
+        model->adapter_alpha = (float)config.alpha;
+        model->adapter_rank_stabilised = config.rank_stabilised;
+        status = load_sides(model, &config, directory, filled);
+    }
+    free(filled);
+    json_decref(json);
+    if (status) return status_context(status, "the adapter %s", directory);
+    model->vision_version++;
+    return STATUS_OK;
+}
+
+// ---- writing ----
+
+typedef struct peft_entry {
+    char name[512];
+    int64_t shape[2];
+    const parameter_t *side;
+} peft_entry_t;
+
+typedef struct peft_file {
+    const model_t *model;
+    const peft_entry_t *entries;
+} peft_file_t;
+
+static status_t download_side(void *context, int index, void *buffer, size_t bytes) {
+    const peft_file_t *file = context;
+    device_t *device = file->model->device;
+    return device->table->download(device, buffer, file->entries[index].side->value.data, bytes);
+}
+
+static void module_name(const model_t *model, int index, char *out, size_t bytes) {
+    snprintf(out, bytes, "%s", model->spec[index].name);
+    if (model->family->module_name) model->family->module_name(model->spec[index].name, out, bytes);
+    out[adapter_module_length(out)] = 0;
+}
+
+static status_t save_sides(const model_t *model, const char *directory) {
+    char path[MODEL_PATH_BYTES], module[256];
+    if (snprintf(path, sizeof(path), "%s/adapter_model.safetensors", directory) >= (int)sizeof(path))
+        FAIL(STATUS_INVALID, "the path %s is too long", directory);
+    peft_entry_t *entries = NULL;
+    safetensors_item_t *items = NULL;
+    int count = 0;
+    status_t status = ALLOCATE(&entries, 2 * (size_t)model->parameter_count);
+    if (!status) status = ALLOCATE(&items, 2 * (size_t)model->parameter_count);
+    for (int i = 0; i < 2 * model->parameter_count && !status; i++) {
+        const adapter_t *adapter = model->adapter[i / 2];
+        if (!adapter) continue;
+        peft_entry_t *entry = &entries[count];
+        module_name(model, i / 2, module, sizeof(module));
+        snprintf(entry->name, sizeof(entry->name), "%s%s.lora_%c.weight", prefix, module, i % 2 ? 'B' : 'A');
+        entry->side = i % 2 ? &adapter->b : &adapter->a;
+        entry->shape[0] = entry->side->value.rows;
+        entry->shape[1] = entry->side->value.columns;
+        items[count++] =
+            (safetensors_item_t){.name = entry->name, .dtype = DTYPE_F32, .dimensions = 2, .shape = entry->shape};
+    }
+    peft_file_t file = {model, entries};
+    if (!status) status = safetensors_write(path, items, count, "pt", download_side, &file);
+    free(entries);
+    free(items);
+    return status;
+}
+
+static status_t save_config(const model_t *model, const char *base, const char *directory) {
+    json_t *targets = json_array(), *ranks = json_object(), *alphas = json_object();
+    char module[256];
+    for (int i = 0; i < model->parameter_count; i++) {
+        const adapter_t *adapter = model->adapter[i];
+        if (!adapter) continue;
+        module_name(model, i, module, sizeof(module));
+        json_array_append_new(targets, json_string(module));
+        if (adapter->a.value.rows != model->adapter_rank)
+            json_object_set_new(ranks, module, json_integer(adapter->a.value.rows));
+        if (adapter->alpha != model->adapter_alpha)
+            json_object_set_new(alphas, module, json_real((double)adapter->alpha));
+    }
+    json_t *json =
+        json_pack("{s:s,s:s,s:i,s:f,s:f,s:s,s:b,s:b,s:b,s:o,s:o,s:o}", "peft_type", "LORA", "base_model_name_or_path",
+                  base ? base : "", "r", model->adapter_rank, "lora_alpha", (double)model->adapter_alpha,
+                  "lora_dropout", 0.0, "bias", "none", "use_rslora", model->adapter_rank_stabilised, "fan_in_fan_out",
+                  0, "inference_mode", 1, "target_modules", targets, "rank_pattern", ranks, "alpha_pattern", alphas);
+    char *text = json ? json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
+    json_decref(json);
+    if (!text) FAIL(STATUS_MEMORY, "out of memory while writing adapter_config.json");
+    status_t status = folder_write_text(directory, "adapter_config.json", text);
+    free(text);
+    return status;
+}
+
+status_t model_save_adapter(const model_t *model, const char *base, const char *directory) {
+    char temporary[MODEL_PATH_BYTES];
+    if (!model->adapter_rank) FAIL(STATUS_INVALID, "the model has no adapters to save");
+    TRY(folder_begin(directory, temporary));
+    status_t status = save_sides(model, temporary);
+    if (!status) status = save_config(model, base, temporary);
+    if (!status) status = folder_finish(temporary, directory);
+    if (status) folder_discard(temporary);
+    return status;
+}

@@ -1,0 +1,93 @@
+// Decoding by content, and turning as Exif says.
+#include "common/vision/image_parts.h"
+
+#include <libexif/exif-data.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+void image_free(image_t *image) {
+    free(image->pixels);
+    *image = (image_t){0};
+}
+
+status_t image_new(uint64_t width, uint64_t height, size_t size, uint64_t pixels_per_byte, image_t *out) {
+    *out = (image_t){0};
+    if (!width || !height) FAIL(STATUS_INVALID, "the picture is empty");
+    if (width > INT_MAX / 4 || height > INT_MAX / 4 || width * height > IMAGE_MAX_PIXELS)
+        FAIL(STATUS_INVALID, "the picture has %llu x %llu pixels, more than the %d allowed", (unsigned long long)width,
+             (unsigned long long)height, IMAGE_MAX_PIXELS);
+    if (width * height > pixels_per_byte * size + 65536)
+        FAIL(STATUS_INVALID, "the picture claims %llu x %llu pixels, which %zu bytes cannot hold: it is cut or damaged",
+             (unsigned long long)width, (unsigned long long)height, size);
+    TRY(memory_allocate(width * height, 3, (void **)&out->pixels));
+    out->width = (int)width;
+    out->height = (int)height;
+    return STATUS_OK;
+}
+
+int image_exif_orientation(const uint8_t *bytes, size_t size) {
+    static const uint8_t header[6] = "Exif\0";
+    uint8_t *block = NULL;
+    const uint8_t *use = bytes;
+    if (size < 8 || size > 1 << 20) return 1;
+    if (memcmp(bytes, header, 6) != 0) { // PNG and WebP leave the header out, libexif wants it
+        block = malloc(size + 6);
+        if (!block) return 1;
+        memcpy(block, header, 6);
+        memcpy(block + 6, bytes, size);
+        use = block;
+        size += 6;
+    }
+    int orientation = 1;
+    ExifData *data = exif_data_new_from_data(use, (unsigned)size);
+    ExifEntry *entry = data ? exif_content_get_entry(data->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION) : NULL;
+    if (entry && entry->format == EXIF_FORMAT_SHORT && entry->size >= 2)
+        orientation = exif_get_short(entry->data, exif_data_get_byte_order(data));
+    if (data) exif_data_unref(data);
+    free(block);
+    return orientation >= 1 && orientation <= 8 ? orientation : 1;
+}
+
+// Exif's eight ways to hold a camera, undone.
+static status_t image_turn(image_t *image, int orientation) {
+    if (orientation <= 1) return STATUS_OK;
+    int width = image->width, height = image->height;
+    bool swap = orientation >= 5;
+    image_t turned = {.width = swap ? height : width, .height = swap ? width : height};
+    TRY(memory_allocate((size_t)width * (size_t)height, 3, (void **)&turned.pixels));
+    bool flip_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    bool flip_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    for (int y = 0; y < turned.height; y++) {
+        for (int x = 0; x < turned.width; x++) {
+            int from_x = swap ? y : x, from_y = swap ? x : y;
+            if (flip_x) from_x = width - 1 - from_x;
+            if (flip_y) from_y = height - 1 - from_y;
+            memcpy(turned.pixels + 3 * ((size_t)y * (size_t)turned.width + (size_t)x),
+                   image->pixels + 3 * ((size_t)from_y * (size_t)width + (size_t)from_x), 3);
+        }
+    }
+    image_free(image);
+    *image = turned;
+    return STATUS_OK;
+}
+
+status_t image_decode(const void *bytes, size_t size, image_t *out) {
+    const uint8_t *data = bytes;
+    int orientation = 1;
+    *out = (image_t){0};
+    status_t status;
+    if (size >= 3 && memcmp(data, "\xff\xd8\xff", 3) == 0)
+        status = image_decode_jpeg(data, size, out, &orientation);
+    else if (size >= 8 && memcmp(data, "\x89PNG\r\n\x1a\n", 8) == 0)
+        status = image_decode_png(data, size, out, &orientation);
+    else if (size >= 12 && memcmp(data, "RIFF", 4) == 0 && memcmp(data + 8, "WEBP", 4) == 0)
+        status = image_decode_webp(data, size, out, &orientation);
+    else if (!size)
+        FAIL(STATUS_INVALID, "the picture is an empty file");
+    else
+        FAIL(STATUS_INVALID, "the picture is no JPEG, PNG or WebP file");
+    if (!status) status = image_turn(out, orientation);
+    if (status) image_free(out);
+    return status;
+}

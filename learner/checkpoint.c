@@ -1,0 +1,225 @@
+#include "learner/checkpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { CHECKPOINT_SCHEMA = 1, PATH_BYTES = 4096 };
+
+static void file_path(const char *output, int64_t step, char path[PATH_BYTES]) {
+    snprintf(path, PATH_BYTES, "%s/checkpoints/step-%lld.h5", output, (long long)step);
+}
+
+// "step-12.h5" -> 12; -1 for any other name.
+static int64_t step_of_name(const char *name) {
+    if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9') return -1;
+    char *end;
+    errno = 0;
+    long long step = strtoll(name + 5, &end, 10);
+    return errno || strcmp(end, ".h5") != 0 ? -1 : step;
+}
+
+static int newest_first(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x < y) - (x > y);
+}
+
+// Steps of all checkpoint files, newest first. *out is malloc'd.
+static status_t list_steps(const char *output, int64_t **out, size_t *count) {
+    char path[PATH_BYTES];
+    snprintf(path, sizeof(path), "%s/checkpoints", output);
+    *out = NULL;
+    *count = 0;
+    DIR *directory = opendir(path);
+    if (!directory) {
+        if (errno == ENOENT) return STATUS_OK;
+        FAIL(STATUS_IO, "cannot read the folder %s: %s", path, strerror(errno));
+    }
+    size_t capacity = 0;
+    status_t status = STATUS_OK;
+    for (const struct dirent *entry; !status && (entry = readdir(directory));) {
+        int64_t step = step_of_name(entry->d_name);
+        if (step < 0) continue;
+        status = memory_grow((void **)out, &capacity, *count + 1, sizeof(**out));
+        if (!status) (*out)[(*count)++] = step;
+    }
+    closedir(directory);
+    if (*count > 1) qsort(*out, *count, sizeof(**out), newest_first);
+    return status;
+}
+
+status_t checkpoint_newest(const char *output, int64_t *step) {
+    int64_t *steps;
+    size_t count;
+    *step = -1;
+    TRY(list_steps(output, &steps, &count));
+    for (size_t i = 0; i < count && *step < 0; i++) {
+        char path[PATH_BYTES];
+        file_path(output, steps[i], path);
+        store_t *store;
+        status_t status = store_open(path, &store);
+        if (status) {
+            fprintf(stderr, "poise: passing over %s: %s\n", path, status_message(status));
+            status_free(status);
+            continue;
+        }
+        store_close(store);
+        *step = steps[i];
+    }
+    free(steps);
+    return STATUS_OK;
+}
+
+// ---- writing ----
+
+static status_t write_configuration(const learner_t *learner, store_t *store) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *stream = open_memstream(&text, &size);
+    if (!stream) FAIL(STATUS_MEMORY, "no memory for the configuration's text");
+    status_t status = config_print(learner->config, stream);
+    fclose(stream);
+    if (!status) status = store_write_string(store, "config", text ? text : "");
+    free(text);
+    return status;
+}
+
+static status_t write_header(const learner_t *learner, store_t *store, const char *kind, int64_t completed) {
+    char hash[17];
+    snprintf(hash, sizeof(hash), "%016" PRIx64, config_training_hash(learner->config));
+    TRY(store_write_number(store, "schema", CHECKPOINT_SCHEMA));
+    TRY(store_write_string(store, "kind", kind));
+    TRY(store_write_number(store, "step", completed));
+    TRY(store_write_string(store, "training_hash", hash));
+    TRY(store_write_string(store, "data_hash", packed_hash(learner->packed)));
+    for (int part = 0; part < PART_COUNT; part++) {
+        char name[64];
+        int64_t trainable, total;
+        model_count(learner->model, (model_part_t)part, &trainable, &total);
+        snprintf(name, sizeof(name), "counts/%s_trainable", model_part_name((model_part_t)part));
+        TRY(store_write_number(store, name, trainable));
+        snprintf(name, sizeof(name), "counts/%s_frozen", model_part_name((model_part_t)part));
+        TRY(store_write_number(store, name, total - trainable));
+    }
+    return write_configuration(learner, store);
+}
+
+static status_t remove_old(const config_t *config) {
+    if (config->checkpoint.keep < 1) return STATUS_OK;
+    int64_t *steps;
+    size_t count;
+    TRY(list_steps(config->output, &steps, &count));
+    status_t status = STATUS_OK;
+    for (size_t i = (size_t)config->checkpoint.keep; i < count && !status; i++) {
+        char path[PATH_BYTES];
+        file_path(config->output, steps[i], path);
+        if (unlink(path) != 0 && errno != ENOENT)
+            status = STATUS_NEW(STATUS_IO, "cannot remove the old checkpoint %s: %s", path, strerror(errno));
+    }
+    free(steps);
+    return status;
+}
+
+static status_t create(learner_t *learner, const char *kind, int64_t completed, store_t **store) {
+    char path[PATH_BYTES];
+    snprintf(path, sizeof(path), "%s/checkpoints", learner->config->output);
+    TRY(file_make_directory(path));
+    file_path(learner->config->output, completed, path);
+    TRY(store_create(path, store));
+    return write_header(learner, *store, kind, completed);
+}
+
+status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, checkpoint_part_t part,
+                         void *context) {
+    store_t *store = NULL;
+    status_t status = learner->first ? create(learner, kind, completed, &store) : STATUS_OK;
+    // Even when the file could not be made the gathers run: the other ranks are in them.
+    status = status_first(status, optimizer_save(learner->optimizer, status ? NULL : store));
+    if (!status && store && part) status = part(context, store);
+    if (!status && store) {
+        status = store_commit(store);
+        store = NULL;
+    }
+    store_close(store);
+    if (!status && learner->first) status = remove_old(learner->config);
+    return learner_agree(learner, status, "checkpoint");
+}
+
+// ---- reading ----
+
+static status_t check_text(store_t *store, const char *name, const char *expected, const char *what) {
+    char *text;
+    TRY(store_read_string(store, name, &text));
+    bool same = !strcmp(text, expected);
+    status_t status = same ? STATUS_OK
+                           : STATUS_NEW(STATUS_INVALID,
+                                        "it was written %s (%s there, %s now); choose another output folder to start "
+                                        "anew, or go back to what the run began with",
+                                        what, text, expected);
+    free(text);
+    return status;
+}
+
+static status_t check_header(const learner_t *learner, store_t *store, const char *kind, int64_t step) {
+    char hash[17];
+    snprintf(hash, sizeof(hash), "%016" PRIx64, config_training_hash(learner->config));
+    int64_t schema, stored;
+    TRY(store_read_number(store, "schema", &schema));
+    if (schema != CHECKPOINT_SCHEMA)
+        FAIL(STATUS_INVALID, "it has schema %lld, this program reads %d", (long long)schema, CHECKPOINT_SCHEMA);
+    TRY(check_text(store, "kind", kind, "by another command"));
+    TRY(check_text(store, "training_hash", hash, "under another training configuration"));
+    TRY(check_text(store, "data_hash", packed_hash(learner->packed), "with other training data"));
+    TRY(store_read_number(store, "step", &stored));
+    if (stored != step)
+        FAIL(STATUS_INVALID, "it is named for step %lld but holds step %lld", (long long)step, (long long)stored);
+    return STATUS_OK;
+}
+
+static status_t open_checked(learner_t *learner, const char *kind, int64_t step, store_t **store) {
+    char path[PATH_BYTES];
+    file_path(learner->config->output, step, path);
+    TRY(store_open(path, store));
+    status_t status = check_header(learner, *store, kind, step);
+    return status ? status_context(status, "cannot go on from %s", path) : STATUS_OK;
+}
+
+static status_t find(const learner_t *learner, int64_t *step) {
+    store_sweep(learner->config->output);
+    char path[PATH_BYTES];
+    snprintf(path, sizeof(path), "%s/checkpoints", learner->config->output);
+    store_sweep(path);
+    TRY(checkpoint_newest(learner->config->output, step));
+    if (*step >= 0 && !learner->config->resume) {
+        FAIL(STATUS_INVALID,
+             "%s already holds a checkpoint of step %lld; set resume: true to go on from it, or choose another output "
+             "folder",
+             path, (long long)*step);
+    }
+    return STATUS_OK;
+}
+
+status_t checkpoint_resume(learner_t *learner, const char *kind, checkpoint_part_t part, void *context,
+                           int64_t *completed) {
+    int64_t step = -1;
+    *completed = 0;
+    // One rank looks, so that a slow file system cannot show two ranks two folders.
+    TRY(learner_agree(learner, learner->first ? find(learner, &step) : STATUS_OK, "looking for checkpoints"));
+    TRY(comm_broadcast(learner->comm, &step, sizeof(step), 0, "looking for checkpoints"));
+    if (step < 0) return STATUS_OK;
+    store_t *store = NULL;
+    status_t status = learner_agree(learner, open_checked(learner, kind, step, &store), "opening a checkpoint");
+    if (!status) status = optimizer_load(learner->optimizer, store);
+    if (!status) {
+        status_t read = learner->first && part ? part(context, store) : STATUS_OK;
+        status = learner_agree(learner, read, "reading a checkpoint");
+    }
+    store_close(store);
+    TRY(status);
+    if (learner->first) fprintf(stderr, "poise: going on after step %lld\n", (long long)step);
+    *completed = step;
+    return STATUS_OK;
+}

@@ -1,0 +1,24 @@
+// Checkpoints of a learner run: OUTPUT/checkpoints/step-N.h5, N completed steps; the newest whole file counts.
+//
+// A file holds whole tensors, so another number of ranks can go on from it, to the same bits.
+#ifndef LEARNER_CHECKPOINT_H
+#define LEARNER_CHECKPOINT_H
+
+#include "learner/setup.h"
+
+// Writes or reads what a kind of run adds; called on learner 0 only.
+typedef status_t (*checkpoint_part_t)(void *context, store_t *store);
+
+// Writes the state after `completed` steps and removes all but the newest checkpoint.keep files. `kind` is "sft" or
+// "grpo". Collective: all fail if learner 0 cannot write.
+status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, checkpoint_part_t part,
+                         void *context) STATUS_CHECKED;
+// Loads the newest whole checkpoint, if there is one and `resume` is set; *completed is its step, else 0. Errors
+// (STATUS_INVALID): written under another training configuration, other data or for another command; or the folder
+// holds checkpoints and `resume` is false. Collective.
+status_t checkpoint_resume(learner_t *learner, const char *kind, checkpoint_part_t part, void *context,
+                           int64_t *completed) STATUS_CHECKED;
+// The step of the newest checkpoint in OUTPUT that can be opened; -1: none. A torn file is passed over with a warning.
+status_t checkpoint_newest(const char *output, int64_t *step) STATUS_CHECKED;
+
+#endif

@@ -1,0 +1,112 @@
+// Inside the GRPO learner: the run, its stream to the reward rank, and one step's batch.
+#ifndef LEARNER_GRPO_INTERNAL_H
+#define LEARNER_GRPO_INTERNAL_H
+
+#include "common/metrics/metrics.h"
+#include "common/wire/weights.h"
+#include "learner/checkpoint.h"
+#include "learner/learner.h"
+#include "learner/loss.h"
+
+// One completion's numbers in a step, shared among learners slot by slot (learner_share).
+enum {
+    SLOT_COUNTED, // 1 when it was not excluded
+    SLOT_POLICY_LOSS,
+    SLOT_KL_LOSS,
+    SLOT_ENTROPY, // sum over tokens, before the first update
+    SLOT_RATIO_DEVIATION,
+    SLOT_CLIPPED_LOW,
+    SLOT_CLIPPED_HIGH,
+    SLOT_LOGPROB_DIFFERENCE, // largest |learner - rollout| before the first update
+    SLOT_LENGTH,
+    SLOT_REWARD,
+    SLOT_REWARD_TAG,
+    SLOT_REWARD_ANSWER,
+    SLOT_ADVANTAGE,
+    SLOT_TRUNCATED,
+    SLOT_FIELDS
+};
+// Ratios are counted in bins of log ratio, so that quantiles need no floating-point sums over ranks.
+enum { RATIO_BINS_PER_UNIT = 1024, RATIO_BIN_LIMIT = 8192, RATIO_BINS = 2 * RATIO_BIN_LIMIT + 1 };
+
+// A group that this learner computes.
+typedef struct grpo_leaf {
+    const message_group_t *group;
+    int number; // of the group in the plan
+    packed_sample_t sample;
+    batch_sequence_t *sequence; // the prompt, then the completions that count
+    int *item;                  // [completions that count] into group->item
+    int completions;
+    int32_t *tokens;  // all sequences' tokens
+    float *reference; // log-probs of the reference, completion after completion; NULL without KL
+    const image_patches_t **images;
+} grpo_leaf_t;
+
+typedef struct grpo_batch {
+    int64_t step;
+    message_t plan_message;
+    const message_plan_t *plan; // inside plan_message; NULL: no batch
+    message_t *group;           // [plan->groups]; type 0 where this learner did not fetch it
+    grpo_leaf_t *own;           // [own_count]
+    leaf_t *leaf;               // [own_count]
+    int own_count;
+    int leaf_count;              // of leaf: own groups with a completion that counts; they come first in `own`
+    double *slot;                // [groups * completions][SLOT_FIELDS]
+    int64_t *ratio_bin;          // [RATIO_BINS]
+    int64_t sequences, tokens;   // that count, of all learners
+    double policy_loss, kl_loss; // filled from the slots
+} grpo_batch_t;
+
+typedef struct grpo_times {
+    double step_started, idle_s, fetch_s, data_s, reduce_s, update_s, sync_s, train_s;
+} grpo_times_t;
+
+typedef struct grpo_run {
+    learner_t learner;
+    const learner_colocated_t *colocated; // NULL: rollouts are elsewhere
+    link_t *link;
+    weight_server_t *server; // learner 0
+    message_t *pending;      // plans that came early
+    size_t pending_count, pending_capacity;
+    bool stopped; // the reward rank said stop
+    char stop_reason[256];
+    message_statistics_t statistics; // sums since the last report
+    grpo_batch_t batch;
+    bool first_update;  // log-probs of this pass are compared with the rollout's
+    bool count_metrics; // false while a step's leaves are summed again
+    optimizer_report_t report;
+    int redos;
+    bool mismatch_told;
+    grpo_times_t times;
+    metrics_t *metrics; // learner 0
+    progress_t progress;
+} grpo_run_t;
+
+// ---- grpo_stream.c ----
+status_t grpo_stream_open(grpo_run_t *run, int64_t completed) STATUS_CHECKED;
+void grpo_stream_close(grpo_run_t *run);
+// Learner 0: the model's weights as `version`, published and announced. The others do nothing.
+status_t grpo_announce(grpo_run_t *run, int64_t version) STATUS_CHECKED;
+status_t grpo_send(grpo_run_t *run, const message_t *message) STATUS_CHECKED;
+// Waits for the plan of `step`, then fetches its groups into run->batch.
+status_t grpo_wait_batch(grpo_run_t *run, int64_t step) STATUS_CHECKED;
+// Waits until the reward rank says stop.
+status_t grpo_wait_stop(grpo_run_t *run) STATUS_CHECKED;
+
+// ---- grpo_batch.c ----
+// Checks the fetched groups and lays this learner's out as leaves. Collective (counts are summed).
+status_t grpo_batch_prepare(grpo_run_t *run) STATUS_CHECKED;
+void grpo_batch_close(grpo_run_t *run);
+// The loss of a pass over the batch (launch_loss_t; the context is the run), and the scoring of the reference.
+status_t grpo_loss(void *context, const launch_view_t *view) STATUS_CHECKED;
+status_t grpo_reference(void *context, const launch_view_t *view) STATUS_CHECKED;
+
+// ---- grpo_metrics.c ----
+// Collective; learner 0 writes the line of `completed`.
+status_t grpo_report(grpo_run_t *run, int64_t completed) STATUS_CHECKED;
+
+// ---- trajectory.c ----
+// OUTPUT/trajectories/step-N.h5 with all groups of the batch (learner 0, which has fetched them all).
+status_t trajectory_write(const grpo_run_t *run, int64_t completed) STATUS_CHECKED;
+
+#endif

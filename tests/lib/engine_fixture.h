@@ -1,0 +1,139 @@
+// Requests made of the golden prompts of tests/goldens/qwen2_5_vl, and what an engine made of them.
+#ifndef TESTS_LIB_ENGINE_FIXTURE_H
+#define TESTS_LIB_ENGINE_FIXTURE_H
+
+#include "common/model/safetensors.h"
+#include "rollout/engine.h"
+#include "tests/lib/check.h"
+
+enum { FIXTURE_PROMPTS = 4, FIXTURE_IMAGES = 2, FIXTURE_COMPLETIONS = 8, FIXTURE_BUDGET = 40 };
+
+typedef struct fixture_prompt {
+    int32_t *tokens;
+    int length;
+    image_patches_t image[FIXTURE_IMAGES];
+    const image_patches_t *images[FIXTURE_IMAGES];
+    int image_count;
+} fixture_prompt_t;
+
+typedef struct fixture {
+    device_t *device;
+    model_t *model;
+    safetensors_t *golden;
+    fixture_prompt_t prompt[FIXTURE_PROMPTS];
+    int prompts;
+} fixture_t;
+
+static inline const safetensors_tensor_t *fixture_tensor(const fixture_t *f, int prompt, const char *name) {
+    char full[64];
+    snprintf(full, sizeof(full), "prompt%d.%s", prompt, name);
+    return safetensors_find(f->golden, full);
+}
+
+static inline void fixture_images(fixture_t *f, int index) {
+    fixture_prompt_t *prompt = &f->prompt[index];
+    const safetensors_tensor_t *grid = fixture_tensor(f, index, "image_grid_thw");
+    if (!grid) return;
+    const safetensors_tensor_t *pixels = fixture_tensor(f, index, "pixel_values");
+    int32_t grids[FIXTURE_IMAGES][3];
+    float *values = malloc((size_t)pixels->elements * sizeof(float));
+    prompt->image_count = (int)grid->shape[0];
+    assert_true(prompt->image_count <= FIXTURE_IMAGES);
+    CHECK_OK(safetensors_read_i32(grid, &grids[0][0]));
+    CHECK_OK(safetensors_read_f32(pixels, values));
+    int row = 0, columns = (int)pixels->shape[1];
+    for (int i = 0; i < prompt->image_count; i++) {
+        image_patches_t *image = &prompt->image[i];
+        memcpy(image->grid, grids[i], sizeof(image->grid));
+        image->rows = image->grid[0] * image->grid[1] * image->grid[2];
+        image->columns = columns;
+        image->content_hash = (uint64_t)(index * FIXTURE_IMAGES + i + 1) * 0x9E3779B97F4A7C15;
+        image->feature_rows = f->model->family->feature_rows(&f->model->config, image->grid);
+        image->patches = malloc((size_t)image->rows * (size_t)columns * sizeof(float));
+        memcpy(image->patches, values + (size_t)row * (size_t)columns,
+               (size_t)image->rows * (size_t)columns * sizeof(float));
+        row += image->rows;
+        prompt->images[i] = image;
+    }
+    free(values);
+}
+
+static inline void fixture_open(fixture_t *f, const char *name) {
+    char folder[512], path[600];
+    *f = (fixture_t){0};
+    snprintf(folder, sizeof(folder), "%s/tests/goldens/qwen2_5_vl/%s", POISE_SOURCE_DIR, name);
+    snprintf(path, sizeof(path), "%s/golden.safetensors", folder);
+    CHECK_OK(device_open("cpu", 2, &f->device));
+    CHECK_OK(model_open(folder, f->device, &f->model));
+    CHECK_OK(model_load(f->model, folder));
+    CHECK_OK(safetensors_open(path, &f->golden));
+    for (int i = 0; i < FIXTURE_PROMPTS; i++) {
+        const safetensors_tensor_t *ids = fixture_tensor(f, i, "input_ids");
+        if (!ids) break;
+        f->prompts++;
+        f->prompt[i].length = (int)ids->elements;
+        f->prompt[i].tokens = malloc((size_t)ids->elements * sizeof(int32_t));
+        CHECK_OK(safetensors_read_i32(ids, f->prompt[i].tokens));
+        fixture_images(f, i);
+    }
+}
+
+static inline void fixture_close(fixture_t *f) {
+    for (int i = 0; i < FIXTURE_PROMPTS; i++) {
+        free(f->prompt[i].tokens);
+        for (int j = 0; j < f->prompt[i].image_count; j++) free(f->prompt[i].image[j].patches);
+    }
+    safetensors_close(f->golden);
+    model_close(f->model);
+    device_close(f->device);
+}
+
+// What came out, by (tag, index).
+typedef struct fixture_result {
+    int length;
+    bool stopped;
+    int32_t tokens[FIXTURE_BUDGET];
+    float logprobs[FIXTURE_BUDGET], entropy[FIXTURE_BUDGET];
+} fixture_result_t;
+typedef struct fixture_results {
+    fixture_result_t result[16][FIXTURE_COMPLETIONS];
+    int finished;
+} fixture_results_t;
+
+static inline status_t fixture_sink(void *context, const engine_completion_t *completion) {
+    fixture_results_t *results = context;
+    fixture_result_t *result = &results->result[completion->tag][completion->index];
+    size_t count = (size_t)completion->length;
+    if (result->length) FAIL(STATUS_FAILED, "completion %d finished twice", completion->index);
+    if (completion->length > FIXTURE_BUDGET) FAIL(STATUS_FAILED, "%d tokens are too many", completion->length);
+    result->length = completion->length;
+    result->stopped = completion->stopped;
+    memcpy(result->tokens, completion->tokens, count * sizeof(int32_t));
+    memcpy(result->logprobs, completion->logprobs, count * sizeof(float));
+    memcpy(result->entropy, completion->entropy, count * sizeof(float));
+    results->finished++;
+    return STATUS_OK;
+}
+
+static inline engine_request_t fixture_request(const fixture_t *f, int prompt) {
+    const fixture_prompt_t *p = &f->prompt[prompt];
+    return (engine_request_t){.key = 100 + (uint64_t)prompt,
+                              .tag = prompt,
+                              .seed = 7,
+                              .tokens = p->tokens,
+                              .prompt_length = p->length,
+                              .images = p->images,
+                              .image_count = p->image_count,
+                              .completions = FIXTURE_COMPLETIONS,
+                              .max_new_tokens = FIXTURE_BUDGET,
+                              .temperature = 1};
+}
+
+static inline void fixture_run(engine_t *engine, fixture_results_t *results) {
+    for (int steps = 0; engine_pending(engine); steps++) {
+        assert_true(steps < 100000);
+        CHECK_OK(engine_step(engine, fixture_sink, results));
+    }
+}
+
+#endif

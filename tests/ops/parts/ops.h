@@ -1,0 +1,101 @@
+// The op list: one description of each op drives every check of it (tests/ops/ops.c).
+//
+// An op names its tensors and how to call its forward and backward. From that the harness makes inputs, compares every
+// kernel set with a naive reference in double, checks gradients against finite differences of that reference, computes
+// rows in other company and compares bits, and measures speed.
+#ifndef TESTS_OPS_PARTS_OPS_H
+#define TESTS_OPS_PARTS_OPS_H
+
+#include "kernels/device.h"
+
+enum { OP_TENSORS = 8, OP_ARRAYS = 6, OP_SHAPE = 8, OP_EXPONENT = 30 };
+
+typedef enum tensor_role {
+    TENSOR_INPUT,  // has an activation gradient
+    TENSOR_PARAM,  // has an exact sum
+    TENSOR_CONST,  // no gradient
+    TENSOR_OUTPUT, // the loss is a weighted sum of these
+    TENSOR_SAVED,  // an output that only backward or the sampler reads
+} tensor_role_t;
+
+typedef struct op_tensor {
+    const char *name;
+    tensor_role_t role;
+    bool by_row; // its rows belong to the rows of the op in order, so that they can be computed in other company
+    int rows, columns;
+    int64_t stride;
+    float *value, *gradient; // gradient: of an output its weight in the loss, of an input the result
+    int64_t *sum;            // parameters
+    uint32_t flags;
+} op_tensor_t;
+
+typedef struct op_array {
+    int32_t *value;
+    int rows, columns;
+    bool by_row;
+    bool own; // follows from the number of rows: each problem keeps its own
+} op_array_t;
+
+typedef struct problem {
+    const struct op *op;
+    int shape[OP_SHAPE]; // shape[0] is the number of rows
+    int tensors, arrays;
+    op_tensor_t tensor[OP_TENSORS];
+    op_array_t array[OP_ARRAYS];
+    leaves_t leaves;
+    int32_t leaf_start[8];
+    void *packed; // for ops with a packed weight
+    uint64_t seed;
+} problem_t;
+
+typedef struct op {
+    const char *name;     // the member of device_table_t
+    const char *backward; // its backward there, or NULL
+    // Declares tensors and arrays for problem->shape and fills what is not plain random numbers.
+    status_t (*setup)(problem_t *problem);
+    status_t (*run)(problem_t *problem, device_t *device);
+    status_t (*run_backward)(problem_t *problem, device_t *device);
+    // Plain loops in double: value[i] is tensor i as [rows, columns]; writes the outputs there.
+    void (*reference)(const problem_t *problem, double *const *value);
+    double tolerance; // of outputs against the reference: |difference| <= tolerance * (1 + |reference|)
+    double (*flops)(const int *shape, bool backward);
+    double (*bytes)(const int *shape, bool backward); // that must move at least
+} op_t;
+
+typedef struct op_case {
+    const op_t *op;
+    const char *name;
+    int shape[OP_SHAPE];
+} op_case_t;
+
+extern const op_t op_embedding, op_gather, op_scatter, op_rmsnorm, op_rope, op_rope_table, op_attention, op_activation,
+    op_add, op_gradient_norm, op_adamw, op_linear, op_token_logprobs, op_token_sample;
+
+// ---- for setup ----
+// A random number in [-1, 1) for (problem, tensor or array, element).
+float problem_random(const problem_t *problem, int which, int64_t element);
+// Adds a tensor of random numbers in [-spread, spread); rows are padded by `pad` elements that nobody may write.
+status_t problem_tensor(problem_t *problem, const char *name, tensor_role_t role, bool by_row, int rows, int columns,
+                        int pad, float spread) STATUS_CHECKED;
+// Adds an array of whole numbers in [low, bound).
+status_t problem_array(problem_t *problem, bool by_row, int rows, int columns, int low, int bound) STATUS_CHECKED;
+// Splits the rows into three leaves, one of them empty when there are few.
+void problem_leaves(problem_t *problem);
+matrix_t problem_matrix(const problem_t *problem, int tensor);
+matrix_t problem_gradient(const problem_t *problem, int tensor);
+gradient_sink_t problem_sink(problem_t *problem, int tensor);
+
+// ---- the harness: each returns the number of failures it printed ----
+status_t problem_open(problem_t *problem, const op_case_t *row, uint64_t seed) STATUS_CHECKED;
+void problem_close(problem_t *problem);
+int harness_compare(const op_case_t *row);
+int harness_gradients(const op_case_t *row);
+int harness_invariance(const op_case_t *row);
+// Prints one line of speed; the roofline is measured by harness_roofline.
+typedef struct roofline {
+    double flops, bytes; // a second, on one thread
+} roofline_t;
+roofline_t harness_roofline(void);
+void harness_bench(const op_case_t *row, const char *device, roofline_t roofline);
+
+#endif

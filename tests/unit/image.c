@@ -1,0 +1,186 @@
+// Pictures that are hostile, cut or damaged give errors; what is written reads back.
+#include "tests/lib/check.h"
+
+#include "common/model/model.h"
+#include "common/store/store.h"
+#include "common/vision/image.h"
+#include <dirent.h>
+
+#define FILES POISE_SOURCE_DIR "/tests/goldens/image/files"
+
+static image_t sample(int width, int height) {
+    image_t image = {.width = width, .height = height, .pixels = malloc(3 * (size_t)width * (size_t)height)};
+    for (int i = 0; i < 3 * width * height; i++) image.pixels[i] = (uint8_t)(i * 37 + i / 11);
+    return image;
+}
+
+static void test_png_round_trip(void **state) {
+    (void)state;
+    static const int sizes[][2] = {{1, 1}, {28, 28}, {3, 200}, {300, 1}};
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        image_t image = sample(sizes[i][0], sizes[i][1]), back;
+        uint8_t *bytes;
+        size_t size;
+        CHECK_OK(image_encode_png(&image, &bytes, &size));
+        CHECK_OK(image_decode(bytes, size, &back));
+        assert_int_equal(back.width, image.width);
+        assert_int_equal(back.height, image.height);
+        assert_memory_equal(back.pixels, image.pixels, 3 * (size_t)image.width * (size_t)image.height);
+        free(bytes);
+        image_free(&image);
+        image_free(&back);
+    }
+}
+
+// Every cut and many flipped bytes of every golden file: an error or a picture, never a crash, a leak or a wait.
+static void test_damaged(void **state) {
+    (void)state;
+    DIR *folder = opendir(FILES);
+    assert_non_null(folder);
+    int files = 0;
+    for (struct dirent *entry; (entry = readdir(folder));) {
+        char path[512], *bytes;
+        size_t size;
+        if (entry->d_name[0] == '.') continue;
+        snprintf(path, sizeof(path), "%s/%s", FILES, entry->d_name);
+        CHECK_OK(file_read_whole(path, 1 << 20, &bytes, &size));
+        uint8_t *copy = malloc(size + 1);
+        for (size_t cut = 0; cut < size; cut += 1 + size / 60) {
+            image_t image;
+            uint8_t *exact = malloc(cut + !cut); // so that a read past the end is seen
+            memcpy(exact, bytes, cut);
+            status_t status = image_decode(exact, cut, &image);
+            if (cut < size / 2 && !status) fail_msg("%s cut at %zu of %zu was taken", entry->d_name, cut, size);
+            status_free(status);
+            image_free(&image);
+            free(exact);
+        }
+        for (size_t at = 0; at < size; at += 1 + size / 120) {
+            image_t image;
+            memcpy(copy, bytes, size);
+            copy[at] ^= (uint8_t)(1 << at % 8 | 0x20);
+            status_free(image_decode(copy, size, &image));
+            image_free(&image);
+        }
+        free(copy);
+        free(bytes);
+        files++;
+    }
+    closedir(folder);
+    assert_true(files > 30);
+}
+
+static void test_hostile(void **state) {
+    (void)state;
+    image_t image;
+    CHECK_FAILS(image_decode("", 0, &image), "empty file");
+    CHECK_FAILS(image_decode("GIF89a..", 8, &image), "no JPEG, PNG or WebP");
+    // A PNG header that claims 60000 x 60000 pixels, and one that its bytes cannot hold.
+    static const uint8_t header[] = {0x89, 'P',  'N',  'G', 13, 10,   26,   10, 0, 0, 0, 13, 'I', 'H', 'D', 'R', 0,
+                                     0,    0xea, 0x60, 0,   0,  0xea, 0x60, 8,  2, 0, 0, 0,  0,   0,   0,   0};
+    status_t status = image_decode(header, sizeof(header), &image);
+    assert_non_null(status);
+    assert_int_equal(status_kind(status), STATUS_INVALID);
+    status_free(status);
+    char *jpeg;
+    size_t size;
+    CHECK_OK(file_read_whole(FILES "/quality75.jpg", 1 << 20, &jpeg, &size));
+    for (size_t i = 0; i + 8 < size; i++) {
+        if ((uint8_t)jpeg[i] != 0xff || (uint8_t)jpeg[i + 1] != 0xc0) continue;
+        memcpy(jpeg + i + 5, "\x2e\xe0\x2e\xe0", 4); // 12000 x 12000
+        break;
+    }
+    CHECK_FAILS(image_decode(jpeg, size, &image), "cannot hold");
+    free(jpeg);
+    image_t small = sample(4, 4), out;
+    CHECK_FAILS(image_resize(&small, 0, 4, FILTER_BICUBIC, &out), "cannot be resized");
+    CHECK_FAILS(image_resize(&small, 1 << 20, 1 << 20, FILTER_BICUBIC, &out), "cannot be resized");
+    CHECK_OK(image_resize(&small, 4, 4, FILTER_BICUBIC, &out));
+    assert_memory_equal(out.pixels, small.pixels, 48);
+    image_free(&out);
+    image_free(&small);
+}
+
+static void test_patch_order(void **state) {
+    (void)state;
+    // A picture whose pixels tell where they are: red = y, green = x, over 56 x 84 pixels.
+    image_rules_t rules = {
+        .patch = 14, .merge = 2, .temporal = 2, .min_pixels = 56 * 84, .max_pixels = 56 * 84, .deviation = {1, 1, 1}};
+    image_t image = sample(84, 56);
+    for (int y = 0; y < 56; y++)
+        for (int x = 0; x < 84; x++) {
+            image.pixels[3 * (y * 84 + x)] = (uint8_t)y;
+            image.pixels[3 * (y * 84 + x) + 1] = (uint8_t)x;
+        }
+    uint8_t *bytes;
+    size_t size;
+    image_patches_t *patches;
+    CHECK_OK(image_encode_png(&image, &bytes, &size));
+    CHECK_OK(image_patches_make(&rules, bytes, size, &patches));
+    assert_int_equal(patches->rows, 24);
+    assert_int_equal(patches->columns, 1176);
+    assert_int_equal(patches->feature_rows, 6);
+    // Row 5 is in the second 2 x 2 block: patch (0, 3). Row 14 in the block below: patch (3, 0).
+    const int row[] = {0, 1, 2, 3, 5, 14}, top[] = {0, 0, 14, 14, 0, 42}, left[] = {0, 14, 0, 14, 42, 0};
+    for (int i = 0; i < 6; i++)
+        for (int frame = 0; frame < 2; frame++) {
+            const float *red = patches->patches + row[i] * 1176 + frame * 196, *green = red + 2 * 196;
+            assert_true(red[14 * 3 + 5] == (float)((top[i] + 3) * 0.00392156862745098));
+            assert_true(green[14 * 3 + 5] == (float)((left[i] + 5) * 0.00392156862745098));
+        }
+    image_patches_free(patches);
+    free(bytes);
+    image_free(&image);
+}
+
+static void write_rules(const char *folder, const char *name, const char *text) {
+    char path[512];
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    CHECK_OK(file_write_whole(path, text, strlen(text)));
+}
+
+static void test_rules(void **state) {
+    (void)state;
+    char folder[256];
+    image_rules_t rules;
+    check_make_folder(folder, sizeof(folder));
+    CHECK_FAILS(image_rules_read(folder, &rules), "config.json");
+    write_rules(folder, "config.json", "{\"vision_config\": {\"patch_size\": 14}}");
+    CHECK_OK(image_rules_read(folder, &rules));
+    assert_int_equal(rules.min_pixels, 3136);
+    assert_int_equal(rules.max_pixels, 1003520);
+    assert_int_equal(rules.image_token, 151655);
+    assert_int_equal(rules.media_token_count, 5);
+    assert_int_equal(rules.media_tokens[0], 151652);
+    write_rules(folder, "preprocessor_config.json",
+                "{\"size\": {\"shortest_edge\": 784, \"longest_edge\": 5000}, \"image_mean\": [0.5, 0.5, 0.5]}");
+    CHECK_OK(image_rules_read(folder, &rules));
+    assert_int_equal(rules.min_pixels, 784);
+    assert_int_equal(rules.max_pixels, 5000);
+    assert_true(rules.mean[1] == 0.5f);
+    static const char *const bad[][2] = {
+        {"{\"min_pixels\": 0}", "min_pixels"},
+        {"{\"min_pixels\": 9999, \"max_pixels\": 100}", "more than the most"},
+        {"{\"image_std\": [1, 1]}", "image_std"},
+        {"{\"image_std\": [1, 0, 1]}", "image_std"},
+        {"{\"resample\": 2}", "resample"},
+        {"{\"rescale_factor\": 1}", "rescale_factor"},
+        {"{\"do_normalize\": false}", "do_normalize"},
+        {"{\"patch_size\": 16}", "another model"},
+        {"[]", "JSON object"},
+        {"{", "line 1"},
+    };
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        write_rules(folder, "preprocessor_config.json", bad[i][0]);
+        CHECK_FAILS(image_rules_read(folder, &rules), bad[i][1]);
+    }
+    check_remove_folder(folder);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_png_round_trip), cmocka_unit_test(test_damaged), cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_patch_order),    cmocka_unit_test(test_rules),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
