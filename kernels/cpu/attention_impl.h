@@ -6,6 +6,8 @@
 // registers is a matter of speed: each output's chain is the same however they are grouped.
 #include "kernels/cpu/transpose_impl.h"
 
+#include <float.h>
+
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(VECTOR_AVX512)
@@ -23,7 +25,8 @@ typedef struct attention_chunk {
     const float *k[ATTENTION_KEYS], *v[ATTENTION_KEYS]; // the rows of this key head
     uint16_t seen[ATTENTION_ROWS][ATTENTION_BLOCKS];    // bit j: the row sees key j of the block
     float score[ATTENTION_ROWS][ATTENTION_KEYS];        // then p
-    float rescale[ATTENTION_ROWS][ATTENTION_BLOCKS];    // forward
+    float maximum[ATTENTION_BLOCKS][ATTENTION_ROWS];    // forward: the running maximum after each block
+    float rescale[ATTENTION_BLOCKS][ATTENTION_ROWS];    // forward
     float dscore[ATTENTION_ROWS][ATTENTION_KEYS];       // backward
 } attention_chunk_t;
 
@@ -232,71 +235,83 @@ typedef struct attention_update {
     int64_t row_step, key_step;
     const float *const *b;
     int keys, columns;
-    const float *rescale; // [rows][ATTENTION_BLOCKS], applied before a block of 16 k, or NULL
+    const float *rescale; // [ATTENTION_BLOCKS][ATTENTION_ROWS], applied before a block of 16 k, or NULL
     const uint16_t *seen; // [rows][ATTENTION_BLOCKS]: a(r, k) that are left out, or NULL: none is
 } attention_update_t;
 
+// What a step needs, in registers: rows of a, and where b's columns begin.
+typedef struct update_place {
+    const float *a[4];
+    int64_t key_step;
+    const float *const *b;
+    int column, width;
+} update_place_t;
+
 // One step: rows x vectors chains advance by key k. `bits` picks rows when `some` is set.
-INLINE void update_step(const attention_update_t *u, int row, int column, int width, const int rows, const int vectors,
-                        v16_t (*sum)[4], int k, const bool some, unsigned bits) {
+INLINE void update_step(const update_place_t *at, const int rows, const int vectors, v16_t (*sum)[4], int64_t k,
+                        const bool some, unsigned bits) {
+    const float *from = at->b[k] + at->column;
     v16_t b[4];
 #pragma GCC unroll 4
-    for (int c = 0; c < vectors; c++) b[c] = v16_load_up_to(u->b[k] + column + c * LANES, width);
+    for (int c = 0; c < vectors; c++) b[c] = v16_load_up_to(from + c * LANES, at->width);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         if (some && !(bits >> r & 1u)) continue;
-        v16_t a = v16_set(u->a[(row + r) * u->row_step + k * u->key_step]);
+        v16_t a = v16_set(at->a[r][k * at->key_step]);
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++) sum[r][c] = v16_fma(a, b[c], sum[r][c]);
     }
 }
 
-// The keys of one block when some rows see only part of it.
-INLINE void update_partial(const attention_update_t *u, int row, int column, int width, const int rows,
-                           const int vectors, v16_t (*sum)[4], int block) {
-    int first = block * ATTENTION_BLOCK;
-    int last = u->keys < first + ATTENTION_BLOCK ? u->keys : first + ATTENTION_BLOCK;
+// The keys first .. last - 1 of a block when some rows see only part of it.
+INLINE void update_partial(const update_place_t *at, const uint16_t *seen, const int rows, const int vectors,
+                           v16_t (*sum)[4], int first, int last) {
     for (int k = first; k < last; k++) {
         unsigned bits = 0;
-        for (int r = 0; r < rows; r++) bits |= (u->seen[(row + r) * ATTENTION_BLOCKS + block] >> (k - first) & 1u) << r;
+        for (int r = 0; r < rows; r++) bits |= (seen[r * ATTENTION_BLOCKS] >> (k - first) & 1u) << r;
         if (bits == (1u << rows) - 1u)
-            update_step(u, row, column, width, rows, vectors, sum, k, false, 0);
+            update_step(at, rows, vectors, sum, k, false, 0);
         else if (bits)
-            update_step(u, row, column, width, rows, vectors, sum, k, true, bits);
+            update_step(at, rows, vectors, sum, k, true, bits);
     }
 }
 
+// `width` is LANES but for the tail of the columns, which comes as one vector.
 INLINE void update_kernel(const attention_update_t *u, int row, int column, int width, const int rows,
                           const int vectors) {
     v16_t sum[4][4];
+    update_place_t at = {.key_step = u->key_step, .b = u->b, .column = column, .width = width};
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
+        at.a[r] = u->a + (row + r) * u->row_step;
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++) sum[r][c] = v16_load_up_to(u->c[row + r] + column + c * LANES, width);
+    }
     for (int block = 0; block * ATTENTION_BLOCK < u->keys; block++) {
         int first = block * ATTENTION_BLOCK;
         int last = u->keys < first + ATTENTION_BLOCK ? u->keys : first + ATTENTION_BLOCK;
         unsigned any = ALL_KEYS, all = ALL_KEYS, full = (1u << (last - first)) - 1u;
-        if (u->seen) {
+        const uint16_t *seen = u->seen ? u->seen + row * ATTENTION_BLOCKS + block : NULL;
+        if (seen) {
             any = 0;
             for (int r = 0; r < rows; r++) {
-                any |= u->seen[(row + r) * ATTENTION_BLOCKS + block];
-                all &= u->seen[(row + r) * ATTENTION_BLOCKS + block];
+                any |= seen[r * ATTENTION_BLOCKS];
+                all &= seen[r * ATTENTION_BLOCKS];
             }
         }
         if (!any) continue; // a row that sees nothing of the block has no rescaling either
         if (u->rescale) {
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                v16_t factor = v16_set(u->rescale[(row + r) * ATTENTION_BLOCKS + block]);
+                v16_t factor = v16_set(u->rescale[block * ATTENTION_ROWS + row + r]);
 #pragma GCC unroll 4
                 for (int c = 0; c < vectors; c++) sum[r][c] = v16_mul(sum[r][c], factor);
             }
         }
         if ((all & full) == full)
-            for (int k = first; k < last; k++) update_step(u, row, column, width, rows, vectors, sum, k, false, 0);
+            for (int k = first; k < last; k++) update_step(&at, rows, vectors, sum, k, false, 0);
         else
-            update_partial(u, row, column, width, rows, vectors, sum, block);
+            update_partial(&at, seen, rows, vectors, sum, first, last);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -333,31 +348,58 @@ static void attention_apply(const attention_update_t *u, int count) {
 
 // ---- forward ----
 
-// Turns the scores of a chunk into p, block by block, and moves the running maximum and sum of each row.
-static void attention_softmax(attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
-    v16_t factor = v16_set(scale), zero = v16_set(0.0f), lowest = v16_set(-INFINITY);
-    for (int r = 0; r < rows->count; r++) {
-        v16_t sum = v16_load(rows->lanes[r]);
-        float maximum = rows->maximum[r];
-        for (int b = 0; b < chunk->blocks; b++) {
+// The largest score of each row in each block, among the keys it sees; -inf where it sees none.
+static void attention_block_maxima(const attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
+    v16_t factor = v16_set(scale), lowest = v16_set(-INFINITY);
+    for (int b = 0; b < chunk->blocks; b++) {
+        float *maximum = chunk->maximum[b];
+        for (int r = rows->count; r < ATTENTION_ROWS && r % LANES; r++) maximum[r] = -INFINITY;
+        for (int r = 0; r < rows->count; r++) {
             unsigned seen = chunk->seen[r][b];
-            chunk->rescale[r][b] = 1.0f;
+            maximum[r] = -INFINITY;
             if (!seen) continue;
             float *score = chunk->score[r] + b * ATTENTION_BLOCK;
             v16_t s = v16_mul(v16_load(score), factor);
-            float largest = v16_largest(seen == ALL_KEYS ? s : v16_select_bits(seen, s, lowest));
-            if (!(largest <= maximum)) { // exp(0) is exactly 1, so the other case needs no rescaling
-                float old = maximum;
-                maximum = largest;
-                chunk->rescale[r][b] = old == -INFINITY ? 0.0f : v16_exp_one(old - maximum);
-            }
-            v16_t p = v16_exp(v16_sub(s, v16_set(maximum)));
+            v16_store(score, s);
+            maximum[r] = v16_largest(seen == ALL_KEYS ? s : v16_select_bits(seen, s, lowest));
+        }
+    }
+}
+
+// From maxima of blocks to running maxima and rescaling factors, 16 rows at a time. Where nothing new is larger the
+// factor is exp(0), which is exactly 1; at a row's first block it is exp(-inf) = 0.
+static void attention_running_maxima(attention_rows_t *rows, attention_chunk_t *chunk) {
+    v16_t bottom = v16_set(-FLT_MAX), zero = v16_set(0.0f);
+    for (int r = 0; r < rows->count; r += LANES) {
+        v16_t old = v16_load(rows->maximum + r);
+        for (int b = 0; b < chunk->blocks; b++) {
+            v16_t now = v16_max(old, v16_load(chunk->maximum[b] + r));
+            v16_t step = v16_select_less(now, bottom, zero, v16_sub(old, now)); // still -inf: nothing seen so far
+            v16_store(chunk->rescale[b] + r, v16_exp(step));
+            v16_store(chunk->maximum[b] + r, now);
+            old = now;
+        }
+        v16_store(rows->maximum + r, old);
+    }
+}
+
+// Turns the scores of a chunk into p and moves the running maximum and sum of each row, block by block.
+static void attention_softmax(attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
+    v16_t zero = v16_set(0.0f);
+    attention_block_maxima(rows, chunk, scale);
+    attention_running_maxima(rows, chunk);
+    for (int r = 0; r < rows->count; r++) {
+        v16_t sum = v16_load(rows->lanes[r]);
+        for (int b = 0; b < chunk->blocks; b++) {
+            unsigned seen = chunk->seen[r][b];
+            if (!seen) continue;
+            float *score = chunk->score[r] + b * ATTENTION_BLOCK;
+            v16_t p = v16_exp(v16_sub(v16_load(score), v16_set(chunk->maximum[b][r])));
             if (seen != ALL_KEYS) p = v16_select_bits(seen, p, zero);
-            sum = v16_fma(sum, v16_set(chunk->rescale[r][b]), p);
+            sum = v16_fma(sum, v16_set(chunk->rescale[b][r]), p);
             v16_store(score, p);
         }
         v16_store(rows->lanes[r], sum);
-        rows->maximum[r] = maximum;
     }
 }
 
@@ -384,18 +426,20 @@ static inline float attention_log(float x) {
 static void attention_finish(const attention_tile_t *tile, const attention_rows_t *rows, float *const *accumulated) {
     const attention_args_t *args = tile->args;
     int size = args->head_dim;
+    float sum[ATTENTION_ROWS], logarithm[ATTENTION_ROWS];
+    for (int r = 0; r < rows->count; r++) sum[r] = v16_sum(v16_load(rows->lanes[r]));
+    if (args->lse)
+        for (int r = 0; r < rows->count; r++) logarithm[r] = attention_log(sum[r]);
     for (int r = 0; r < rows->count; r++) {
-        int64_t row = rows->row[r];
-        int head = rows->head[r];
-        float *out = (float *)args->out.data + row * args->out.stride + (int64_t)head * size;
-        float sum = v16_sum(v16_load(rows->lanes[r]));
-        bool blind = rows->maximum[r] == -INFINITY && sum == 0.0f;
-        v16_t divisor = v16_set(blind ? 1.0f : sum), zero = v16_set(0.0f);
+        float *out = (float *)args->out.data + rows->row[r] * args->out.stride + (int64_t)rows->head[r] * size;
+        bool blind = rows->maximum[r] == -INFINITY && sum[r] == 0.0f;
+        v16_t divisor = v16_set(blind ? 1.0f : sum[r]), zero = v16_set(0.0f);
         for (int d = 0; d < size; d += LANES) {
             int n = size - d < LANES ? size - d : LANES;
             v16_store_up_to(out + d, v16_add(v16_div(v16_load(accumulated[r] + d), divisor), zero), n);
         }
-        if (args->lse) args->lse[row * args->heads + head] = blind ? -INFINITY : rows->maximum[r] + attention_log(sum);
+        if (args->lse)
+            args->lse[rows->row[r] * args->heads + rows->head[r]] = blind ? -INFINITY : rows->maximum[r] + logarithm[r];
     }
 }
 
@@ -409,9 +453,9 @@ static void attention_forward_tile(const attention_tile_t *tile, void *scratch) 
     attention_fill_rows(tile, tile->first_row, tile->rows, rows);
     for (int r = 0; r < rows->count; r++) {
         c[r] = accumulated + (size_t)r * padded;
-        rows->maximum[r] = -INFINITY;
         memset(rows->lanes[r], 0, sizeof(rows->lanes[r]));
     }
+    for (int r = 0; r < ATTENTION_ROWS; r++) rows->maximum[r] = -INFINITY;
     memset(accumulated, 0, (size_t)rows->count * padded * sizeof(float));
     int low, high;
     attention_reach(&args->mask, tile->sequence, rows->position[0], rows->position[rows->count - 1], &low, &high);
