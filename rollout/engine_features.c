@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { FIRST_ROWS = 256 };
+
 static feature_entry_t **bucket_of(feature_store_t *store, uint64_t hash) {
     return &store->bucket[(hash ^ (hash >> 32)) % FEATURE_BUCKETS];
 }
@@ -59,11 +61,11 @@ status_t feature_store_open(engine_t *engine) {
     store->vision_version = engine->model->vision_version;
     size_t row_bytes = (size_t)config->hidden * dtype_bytes(model_head(engine->model)->value.dtype);
     size_t rows = config->has_vision ? engine->options.feature_cache_bytes / row_bytes : 0;
-    if (rows > INT32_MAX / 2) rows = INT32_MAX / 2;
-    TRY(allocate_rows(engine, (int)rows, &store->rows, &store->free));
-    // The lowest rows are taken first, so that memory is touched only as far as it is used.
-    for (int i = 0; i < (int)rows; i++) store->free[i] = (int32_t)rows - 1 - i;
-    store->free_count = (int)rows;
+    store->budget = rows > INT32_MAX / 2 ? INT32_MAX / 2 : (int)rows;
+    int first = store->budget < FIRST_ROWS ? store->budget : FIRST_ROWS;
+    TRY(allocate_rows(engine, first, &store->rows, &store->free));
+    for (int i = 0; i < first; i++) store->free[i] = first - 1 - i;
+    store->free_count = first;
     return STATUS_OK;
 }
 
@@ -122,6 +124,10 @@ static feature_entry_t *find(feature_store_t *store, const image_patches_t *patc
 static status_t make(engine_t *engine, const image_patches_t *patches, feature_entry_t **out) {
     feature_store_t *store = &engine->features;
     *out = NULL;
+    while (store->free_count < patches->feature_rows && store->rows.rows < store->budget) {
+        int rows = store->rows.rows;
+        TRY(feature_store_reserve(engine, rows < store->budget / 2 ? 2 * rows : store->budget));
+    }
     for (feature_entry_t *entry = store->oldest; entry && store->free_count < patches->feature_rows;) {
         feature_entry_t *newer = entry->newer;
         if (!entry->pins) drop(store, entry);

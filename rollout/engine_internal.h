@@ -37,7 +37,8 @@ typedef struct feature_entry {
 
 enum { FEATURE_BUCKETS = 4096 };
 typedef struct feature_store {
-    matrix_t rows; // [capacity, hidden], device memory
+    matrix_t rows; // [capacity, hidden], device memory; grows up to `budget` rows (or one request's need)
+    int budget;
     int32_t *free; // [free_count] rows not in use
     int free_count;
     feature_entry_t *bucket[FEATURE_BUCKETS];

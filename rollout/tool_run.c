@@ -10,7 +10,7 @@ enum {
     RUN_AHEAD = 4096,     // lines read and not yet written
     RUN_LEAST_PAGES = 64, // pool of the engine, before longer lines ask for more
     RUN_MOST_PAGES = 65536,
-    RUN_CACHE_BYTES = 512 << 20, // what the pool may take by itself
+    RUN_CACHE_BYTES = 128 << 20, // what the pool may take by itself
     RUN_FEATURE_BYTES = 64 << 20
 };
 

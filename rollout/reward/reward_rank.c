@@ -196,6 +196,14 @@ static status_t on_error(reward_rank_t *r, const peer_t *peer, const message_t *
     return STATUS_OK;
 }
 
+// The learners agreed to stop at a step boundary (USR1); their checkpoint is on disk.
+static status_t on_stop(reward_rank_t *r, const peer_t *peer, const message_t *message) {
+    if (!peer->learner || peer->role_index != 0)
+        FAIL(STATUS_PEER, "rank %d asked the run to stop, which only learner 0 does", peer->world_rank);
+    r->finished = true;
+    return send_stop(r, message->stop.reason);
+}
+
 static status_t on_message(reward_rank_t *r, hub_event_t *event) {
     peer_t *peer = peer_find(r, event->peer);
     message_t message;
@@ -211,6 +219,9 @@ static status_t on_message(reward_rank_t *r, hub_event_t *event) {
         break;
     case MESSAGE_ERROR:
         status = on_error(r, peer, &message);
+        break;
+    case MESSAGE_STOP:
+        status = on_stop(r, peer, &message);
         break;
     case MESSAGE_READY:
         status = coordinator_worker_ready(r->coordinator, peer->number, message.ready.version, message.ready.checksum);

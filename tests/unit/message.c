@@ -52,7 +52,7 @@ static message_t example(message_type_t type) {
     message_t m = {.type = type};
     switch (type) {
     case MESSAGE_HELLO:
-        m.hello = (message_hello_t){"rollout", 3, 1, UINT64_MAX, 42, 2, 5};
+        m.hello = (message_hello_t){"rollout", 3, 1, UINT64_MAX, 42, 2, 1LL << 40};
         break;
     case MESSAGE_WORK:
         m.work = (message_work_t){9, 1LL << 40, UINT64_MAX - 1, 3, 8, 64, 0.7f};
