@@ -254,7 +254,8 @@ static void print_time(const json_t *json, FILE *stream) {
     print_run_line(stream, runs, "learner tokens/s", "learner_tokens_per_second", NULL, 0);
     print_run_line(stream, runs, "rollout tokens/s", "rollout_tokens_per_second", NULL, 0);
     print_run_line(stream, runs, "seconds", "seconds", NULL, 1);
-    json_object_foreach((json_t *)names, name, value) print_run_line(stream, runs, name, NULL, name, 1);
+    json_object_foreach((json_t *)names, name, value) if (strcmp(name, "step") != 0)
+        print_run_line(stream, runs, name, NULL, name, 1);
     fputs("</tbody></table></div>\n", stream);
     const json_t *difference = json_object_get(json, "rollout_learner_logprob_max_abs_diff");
     if (json_is_number(difference))

@@ -237,7 +237,8 @@ static void print_time(const json_t *json, int width, FILE *stream) {
     const json_t *runs = json_object_get(json, "runs"), *names = json_object_get(json, "time"), *value;
     table_t table;
     const char *name;
-    if (!json_array_size(runs) || !table_begin(&table, 4 + (int)json_object_size(names))) return;
+    int lines = 4 + (int)json_object_size(names) - (json_object_get(names, "step") != NULL);
+    if (!json_array_size(runs) || !table_begin(&table, lines)) return;
     fputs("\nTraining runs: seconds by what they were spent on (stages overlap)\n", stream);
     column_t *what = table_column(&table, "", 100, true);
     for (size_t r = 0; what && r < json_array_size(runs); r++) {
@@ -249,6 +250,7 @@ static void print_time(const json_t *json, int width, FILE *stream) {
             if (column) put_run(column->cell[line], run, line, NULL);
         }
         json_object_foreach((json_t *)names, name, value) {
+            if (!strcmp(name, "step")) continue; // their sum is "seconds"
             snprintf(what->cell[line], CELL_BYTES, "  %s", name);
             if (column) put_run(column->cell[line], run, line, name);
             line++;
