@@ -3,10 +3,23 @@
 #define ROLLOUT_ROLLOUT_H
 
 #include "common/comm/job.h"
+#include "common/model/model.h"
 
 // Runs a rollout worker until the reward rank says stop: joins, pulls weights, generates groups, streams completions.
-// `model` is this rank's own copy (colocated ranks: the learner's, then weights are not pulled).
+// Takes part in job_share_endpoint (collective over the world).
 status_t rollout_worker_run(job_t *job) STATUS_CHECKED;
+// The same, one turn at a time, so that a colocated rank can alternate learning and generating in one thread.
+// Collective over the world only where job->coordinator_endpoint is not known yet. model: the learner's own, whose
+// weights are then used in place and never pulled (a version counts as held when model->version has reached it); NULL:
+// the worker opens its own from the configuration. After an error the reward rank has been told; close the worker.
+typedef struct rollout_worker rollout_worker_t;
+status_t rollout_worker_open(job_t *job, model_t *model, rollout_worker_t **out) STATUS_CHECKED;
+// Takes what has arrived (waiting at most wait_s for it when there is nothing to generate) and runs one engine step.
+// *stopped: the reward rank has said stop.
+status_t rollout_worker_step(rollout_worker_t *worker, double wait_s, bool *stopped) STATUS_CHECKED;
+// Whether groups are open: weights that are used in place must not change now.
+bool rollout_worker_busy(const rollout_worker_t *worker);
+void rollout_worker_close(rollout_worker_t *worker);
 // Runs the reward rank (coordinator) until training is done: rollout/reward/coordinator.h.
 status_t reward_rank_run(job_t *job) STATUS_CHECKED;
 // The hidden subcommand `poise __scorer`: reads scoring requests from descriptor 0, answers on descriptor 1, until end

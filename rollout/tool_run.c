@@ -161,8 +161,7 @@ static status_t on_completion(void *context, const engine_completion_t *completi
 }
 
 // Hands the waiting line to the engine, if the pool has room for it or nothing else is in it.
-static status_t place(run_t *run) {
-    run_line_t *line = run->waiting;
+static status_t place_line(run_t *run, run_line_t *line) {
     if (!run->generate && !line->item.completion.count) {
         run->waiting = NULL;
         return finish_text(run, line, 0, NULL, NULL, 0, "");
@@ -172,6 +171,12 @@ static status_t place(run_t *run) {
     TRY(open_engine(run, pages));
     run->waiting = NULL;
     return submit(run, line);
+}
+
+static status_t place(run_t *run) {
+    int64_t number = run->waiting->item.line;
+    status_t status = place_line(run, run->waiting);
+    return tool_reader_blame(&run->reader, number, status);
 }
 
 static status_t read_line(run_t *run) {
@@ -198,11 +203,12 @@ static status_t read_line(run_t *run) {
 
 static status_t fill(run_t *run) {
     while (!run->ended && !run->waiting && run->in_engine < 2 * RUN_ROWS && run->lines < RUN_AHEAD) {
-        TRY(tool_reader_blame(&run->reader, run->reader.number, read_line(run)));
-        if (run->waiting) TRY(tool_reader_blame(&run->reader, run->waiting->item.line, place(run)));
+        status_t status = read_line(run);
+        // Errors of the JSON itself name their line already.
+        TRY(run->waiting ? tool_reader_blame(&run->reader, run->reader.number, status) : status);
+        if (run->waiting) TRY(place(run));
     }
-    if (!run->waiting) return STATUS_OK;
-    return tool_reader_blame(&run->reader, run->waiting->item.line, place(run));
+    return run->waiting ? place(run) : STATUS_OK;
 }
 
 static status_t write_ready(run_t *run) {

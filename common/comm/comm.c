@@ -2,6 +2,7 @@
 #include "common/comm/comm_table.h"
 
 #include <limits.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -9,6 +10,8 @@
 
 enum { QUICK_POLLS = 8, SLEEP_FIRST_NS = 20000, SLEEP_LONGEST_NS = 200000, STRING_LIMIT = 65536 };
 // Open MPI's non-blocking reductions take scratch memory of the size of a piece.
+// Longer than any transfer within a node that is really moving, short beside a rank that is late.
+#define YIELD_S 0.05
 static const int64_t default_piece_bytes = (int64_t)8 << 20;
 
 static status_t check_usable(const comm_t *comm, const char *phase) {
@@ -19,9 +22,12 @@ static status_t check_usable(const comm_t *comm, const char *phase) {
     return STATUS_OK;
 }
 
-// Waits for all pieces under way: a few polls at once, then sleeping ever longer.
+// Waits for all pieces under way. MPI moves data only while it is polled, so sleeping at once would starve a transfer
+// that is under way (a 12 MB reduction took 0.5 s that way): first it polls and yields the core between polls, then it
+// sleeps ever longer.
 static status_t wait_pieces(comm_t *comm, double until, const char *phase) {
     long sleep_ns = SLEEP_FIRST_NS;
+    double yield_until = clock_seconds() + YIELD_S;
     for (int polls = 0;; polls++) {
         bool done = false;
         status_t status = comm->table->test(comm, &done);
@@ -37,6 +43,10 @@ static status_t wait_pieces(comm_t *comm, double until, const char *phase) {
                  "rank %d waited %.1f s in \"%s\" for the other %d ranks of its group; one of them has died, hangs or "
                  "is slower than the deadline allows (raise deadline.collective_s if so)",
                  comm->world_rank, comm->deadline_s, phase, comm->size - 1);
+        }
+        if (clock_seconds() < yield_until) {
+            sched_yield();
+            continue;
         }
         nanosleep(&(struct timespec){.tv_nsec = sleep_ns}, NULL);
         sleep_ns = sleep_ns * 3 / 2 > SLEEP_LONGEST_NS ? SLEEP_LONGEST_NS : sleep_ns * 3 / 2;
@@ -125,8 +135,8 @@ done:
 }
 
 void comm_close(comm_t *comm) {
-    if (!comm) return;
-    if (!comm->broken) comm->table->close(comm);
+    if (!comm || comm->broken) return; // what MPI may still use stays until the process ends
+    comm->table->close(comm);
     free(comm);
 }
 

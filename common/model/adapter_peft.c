@@ -64,10 +64,10 @@ static bool parse_name(const model_t *model, const char *name, int *index, int *
                                            {".lora_B.weight", ".lora_B.default.weight"}};
     char ours[512], mapped[512];
     size_t length = strlen(name);
-    if (strncmp(name, prefix, strlen(prefix))) return false;
+    if (strncmp(name, prefix, strlen(prefix)) != 0) return false;
     for (int i = 0; i < 4; i++) {
         const char *end = ends[i / 2][i % 2];
-        if (length <= strlen(end) + strlen(prefix) || strcmp(name + length - strlen(end), end)) continue;
+        if (length <= strlen(end) + strlen(prefix) || strcmp(name + length - strlen(end), end) != 0) continue;
         *module_length = length - strlen(end) - strlen(prefix);
         int written = snprintf(ours, sizeof(ours), "%.*s.weight", (int)*module_length, name + strlen(prefix));
         if (written >= (int)sizeof(ours) || !model->family->map_name(model, ours, mapped, sizeof(mapped))) return false;

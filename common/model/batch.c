@@ -63,7 +63,7 @@ static status_t check_shared(const batch_sequence_t *sequences, int number, int 
     if (other->leaf != sequence->leaf)
         FAIL(STATUS_INVALID, "it shares rows with a sequence of gradient leaf %d, and its own leaf is %d", other->leaf,
              sequence->leaf);
-    if (memcmp(other->tokens, sequence->tokens, (size_t)shared * sizeof(int32_t)))
+    if (memcmp(other->tokens, sequence->tokens, (size_t)shared * sizeof(int32_t)) != 0)
         FAIL(STATUS_INVALID, "its first %d tokens differ from those it shares", shared);
     bool has_images = sequence->image_count > 0;
     for (int i = shared; i < sequence->length && image_token >= 0; i++)
@@ -117,7 +117,7 @@ static status_t place_sequence(builder_t *builder, int number, int64_t *rows, in
     place->first_image = (int)*images;
     place->key_start = *keys;
     place->image_count = inherited + sequence->image_count;
-    TRY(TAKE(builder, &place->image, place->image_count));
+    TRY(take(builder, (size_t)place->image_count, sizeof(void *), (void **)&place->image));
     for (int i = 0; i < place->image_count; i++)
         place->image[i] =
             i < inherited ? builder->place[sequence->shared_with].image[i] : sequence->images[i - inherited];

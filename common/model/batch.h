@@ -12,12 +12,13 @@
 typedef struct batch_sequence {
     const int32_t *tokens; // [length] the whole sequence, shared prefix included
     int length;
-    int shared_with;   // index of an earlier sequence of the batch, or -1
+    int shared_with;   // index of an earlier sequence of the batch (of the same leaf), or -1
     int shared_length; // its first rows that are reused (tokens must agree); 0 when shared_with is -1. Images of the
                        // shared part are the earlier sequence's; the rest of this sequence must have none
-    const image_patches_t *const *images; // [image_count], in order of their placeholder runs
+    // [image_count], in order of their placeholder runs; the batch points into them, so they must outlive it.
+    const image_patches_t *const *images;
     int image_count;
-    int leaf;         // ascending over the batch
+    int leaf;         // from 0, counting up over the batch without gaps
     int first_target; // log-probs are wanted for tokens first_target .. length - 1 (>= 1); length: none
 } batch_sequence_t;
 

@@ -96,7 +96,7 @@ static status_t grow_parameters(model_t *model) {
     size_t capacity[3] = {model->parameter_capacity, model->parameter_capacity, model->parameter_capacity};
     TRY(memory_grow((void **)&model->spec, &capacity[0], needed, sizeof(*model->spec)));
     TRY(memory_grow((void **)&model->parameter, &capacity[1], needed, sizeof(*model->parameter)));
-    TRY(memory_grow((void **)&model->adapter, &capacity[2], needed, sizeof(*model->adapter)));
+    TRY(memory_grow((void **)&model->adapter, &capacity[2], needed, sizeof(void *)));
     model->parameter_capacity = capacity[0];
     return STATUS_OK;
 }

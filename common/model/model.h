@@ -59,7 +59,8 @@ typedef struct model model_t;
 // One image ready for the vision part: rows of patches. From common/vision; see image_patches_t there.
 typedef struct vision_image {
     int grid[3];          // frames, rows, columns of patches (before merging)
-    const float *patches; // host, [grid[0]*grid[1]*grid[2], columns]; pixel order as the family's processor has it
+    const float *patches; // host, [grid[0]*grid[1]*grid[2], columns]; pixel order as the family's processor has it.
+                          // Read during the call; a dry run does not read them (may be NULL)
     int patch_rows;
     int feature_rows; // language-model tokens this image becomes
     int leaf;         // gradient leaf, ascending over a call's images

@@ -76,7 +76,7 @@ static bool qwen_map_name(const model_t *model, const char *name, char *out, siz
     static const char *const prefixes[][2] = {{"model.visual.", "visual."}, {"model.language_model.", "model."}};
     for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++) {
         size_t length = strlen(prefixes[i][0]);
-        if (strncmp(name, prefixes[i][0], length)) continue;
+        if (strncmp(name, prefixes[i][0], length) != 0) continue;
         int written = snprintf(out, bytes, "%s%s", prefixes[i][1], name + length);
         return written > 0 && (size_t)written < bytes && model_find(model, out) >= 0;
     }

@@ -81,7 +81,7 @@ static status_t read_sliding(config_reader_t *reader, model_config_t *out, qwen_
         qwen->sliding[i] = i >= first;
         if (!types) continue;
         const char *type = json_string_value(json_array_get(types, (size_t)i));
-        if (!type || (strcmp(type, kinds[0]) && strcmp(type, kinds[1])))
+        if (!type || (strcmp(type, kinds[0]) != 0 && strcmp(type, kinds[1]) != 0))
             FAIL(STATUS_INVALID, "%s: 'layer_types' may hold '%s' and '%s'", reader->where, kinds[0], kinds[1]);
         qwen->sliding[i] = !strcmp(type, kinds[1]);
     }

@@ -5,7 +5,8 @@
 // order: that is why the sampler's and the trainer's log-probs have equal bits.
 //
 // Memory: values, saved tensors and activation gradients come from the tape's arenas; tape_reset gives everything back.
-// A tape opened with tape_open_measuring runs dry (device->measuring) and only counts.
+// A tape opened with tape_open_measuring runs dry (device->measuring, until it is closed) and only counts: nothing it
+// hands out, a head's dlogprob included, may be touched. The same calls on the same shapes need what it counted.
 // Parameters' gradients go into their sinks, leaf by leaf; see kernels/device.h. None of this is collective.
 #ifndef COMMON_TENSOR_TAPE_H
 #define COMMON_TENSOR_TAPE_H
@@ -104,7 +105,8 @@ status_t tape_add(tape_t *tape, tensor_t *a, tensor_t *b, tensor_t **out) STATUS
 // the body runs again in backward; with recording off the block's temporary memory is given back at once. The context
 // is copied (context_bytes; what it points to must live until tape_reset). The body depends on nothing but its context
 // and x, does not change x in place, and calls no other block. x belongs to the block from now on: when nothing that
-// was recorded reads it, its memory is given back, so callers must not use it after the call.
+// was recorded reads it, its memory is given back, so callers must not use it after the call. Of the body's tensors
+// only the output outlives it.
 typedef status_t (*tape_block_t)(tape_t *tape, const void *context, tensor_t *x, tensor_t **out);
 status_t tape_block(tape_t *tape, tape_block_t body, const void *context, size_t context_bytes, tensor_t *x,
                     tensor_t **out) STATUS_CHECKED;

@@ -6,6 +6,8 @@
 // registers is a matter of speed: each output's chain is the same however they are grouped.
 #include "kernels/cpu/transpose_impl.h"
 
+#include <float.h>
+
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(VECTOR_AVX512)
@@ -23,7 +25,8 @@ typedef struct attention_chunk {
     const float *k[ATTENTION_KEYS], *v[ATTENTION_KEYS]; // the rows of this key head
     uint16_t seen[ATTENTION_ROWS][ATTENTION_BLOCKS];    // bit j: the row sees key j of the block
     float score[ATTENTION_ROWS][ATTENTION_KEYS];        // then p
-    float rescale[ATTENTION_ROWS][ATTENTION_BLOCKS];    // forward
+    float maximum[ATTENTION_BLOCKS][ATTENTION_ROWS];    // forward: the running maximum after each block
+    float rescale[ATTENTION_BLOCKS][ATTENTION_ROWS];    // forward
     float dscore[ATTENTION_ROWS][ATTENTION_KEYS];       // backward
 } attention_chunk_t;
 
@@ -71,10 +74,10 @@ static uint16_t attention_seen(const attention_mask_t *mask, int sequence, int p
 }
 
 // Fills `seen`; returns whether any row sees any key of the chunk.
-static bool attention_look(const attention_tile_t *tile, const attention_rows_t *rows, attention_chunk_t *chunk) {
-    const attention_mask_t *mask = &tile->args->mask;
+static bool attention_look(const attention_piece_t *piece, const attention_rows_t *rows, attention_chunk_t *chunk) {
+    const attention_mask_t *mask = &piece->args->mask;
     unsigned any = 0;
-    int keys = mask->key_start[tile->sequence + 1] - mask->key_start[tile->sequence], low, high;
+    int keys = mask->key_start[piece->sequence + 1] - mask->key_start[piece->sequence], low, high;
     attention_range(mask, rows->position[rows->count - 1], keys, &low, &high);
     bool all = low <= chunk->start; // the last row's range begins last, the first row's ends first
     attention_range(mask, rows->position[0], keys, &low, &high);
@@ -93,7 +96,7 @@ static bool attention_look(const attention_tile_t *tile, const attention_rows_t 
         }
         for (int b = 0; b < chunk->blocks; b++) {
             chunk->seen[r][b] =
-                attention_seen(mask, tile->sequence, rows->position[r], chunk->start + b * ATTENTION_BLOCK);
+                attention_seen(mask, piece->sequence, rows->position[r], chunk->start + b * ATTENTION_BLOCK);
             any |= chunk->seen[r][b];
         }
     }
@@ -111,16 +114,16 @@ static void attention_reach(const attention_mask_t *mask, int sequence, int firs
     }
 }
 
-static void attention_fill_rows(const attention_tile_t *tile, int first_row, int count, attention_rows_t *rows) {
-    const attention_args_t *args = tile->args;
+static void attention_fill_rows(const attention_piece_t *piece, int first_row, int count, attention_rows_t *rows) {
+    const attention_args_t *args = piece->args;
     int group = attention_group(args);
     const attention_mask_t *mask = &args->mask;
     int query = first_row / group, shared = first_row % group;
     rows->count = count;
     for (int r = 0; r < count; r++) {
-        int head = tile->kv_head * group + shared;
-        int64_t row = mask->query_start[tile->sequence] + query;
-        rows->position[r] = mask->query_position[tile->sequence] + query;
+        int head = piece->kv_head * group + shared;
+        int64_t row = mask->query_start[piece->sequence] + query;
+        rows->position[r] = mask->query_position[piece->sequence] + query;
         rows->head[r] = head;
         rows->row[r] = row;
         rows->q[r] = (const float *)args->q.data + row * args->q.stride + (int64_t)head * args->head_dim;
@@ -130,12 +133,12 @@ static void attention_fill_rows(const attention_tile_t *tile, int first_row, int
     }
 }
 
-static void attention_fill_chunk(const attention_tile_t *tile, int start, attention_chunk_t *chunk) {
-    const attention_args_t *args = tile->args;
+static void attention_fill_chunk(const attention_piece_t *piece, int start, attention_chunk_t *chunk) {
+    const attention_args_t *args = piece->args;
     const attention_mask_t *mask = &args->mask;
-    int first_key = mask->key_start[tile->sequence];
-    int left = mask->key_start[tile->sequence + 1] - first_key - start;
-    int64_t column = (int64_t)tile->kv_head * args->head_dim;
+    int first_key = mask->key_start[piece->sequence];
+    int left = mask->key_start[piece->sequence + 1] - first_key - start;
+    int64_t column = (int64_t)piece->kv_head * args->head_dim;
     chunk->start = start;
     chunk->keys = left < ATTENTION_KEYS ? left : ATTENTION_KEYS;
     chunk->blocks = (chunk->keys + ATTENTION_BLOCK - 1) / ATTENTION_BLOCK;
@@ -232,71 +235,83 @@ typedef struct attention_update {
     int64_t row_step, key_step;
     const float *const *b;
     int keys, columns;
-    const float *rescale; // [rows][ATTENTION_BLOCKS], applied before a block of 16 k, or NULL
+    const float *rescale; // [ATTENTION_BLOCKS][ATTENTION_ROWS], applied before a block of 16 k, or NULL
     const uint16_t *seen; // [rows][ATTENTION_BLOCKS]: a(r, k) that are left out, or NULL: none is
 } attention_update_t;
 
+// What a step needs, in registers: rows of a, and where b's columns begin.
+typedef struct update_place {
+    const float *a[4];
+    int64_t key_step;
+    const float *const *b;
+    int column, width;
+} update_place_t;
+
 // One step: rows x vectors chains advance by key k. `bits` picks rows when `some` is set.
-INLINE void update_step(const attention_update_t *u, int row, int column, int width, const int rows, const int vectors,
-                        v16_t (*sum)[4], int k, const bool some, unsigned bits) {
+INLINE void update_step(const update_place_t *at, const int rows, const int vectors, v16_t (*sum)[4], int64_t k,
+                        const bool some, unsigned bits) {
+    const float *from = at->b[k] + at->column;
     v16_t b[4];
 #pragma GCC unroll 4
-    for (int c = 0; c < vectors; c++) b[c] = v16_load_up_to(u->b[k] + column + c * LANES, width);
+    for (int c = 0; c < vectors; c++) b[c] = v16_load_up_to(from + c * LANES, at->width);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         if (some && !(bits >> r & 1u)) continue;
-        v16_t a = v16_set(u->a[(row + r) * u->row_step + k * u->key_step]);
+        v16_t a = v16_set(at->a[r][k * at->key_step]);
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++) sum[r][c] = v16_fma(a, b[c], sum[r][c]);
     }
 }
 
-// The keys of one block when some rows see only part of it.
-INLINE void update_partial(const attention_update_t *u, int row, int column, int width, const int rows,
-                           const int vectors, v16_t (*sum)[4], int block) {
-    int first = block * ATTENTION_BLOCK;
-    int last = u->keys < first + ATTENTION_BLOCK ? u->keys : first + ATTENTION_BLOCK;
+// The keys first .. last - 1 of a block when some rows see only part of it.
+INLINE void update_partial(const update_place_t *at, const uint16_t *seen, const int rows, const int vectors,
+                           v16_t (*sum)[4], int first, int last) {
     for (int k = first; k < last; k++) {
         unsigned bits = 0;
-        for (int r = 0; r < rows; r++) bits |= (u->seen[(row + r) * ATTENTION_BLOCKS + block] >> (k - first) & 1u) << r;
+        for (int r = 0; r < rows; r++) bits |= (seen[r * ATTENTION_BLOCKS] >> (k - first) & 1u) << r;
         if (bits == (1u << rows) - 1u)
-            update_step(u, row, column, width, rows, vectors, sum, k, false, 0);
+            update_step(at, rows, vectors, sum, k, false, 0);
         else if (bits)
-            update_step(u, row, column, width, rows, vectors, sum, k, true, bits);
+            update_step(at, rows, vectors, sum, k, true, bits);
     }
 }
 
+// `width` is LANES but for the tail of the columns, which comes as one vector.
 INLINE void update_kernel(const attention_update_t *u, int row, int column, int width, const int rows,
                           const int vectors) {
     v16_t sum[4][4];
+    update_place_t at = {.key_step = u->key_step, .b = u->b, .column = column, .width = width};
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
+        at.a[r] = u->a + (row + r) * u->row_step;
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++) sum[r][c] = v16_load_up_to(u->c[row + r] + column + c * LANES, width);
+    }
     for (int block = 0; block * ATTENTION_BLOCK < u->keys; block++) {
         int first = block * ATTENTION_BLOCK;
         int last = u->keys < first + ATTENTION_BLOCK ? u->keys : first + ATTENTION_BLOCK;
         unsigned any = ALL_KEYS, all = ALL_KEYS, full = (1u << (last - first)) - 1u;
-        if (u->seen) {
+        const uint16_t *seen = u->seen ? u->seen + row * ATTENTION_BLOCKS + block : NULL;
+        if (seen) {
             any = 0;
             for (int r = 0; r < rows; r++) {
-                any |= u->seen[(row + r) * ATTENTION_BLOCKS + block];
-                all &= u->seen[(row + r) * ATTENTION_BLOCKS + block];
+                any |= seen[r * ATTENTION_BLOCKS];
+                all &= seen[r * ATTENTION_BLOCKS];
             }
         }
         if (!any) continue; // a row that sees nothing of the block has no rescaling either
         if (u->rescale) {
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                v16_t factor = v16_set(u->rescale[(row + r) * ATTENTION_BLOCKS + block]);
+                v16_t factor = v16_set(u->rescale[block * ATTENTION_ROWS + row + r]);
 #pragma GCC unroll 4
                 for (int c = 0; c < vectors; c++) sum[r][c] = v16_mul(sum[r][c], factor);
             }
         }
         if ((all & full) == full)
-            for (int k = first; k < last; k++) update_step(u, row, column, width, rows, vectors, sum, k, false, 0);
+            for (int k = first; k < last; k++) update_step(&at, rows, vectors, sum, k, false, 0);
         else
-            update_partial(u, row, column, width, rows, vectors, sum, block);
+            update_partial(&at, seen, rows, vectors, sum, first, last);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -333,31 +348,58 @@ static void attention_apply(const attention_update_t *u, int count) {
 
 // ---- forward ----
 
-// Turns the scores of a chunk into p, block by block, and moves the running maximum and sum of each row.
-static void attention_softmax(attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
-    v16_t factor = v16_set(scale), zero = v16_set(0.0f), lowest = v16_set(-INFINITY);
-    for (int r = 0; r < rows->count; r++) {
-        v16_t sum = v16_load(rows->lanes[r]);
-        float maximum = rows->maximum[r];
-        for (int b = 0; b < chunk->blocks; b++) {
+// The largest score of each row in each block, among the keys it sees; -inf where it sees none.
+static void attention_block_maxima(const attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
+    v16_t factor = v16_set(scale), lowest = v16_set(-INFINITY);
+    for (int b = 0; b < chunk->blocks; b++) {
+        float *maximum = chunk->maximum[b];
+        for (int r = rows->count; r < ATTENTION_ROWS && r % LANES; r++) maximum[r] = -INFINITY;
+        for (int r = 0; r < rows->count; r++) {
             unsigned seen = chunk->seen[r][b];
-            chunk->rescale[r][b] = 1.0f;
+            maximum[r] = -INFINITY;
             if (!seen) continue;
             float *score = chunk->score[r] + b * ATTENTION_BLOCK;
             v16_t s = v16_mul(v16_load(score), factor);
-            float largest = v16_largest(seen == ALL_KEYS ? s : v16_select_bits(seen, s, lowest));
-            if (!(largest <= maximum)) { // exp(0) is exactly 1, so the other case needs no rescaling
-                float old = maximum;
-                maximum = largest;
-                chunk->rescale[r][b] = old == -INFINITY ? 0.0f : v16_exp_one(old - maximum);
-            }
-            v16_t p = v16_exp(v16_sub(s, v16_set(maximum)));
+            v16_store(score, s);
+            maximum[r] = v16_largest(seen == ALL_KEYS ? s : v16_select_bits(seen, s, lowest));
+        }
+    }
+}
+
+// From maxima of blocks to running maxima and rescaling factors, 16 rows at a time. Where nothing new is larger the
+// factor is exp(0), which is exactly 1; at a row's first block it is exp(-inf) = 0.
+static void attention_running_maxima(attention_rows_t *rows, attention_chunk_t *chunk) {
+    v16_t bottom = v16_set(-FLT_MAX), zero = v16_set(0.0f);
+    for (int r = 0; r < rows->count; r += LANES) {
+        v16_t old = v16_load(rows->maximum + r);
+        for (int b = 0; b < chunk->blocks; b++) {
+            v16_t now = v16_max(old, v16_load(chunk->maximum[b] + r));
+            v16_t step = v16_select_less(now, bottom, zero, v16_sub(old, now)); // still -inf: nothing seen so far
+            v16_store(chunk->rescale[b] + r, v16_exp(step));
+            v16_store(chunk->maximum[b] + r, now);
+            old = now;
+        }
+        v16_store(rows->maximum + r, old);
+    }
+}
+
+// Turns the scores of a chunk into p and moves the running maximum and sum of each row, block by block.
+static void attention_softmax(attention_rows_t *rows, attention_chunk_t *chunk, float scale) {
+    v16_t zero = v16_set(0.0f);
+    attention_block_maxima(rows, chunk, scale);
+    attention_running_maxima(rows, chunk);
+    for (int r = 0; r < rows->count; r++) {
+        v16_t sum = v16_load(rows->lanes[r]);
+        for (int b = 0; b < chunk->blocks; b++) {
+            unsigned seen = chunk->seen[r][b];
+            if (!seen) continue;
+            float *score = chunk->score[r] + b * ATTENTION_BLOCK;
+            v16_t p = v16_exp(v16_sub(v16_load(score), v16_set(chunk->maximum[b][r])));
             if (seen != ALL_KEYS) p = v16_select_bits(seen, p, zero);
-            sum = v16_fma(sum, v16_set(chunk->rescale[r][b]), p);
+            sum = v16_fma(sum, v16_set(chunk->rescale[b][r]), p);
             v16_store(score, p);
         }
         v16_store(rows->lanes[r], sum);
-        rows->maximum[r] = maximum;
     }
 }
 
@@ -381,43 +423,45 @@ static inline float attention_log(float x) {
 
 // out = accumulated / sum; rows that saw no key give zeros. The added zero turns -0 into +0: whether a sum of zeros
 // is -0 depends on steps that hidden keys skip.
-static void attention_finish(const attention_tile_t *tile, const attention_rows_t *rows, float *const *accumulated) {
-    const attention_args_t *args = tile->args;
+static void attention_finish(const attention_piece_t *piece, const attention_rows_t *rows, float *const *accumulated) {
+    const attention_args_t *args = piece->args;
     int size = args->head_dim;
+    float sum[ATTENTION_ROWS], logarithm[ATTENTION_ROWS];
+    for (int r = 0; r < rows->count; r++) sum[r] = v16_sum(v16_load(rows->lanes[r]));
+    if (args->lse)
+        for (int r = 0; r < rows->count; r++) logarithm[r] = attention_log(sum[r]);
     for (int r = 0; r < rows->count; r++) {
-        int64_t row = rows->row[r];
-        int head = rows->head[r];
-        float *out = (float *)args->out.data + row * args->out.stride + (int64_t)head * size;
-        float sum = v16_sum(v16_load(rows->lanes[r]));
-        bool blind = rows->maximum[r] == -INFINITY && sum == 0.0f;
-        v16_t divisor = v16_set(blind ? 1.0f : sum), zero = v16_set(0.0f);
+        float *out = (float *)args->out.data + rows->row[r] * args->out.stride + (int64_t)rows->head[r] * size;
+        bool blind = rows->maximum[r] == -INFINITY && sum[r] == 0.0f;
+        v16_t divisor = v16_set(blind ? 1.0f : sum[r]), zero = v16_set(0.0f);
         for (int d = 0; d < size; d += LANES) {
             int n = size - d < LANES ? size - d : LANES;
             v16_store_up_to(out + d, v16_add(v16_div(v16_load(accumulated[r] + d), divisor), zero), n);
         }
-        if (args->lse) args->lse[row * args->heads + head] = blind ? -INFINITY : rows->maximum[r] + attention_log(sum);
+        if (args->lse)
+            args->lse[rows->row[r] * args->heads + rows->head[r]] = blind ? -INFINITY : rows->maximum[r] + logarithm[r];
     }
 }
 
-static void attention_forward_tile(const attention_tile_t *tile, void *scratch) {
-    const attention_args_t *args = tile->args;
+static void attention_forward_piece(const attention_piece_t *piece, void *scratch) {
+    const attention_args_t *args = piece->args;
     int size = args->head_dim, padded = (size + LANES - 1) / LANES * LANES;
     attention_chunk_t *chunk = scratch;
     attention_rows_t *rows = (attention_rows_t *)(chunk + 1);
     float *turned = (float *)(rows + 1), *accumulated = turned + ATTENTION_KEYS * size;
     float *c[ATTENTION_ROWS];
-    attention_fill_rows(tile, tile->first_row, tile->rows, rows);
+    attention_fill_rows(piece, piece->first_row, piece->rows, rows);
     for (int r = 0; r < rows->count; r++) {
         c[r] = accumulated + (size_t)r * padded;
-        rows->maximum[r] = -INFINITY;
         memset(rows->lanes[r], 0, sizeof(rows->lanes[r]));
     }
+    for (int r = 0; r < ATTENTION_ROWS; r++) rows->maximum[r] = -INFINITY;
     memset(accumulated, 0, (size_t)rows->count * padded * sizeof(float));
     int low, high;
-    attention_reach(&args->mask, tile->sequence, rows->position[0], rows->position[rows->count - 1], &low, &high);
+    attention_reach(&args->mask, piece->sequence, rows->position[0], rows->position[rows->count - 1], &low, &high);
     for (int start = low / ATTENTION_KEYS * ATTENTION_KEYS; start < high; start += ATTENTION_KEYS) {
-        attention_fill_chunk(tile, start, chunk);
-        if (!attention_look(tile, rows, chunk)) continue;
+        attention_fill_chunk(piece, start, chunk);
+        if (!attention_look(piece, rows, chunk)) continue;
         attention_turn(chunk->k, chunk, size, turned);
         attention_scores(rows->q, rows->count, turned, size, chunk, chunk->score);
         attention_softmax(rows, chunk, args->scale);
@@ -432,7 +476,7 @@ static void attention_forward_tile(const attention_tile_t *tile, void *scratch) 
                                      .seen = chunk->seen[0]};
         attention_apply(&update, rows->count);
     }
-    attention_finish(tile, rows, c);
+    attention_finish(piece, rows, c);
 }
 
 // ---- backward ----
@@ -440,10 +484,10 @@ static void attention_forward_tile(const attention_tile_t *tile, void *scratch) 
 // delta = sum over head_dim, in 16 lanes, of dout * out.
 static void attention_delta_rows(void *context, int64_t first, int64_t last, int worker) {
     (void)worker;
-    const attention_tile_t *tile = context;
-    const attention_args_t *args = tile->args;
-    const matrix_t *out_matrix = &args->out, *dout_matrix = &tile->gradients->dout;
-    float *delta = (float *)(uintptr_t)tile->delta;
+    const attention_piece_t *piece = context;
+    const attention_args_t *args = piece->args;
+    const matrix_t *out_matrix = &args->out, *dout_matrix = &piece->gradients->dout;
+    float *delta = (float *)(uintptr_t)piece->delta;
     for (int64_t row = first; row < last; row++)
         for (int head = 0; head < args->heads; head++) {
             int64_t column = (int64_t)head * args->head_dim;
@@ -466,16 +510,16 @@ typedef struct attention_back {
     float *dk[ATTENTION_KEYS], *dv[ATTENTION_KEYS];
 } attention_back_t;
 
-static void attention_fill_back(const attention_tile_t *tile, const attention_rows_t *rows, attention_back_t *back) {
-    const attention_args_t *args = tile->args;
-    const matrix_t *dout = &tile->gradients->dout, *dq = &tile->gradients->dq;
+static void attention_fill_back(const attention_piece_t *piece, const attention_rows_t *rows, attention_back_t *back) {
+    const attention_args_t *args = piece->args;
+    const matrix_t *dout = &piece->gradients->dout, *dq = &piece->gradients->dq;
     for (int r = 0; r < rows->count; r++) {
         int head = rows->head[r];
         int64_t row = rows->row[r], column = (int64_t)head * args->head_dim;
         back->dout[r] = (const float *)dout->data + row * dout->stride + column;
         back->dq[r] = (float *)dq->data + row * dq->stride + column;
         back->lse[r] = args->lse[row * args->heads + head];
-        back->delta[r] = tile->delta[row * args->heads + head];
+        back->delta[r] = piece->delta[row * args->heads + head];
     }
 }
 
@@ -499,12 +543,12 @@ static void attention_back_softmax(const attention_back_t *back, int count, atte
 }
 
 // One tile against one chunk: dq += ds k, dk += ds^T q, dv += p^T dout.
-static void attention_back_tile(const attention_tile_t *tile, const attention_rows_t *rows, attention_back_t *back,
+static void attention_back_tile(const attention_piece_t *piece, const attention_rows_t *rows, attention_back_t *back,
                                 attention_chunk_t *chunk, const float *turned_k, const float *turned_v) {
-    int size = tile->args->head_dim, count = rows->count;
+    int size = piece->args->head_dim, count = rows->count;
     attention_scores(rows->q, count, turned_k, size, chunk, chunk->score);
     attention_scores(back->dout, count, turned_v, size, chunk, chunk->dscore);
-    attention_back_softmax(back, count, chunk, tile->args->scale);
+    attention_back_softmax(back, count, chunk, piece->args->scale);
     attention_update_t update = {.c = back->dq,
                                  .a = chunk->dscore[0],
                                  .row_step = ATTENTION_KEYS,
@@ -513,7 +557,8 @@ static void attention_back_tile(const attention_tile_t *tile, const attention_ro
                                  .keys = chunk->keys,
                                  .columns = size,
                                  .seen = chunk->seen[0]};
-    attention_apply(&update, count);
+    if (piece->want_q) attention_apply(&update, count);
+    if (!piece->want_kv) return;
     update.c = back->dk;
     update.row_step = 1;
     update.key_step = ATTENTION_KEYS;
@@ -527,38 +572,39 @@ static void attention_back_tile(const attention_tile_t *tile, const attention_ro
     attention_apply(&update, chunk->keys);
 }
 
-// All queries of a sequence for one key head; chunks outside, tiles inside, so that dq adds in order of keys and dk and
-// dv in order of queries.
-static void attention_backward_sequence(const attention_tile_t *tile, void *scratch) {
-    const attention_args_t *args = tile->args;
-    const attention_mask_t *mask = &args->mask;
-    int size = args->head_dim, group = attention_group(args), s = tile->sequence;
-    int queries = mask->query_start[s + 1] - mask->query_start[s], keys = mask->key_start[s + 1] - mask->key_start[s];
+static void attention_fill_key_gradients(const attention_piece_t *piece, const attention_chunk_t *chunk,
+                                         attention_back_t *back) {
+    const matrix_t *dk = &piece->gradients->dk, *dv = &piece->gradients->dv;
+    const attention_mask_t *mask = &piece->args->mask;
+    int64_t column = (int64_t)piece->kv_head * piece->args->head_dim;
+    for (int j = 0; j < chunk->keys; j++) {
+        int64_t row = mask->key_row[mask->key_start[piece->sequence] + chunk->start + j];
+        back->dk[j] = (float *)dk->data + row * dk->stride + column;
+        back->dv[j] = (float *)dv->data + row * dv->stride + column;
+    }
+}
+
+// Chunks outside, tiles inside, so that dq adds in order of keys and dk and dv in order of queries.
+static void attention_backward_piece(const attention_piece_t *piece, void *scratch) {
+    int size = piece->args->head_dim, end = piece->first_row + piece->rows;
     attention_chunk_t *chunk = scratch;
     attention_rows_t *rows = (attention_rows_t *)(chunk + 1);
     attention_back_t *back = (attention_back_t *)(rows + 1);
     float *turned_k = (float *)(back + 1), *turned_v = turned_k + ATTENTION_KEYS * size;
-    const matrix_t *dk = &tile->gradients->dk, *dv = &tile->gradients->dv;
-    int64_t column = (int64_t)tile->kv_head * size;
-    for (int start = 0; start < keys; start += ATTENTION_KEYS) {
-        attention_fill_chunk(tile, start, chunk);
-        for (int j = 0; j < chunk->keys; j++) {
-            int64_t row = mask->key_row[mask->key_start[s] + start + j];
-            back->dk[j] = (float *)dk->data + row * dk->stride + column;
-            back->dv[j] = (float *)dv->data + row * dv->stride + column;
-        }
+    for (int start = piece->first_key; start < piece->first_key + piece->keys; start += ATTENTION_KEYS) {
+        attention_fill_chunk(piece, start, chunk);
+        attention_fill_key_gradients(piece, chunk, back);
         bool turned = false;
-        for (int first = 0; first < queries * group; first += ATTENTION_ROWS) {
-            int left = queries * group - first;
-            attention_fill_rows(tile, first, left < ATTENTION_ROWS ? left : ATTENTION_ROWS, rows);
-            if (!attention_look(tile, rows, chunk)) continue;
-            attention_fill_back(tile, rows, back);
+        for (int first = piece->first_row; first < end; first += ATTENTION_ROWS) {
+            attention_fill_rows(piece, first, end - first < ATTENTION_ROWS ? end - first : ATTENTION_ROWS, rows);
+            if (!attention_look(piece, rows, chunk)) continue;
+            attention_fill_back(piece, rows, back);
             if (!turned) {
                 attention_turn(chunk->k, chunk, size, turned_k);
                 attention_turn(chunk->v, chunk, size, turned_v);
                 turned = true;
             }
-            attention_back_tile(tile, rows, back, chunk, turned_k, turned_v);
+            attention_back_tile(piece, rows, back, chunk, turned_k, turned_v);
         }
     }
 }

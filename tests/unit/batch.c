@@ -97,7 +97,7 @@ static void test_shared(void **state) {
         const prompt_t *prompt = &fixture.prompts[p];
         int32_t *tokens[COMPLETIONS];
         int lengths[COMPLETIONS];
-        batch_sequence_t sequences[COMPLETIONS + 1];
+        batch_sequence_t sequences[COMPLETIONS + 2];
         batch_t shared, plain;
         make_completions(prompt, tokens, lengths);
         sequences[0] = parity_sequence(prompt, 0);
@@ -112,7 +112,10 @@ static void test_shared(void **state) {
         memcpy(tokens[3] + prompt->length, tokens[2] + prompt->length, 2 * sizeof(int32_t));
         sequences[4].shared_with = 3;
         sequences[4].shared_length = prompt->length + 2;
-        float *have = score_sequences(fixture.model, sequences, COMPLETIONS + 1, &shared);
+        // And one that has no row of its own.
+        sequences[COMPLETIONS + 1] = sequences[1];
+        sequences[COMPLETIONS + 1].length = prompt->length;
+        float *have = score_sequences(fixture.model, sequences, COMPLETIONS + 2, &shared);
         for (int i = 1; i <= COMPLETIONS; i++) {
             sequences[i].shared_with = -1;
             sequences[i].shared_length = 0;

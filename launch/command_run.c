@@ -1,0 +1,192 @@
+// sft, grpo, eval: the commands that run as MPI jobs.
+#include "common/store/store.h"
+#include "launch/commands.h"
+#include "learner/learner.h"
+#include "rollout/rollout.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+status_t run_arguments_read(int argc, char **argv, run_arguments_t *out) {
+    static const struct option options[] = {{"config", required_argument, NULL, 'c'},
+                                            {"set", required_argument, NULL, 's'},
+                                            {"dry-run", no_argument, NULL, 'd'},
+                                            {NULL, 0, NULL, 0}};
+    *out = (run_arguments_t){0};
+    opterr = 0;
+    optind = 1;
+    for (int letter; (letter = getopt_long(argc, argv, "c:s:", options, NULL)) != -1;) {
+        if (letter == 'c')
+            out->file = optarg;
+        else if (letter == 'd')
+            out->dry_run = true;
+        else if (letter == 's' && out->settings < (int)(sizeof(out->setting) / sizeof(out->setting[0])))
+            out->setting[out->settings++] = optarg;
+        else
+            FAIL(STATUS_INVALID, "poise %s does not take '%s'; 'poise --help' shows what it takes", argv[0],
+                 argv[optind - 1]);
+    }
+    if (optind < argc)
+        FAIL(STATUS_INVALID, "poise %s does not take '%s'; 'poise --help' shows what it takes", argv[0], argv[optind]);
+    return STATUS_OK;
+}
+
+// This executable's path, for the scorer children. The buffer must hold 4,096 bytes.
+static status_t own_path(char *out) {
+    ssize_t length = readlink("/proc/self/exe", out, 4095);
+    if (length <= 0) FAIL(STATUS_FAILED, "cannot find the path of this program: %s", strerror(errno));
+    out[length] = 0;
+    return STATUS_OK;
+}
+
+// The run's result for launchers: mpirun's own exit code is not to be trusted after a rank's death. Written by one
+// rank.
+static status_t result_write(const config_t *config, status_t run) {
+    const char *extra = getenv("POISE_RESULT");
+    json_t *result = json_pack("{s:i, s:s, s:s}", "exit", status_exit_code(run), "state", run ? "failed" : "done",
+                               "message", status_message(run));
+    char *text = result ? json_dumps(result, JSON_INDENT(1)) : NULL;
+    json_decref(result);
+    if (!text) FAIL(STATUS_MEMORY, "out of memory while writing the result");
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/result.json", config->output);
+    status_t status = *config->output ? file_make_directory(config->output) : STATUS_OK;
+    if (!status && *config->output) status = file_write_whole(path, text, strlen(text));
+    if (!status && extra) status = file_write_whole(extra, text, strlen(text));
+    free(text);
+    return status;
+}
+
+typedef status_t (*body_t)(job_t *job, bool dry_run);
+
+static status_t body_sft(job_t *job, bool dry_run) {
+    return dry_run ? learner_print_plan(job, false, stdout) : learner_sft_run(job);
+}
+
+// A colocated rank: the learner's loop, and a worker on the same weights that runs while the learner waits.
+typedef struct colocated {
+    job_t *job;
+    rollout_worker_t *worker;
+} colocated_t;
+
+static status_t colocated_start(void *context, model_t *model, packed_t *packed) {
+    (void)packed; // the worker reads the file by itself
+    colocated_t *colocated = context;
+    return rollout_worker_open(colocated->job, model, &colocated->worker);
+}
+
+static status_t colocated_idle(void *context, bool *worked) {
+    colocated_t *colocated = context;
+    bool stopped;
+    TRY(rollout_worker_step(colocated->worker, 0, &stopped));
+    *worked = rollout_worker_busy(colocated->worker);
+    return STATUS_OK;
+}
+
+static status_t run_colocated(job_t *job) {
+    colocated_t context = {.job = job};
+    learner_colocated_t colocated = {.context = &context, .start = colocated_start, .idle = colocated_idle};
+    status_t status = learner_grpo_run_with(job, &colocated);
+    if (context.worker) rollout_worker_close(context.worker);
+    return status;
+}
+
+static status_t body_grpo(job_t *job, bool dry_run) {
+    if (dry_run) return job->role == ROLE_LEARNER ? learner_print_plan(job, true, stdout) : STATUS_OK;
+    if (job->role == ROLE_REWARD) return reward_rank_run(job);
+    TRY(job_share_endpoint(job, NULL));
+    if (job->role == ROLE_ROLLOUT) return rollout_worker_run(job);
+    return job->config->roles.colocated ? run_colocated(job) : learner_grpo_run(job);
+}
+
+static status_t body_eval(job_t *job, bool dry_run) {
+    return dry_run ? STATUS_OK : eval_run(job);
+}
+
+static void print_ranks(const job_t *job) {
+    if (comm_world_rank(job->world)) return;
+    int world = comm_size(job->world), rest = world - job->learner_count - job->rollout_count;
+    printf("# ranks: %d learner%s", job->learner_count, job->learner_count == 1 ? "" : "s");
+    if (job->rollout_count) printf(", %d rollout%s", job->rollout_count, job->rollout_count == 1 ? "" : "s");
+    if (rest > 0) printf(", 1 reward");
+    printf(" (world size %d)\n", world);
+    fflush(stdout);
+}
+
+static status_t run_in_world(const run_arguments_t *arguments, comm_t *world, bool grpo, body_t body) {
+    config_t config;
+    job_t job = {0};
+    char program[4096];
+    TRY(config_read(arguments->file, arguments->setting, arguments->settings, &config));
+    comm_set_deadline(world, config.deadline.collective_s);
+    status_t status = own_path(program);
+    if (!status) status = job_open(&config, world, grpo, program, &job);
+    bool opened = !status;
+    if (!status && arguments->dry_run && !comm_world_rank(world)) status = config_print(&config, stdout);
+    if (!status && arguments->dry_run) print_ranks(&job);
+    if (!status) status = body(&job, arguments->dry_run);
+    // The reward rank knows best how a GRPO run ended; elsewhere it is rank 0.
+    bool reporter = grpo ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
+    if (opened && reporter && !arguments->dry_run) status = status_first(status, result_write(&config, status));
+    if (opened) job_close(&job);
+    config_free(&config);
+    return status;
+}
+
+static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
+    run_arguments_t arguments;
+    comm_t *world;
+    TRY(run_arguments_read(argc, argv, &arguments));
+    if (!arguments.file && !arguments.settings)
+        FAIL(STATUS_INVALID, "poise %s wants -c FILE (a YAML configuration; see configs/)", argv[0]);
+    TRY(comm_open_world(120, &world));
+    int rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
+    status_t status = run_in_world(&arguments, world, grpo, body);
+    if (!status || status_kind(status) == STATUS_CANCELLED) {
+        status = status_first(status, comm_close_world(world));
+        if (!status || status_kind(status) == STATUS_CANCELLED) return status;
+    }
+    // Wrong use is the same on every rank: once is enough. After any other failure collectives may hang, so the process
+    // ends here; mpirun and srun then end the other ranks.
+    int code = status_exit_code(status);
+    if (code != 2 || rank <= 0) status_print(status, stderr, code == 2 ? -1 : rank, getenv("POISE_TRACE") != NULL);
+    fflush(stdout);
+    if (rank < 0) exit(code);
+    if (code == 2 && rank > 0) sleep(1); // rank 0's sentence first
+    _exit(code);
+}
+
+status_t command_sft(int argc, char **argv) {
+    return run_job(argc, argv, false, body_sft);
+}
+
+status_t command_grpo(int argc, char **argv) {
+    return run_job(argc, argv, true, body_grpo);
+}
+
+status_t command_eval(int argc, char **argv) {
+    return run_job(argc, argv, false, body_eval);
+}
+
+status_t command_config(int argc, char **argv) {
+    config_t config;
+    run_arguments_t arguments;
+    if (argc == 2 && !strcmp(argv[1], "--reference")) {
+        config_print_reference(stdout);
+        return STATUS_OK;
+    }
+    TRY(run_arguments_read(argc, argv, &arguments));
+    TRY(config_read(arguments.file, arguments.setting, arguments.settings, &config));
+    status_t status = config_print(&config, stdout);
+    config_free(&config);
+    return status;
+}
+
+status_t command_scorer(int argc, char **argv) {
+    (void)argc, (void)argv;
+    return reward_scorer_main();
+}

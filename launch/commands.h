@@ -1,0 +1,42 @@
+// The commands of `poise` (docs/manual.md). Each takes its own arguments, argv[0] being its name, and returns a status;
+// main.c prints it and turns it into the exit code.
+#ifndef LAUNCH_COMMANDS_H
+#define LAUNCH_COMMANDS_H
+
+#include "common/comm/job.h"
+
+typedef struct command {
+    const char *name;
+    const char *arguments; // for the usage line
+    const char *help;
+    status_t (*run)(int argc, char **argv);
+} command_t;
+
+status_t command_sft(int argc, char **argv) STATUS_CHECKED;
+status_t command_grpo(int argc, char **argv) STATUS_CHECKED;
+status_t command_eval(int argc, char **argv) STATUS_CHECKED;
+status_t command_score(int argc, char **argv) STATUS_CHECKED;
+status_t command_generate(int argc, char **argv) STATUS_CHECKED;
+status_t command_tokenize(int argc, char **argv) STATUS_CHECKED;
+status_t command_pack(int argc, char **argv) STATUS_CHECKED;
+status_t command_merge(int argc, char **argv) STATUS_CHECKED;
+status_t command_inspect(int argc, char **argv) STATUS_CHECKED;
+status_t command_report(int argc, char **argv) STATUS_CHECKED;
+status_t command_doctor(int argc, char **argv) STATUS_CHECKED;
+status_t command_config(int argc, char **argv) STATUS_CHECKED;
+status_t command_scorer(int argc, char **argv) STATUS_CHECKED;
+status_t command_quickstart_data(int argc, char **argv) STATUS_CHECKED;
+
+// What sft, grpo and eval share: -c FILE, --set KEY=VALUE ..., --dry-run.
+typedef struct run_arguments {
+    const char *file;
+    const char *setting[64];
+    int settings;
+    bool dry_run;
+} run_arguments_t;
+status_t run_arguments_read(int argc, char **argv, run_arguments_t *out) STATUS_CHECKED;
+// Parses a whole number option; the error names it.
+status_t argument_whole(const char *option, const char *text, int64_t least, int64_t most, int64_t *out) STATUS_CHECKED;
+status_t argument_real(const char *option, const char *text, double least, double most, double *out) STATUS_CHECKED;
+
+#endif

@@ -1,0 +1,60 @@
+// poise: one executable, one command a run.
+#include "launch/commands.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const command_t commands[] = {
+    {"sft", "-c FILE [--set KEY=VALUE]... [--dry-run]",
+     "supervised fine-tuning: SCALe, fixed weights, vanilla (mpirun)", command_sft},
+    {"grpo", "-c FILE [--set KEY=VALUE]... [--dry-run]", "GRPO with learner, rollout and reward ranks (mpirun)",
+     command_grpo},
+    {"eval", "-c FILE [--set KEY=VALUE]...", "greedy answers, accuracy, invalid rate (alone or mpirun)", command_eval},
+    {"report", "--output DIR NAME=EVAL_DIR...", "tables and plots over evaluated runs: text, JSON, HTML",
+     command_report},
+    {"pack", "--model DIR --input FILE --output FILE [--max-length N] [--prompts]", "compile data to one HDF5 file",
+     command_pack},
+    {"score", "--model DIR --input FILE --output FILE [...]", "log-probs of given completions", command_score},
+    {"generate", "--model DIR --input FILE --output FILE [...]", "completions of prompts", command_generate},
+    {"tokenize", "--model DIR --input FILE --output FILE", "token ids of text or messages", command_tokenize},
+    {"merge", "--model DIR --adapter DIR --output DIR", "adapter into weights", command_merge},
+    {"inspect", "PATH [--model DIR] [--sample N]", "what a model, adapter, data file, checkpoint or run holds",
+     command_inspect},
+    {"doctor", "", "check this machine and say what is wrong", command_doctor},
+    {"config", "[-c FILE] [--set KEY=VALUE]... [--reference]", "print the resolved configuration, or its reference",
+     command_config},
+    {"quickstart-data", "--output DIR --seed N [...]", "make the quickstart's pictures and questions",
+     command_quickstart_data},
+    {"__scorer", NULL, NULL, command_scorer},
+};
+enum { COMMANDS = sizeof(commands) / sizeof(commands[0]) };
+
+static void print_usage(FILE *stream) {
+    fputs("usage: poise COMMAND [OPTIONS]\n\n", stream);
+    for (int i = 0; i < COMMANDS; i++)
+        if (commands[i].help)
+            fprintf(stream, "  %-16s %s\n  %16s poise %s %s\n", commands[i].name, commands[i].help, "",
+                    commands[i].name, commands[i].arguments);
+    fputs("\nExit codes: 0 done, 1 the run failed, 2 wrong use. docs/manual.md tells the rest.\n", stream);
+}
+
+int main(int argc, char **argv) {
+    if (argc >= 2 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))) {
+        print_usage(stdout);
+        return 0;
+    }
+    const command_t *command = NULL;
+    for (int i = 0; argc >= 2 && i < COMMANDS; i++)
+        if (!strcmp(argv[1], commands[i].name)) command = &commands[i];
+    if (!command) {
+        if (argc >= 2) fprintf(stderr, "poise: there is no command '%s'\n\n", argv[1]);
+        print_usage(stderr);
+        return 2;
+    }
+    status_t status = command->run(argc - 1, argv + 1);
+    int code = status_exit_code(status);
+    // The trace is for whoever changes the code; users ask for it.
+    status_print(status, stderr, -1, getenv("POISE_TRACE") != NULL);
+    status_free(status);
+    return code;
+}
