@@ -83,6 +83,15 @@ static void test_ranks(void **state) {
     CHECK_OK(run_eval(scene, 2, "two", "rollout.prefill_chunk=7", false));
     CHECK_OK(run_eval(scene, 3, "three", "rollout.batch_rows=3", false));
     barrier(scene);
+    // Once more with nothing left to do: not even the time changes.
+    char *before = text_of(scene, "three", "summary.json");
+    barrier(scene);
+    CHECK_OK(run_eval(scene, 2, "three", "rollout.batch_rows=3", false));
+    barrier(scene);
+    char *after = text_of(scene, "three", "summary.json");
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
     same_result(scene, "one", "two", true);
     same_result(scene, "one", "three", true);
     if (comm_rank(scene->world) == 0) {
