@@ -115,6 +115,9 @@ static status_t read_row(report_t *report, char *text) {
 
 static status_t gather(report_t *report, const options_t *options, int argc, char **argv) {
     for (int i = optind; i < argc; i++) TRY(read_row(report, argv[i]));
+    if (!report->row[0].evaluation.has_images)
+        report_warn(report, "the samples do not say which picture they are about, so the intervals take every question "
+                            "for one about a picture of its own");
     for (int i = 1; i < report->rows; i++)
         if (!report_same_questions(&report->row[0].evaluation, &report->row[i].evaluation))
             report_warn(report, "%s was evaluated on other questions than %s", report->row[i].name,

@@ -67,11 +67,40 @@ static status_t body_sft(job_t *job, bool dry_run) {
     return dry_run ? learner_print_plan(job, false, stdout) : learner_sft_run(job);
 }
 
+// A colocated rank: the learner's loop, and a worker on the same weights that runs while the learner waits.
+typedef struct colocated {
+    job_t *job;
+    rollout_worker_t *worker;
+} colocated_t;
+
+static status_t colocated_start(void *context, model_t *model, packed_t *packed) {
+    (void)packed; // the worker reads the file by itself
+    colocated_t *colocated = context;
+    return rollout_worker_open(colocated->job, model, &colocated->worker);
+}
+
+static status_t colocated_idle(void *context, bool *worked) {
+    colocated_t *colocated = context;
+    bool stopped;
+    TRY(rollout_worker_step(colocated->worker, 0, &stopped));
+    *worked = rollout_worker_busy(colocated->worker);
+    return STATUS_OK;
+}
+
+static status_t run_colocated(job_t *job) {
+    colocated_t context = {.job = job};
+    learner_colocated_t colocated = {.context = &context, .start = colocated_start, .idle = colocated_idle};
+    status_t status = learner_grpo_run_with(job, &colocated);
+    if (context.worker) rollout_worker_close(context.worker);
+    return status;
+}
+
 static status_t body_grpo(job_t *job, bool dry_run) {
     if (dry_run) return job->role == ROLE_LEARNER ? learner_print_plan(job, true, stdout) : STATUS_OK;
     if (job->role == ROLE_REWARD) return reward_rank_run(job);
     TRY(job_share_endpoint(job, NULL));
-    return job->role == ROLE_LEARNER ? learner_grpo_run(job) : rollout_worker_run(job);
+    if (job->role == ROLE_ROLLOUT) return rollout_worker_run(job);
+    return job->config->roles.colocated ? run_colocated(job) : learner_grpo_run(job);
 }
 
 static status_t body_eval(job_t *job, bool dry_run) {

@@ -73,9 +73,10 @@ static status_t field_number(const json_t *line, const char *key, double *out) {
 }
 
 // What tells the sample's picture: image_group, else image, else the sample itself.
-static status_t field_image(const json_t *line, int64_t index, char **out) {
+static status_t field_image(const json_t *line, int64_t index, bool *found, char **out) {
     const json_t *value = json_object_get(line, "image_group");
     if (!value || json_is_null(value)) value = json_object_get(line, "image");
+    if (value && !json_is_null(value)) *found = true;
     if (!value || json_is_null(value)) {
         char own[48];
         snprintf(own, sizeof(own), "sample %lld", (long long)index);
@@ -88,17 +89,17 @@ static status_t field_image(const json_t *line, int64_t index, char **out) {
     return status;
 }
 
-static status_t fill_sample(const json_t *line, report_sample_t *sample) {
+static status_t fill_sample(const json_t *line, bool *has_images, report_sample_t *sample) {
     const json_t *index = json_object_get(line, "index");
     if (!json_is_integer(index)) FAIL(STATUS_INVALID, "the sample has no whole number 'index'");
     sample->index = json_integer_value(index);
     TRY(field_text(line, "id", true, &sample->id));
     TRY(field_text(line, "kind", false, &sample->kind));
     TRY(field_text(line, "answer", true, &sample->gold));
-    TRY(field_image(line, sample->index, &sample->image));
+    TRY(field_image(line, sample->index, has_images, &sample->image));
     TRY(field_flag(line, "correct", true, NULL, &sample->correct));
     TRY(field_flag(line, "invalid", true, NULL, &sample->invalid));
-    TRY(field_flag(line, "correct_bare", false, NULL, &sample->correct_bare));
+    TRY(field_flag(line, "correct_bare", false, &sample->has_bare, &sample->correct_bare));
     TRY(field_flag(line, "truncated", false, NULL, &sample->truncated));
     TRY(field_flag(line, "trace_correct", false, &sample->has_listing, &sample->trace_correct));
     TRY(field_number(line, "tag_score", &sample->tag_score));
@@ -115,7 +116,7 @@ static status_t take_sample(void *context, const json_t *line) {
                     sizeof(*evaluation->sample)));
     report_sample_t *sample = &evaluation->sample[evaluation->count++];
     *sample = (report_sample_t){0};
-    return fill_sample(line, sample);
+    return fill_sample(line, &evaluation->has_images, sample);
 }
 
 // ---- the whole folder ----

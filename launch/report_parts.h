@@ -16,7 +16,9 @@ typedef struct report_sample {
     char *id, *kind, *gold; // gold: the expected answer
     char *image;            // what samples on one picture share
     int cluster;            // number of `image` in the order of its text, from 0
-    bool correct, invalid, correct_bare, truncated, has_listing, trace_correct;
+    bool correct, invalid, truncated;
+    bool has_bare, correct_bare; // the whole text taken as the answer
+    bool has_listing, trace_correct;
     double tag_score, think_tokens, answer_tokens, tokens;
 } report_sample_t;
 
@@ -26,6 +28,7 @@ typedef struct report_evaluation {
     report_sample_t *sample; // [count], ascending by id
     int64_t count;
     int clusters;
+    bool has_images;        // the samples say which picture they are about
     double seconds;         // the evaluation's own time
     int64_t shuffle_images; // of its summary: > 0 for the control
 } report_evaluation_t;
@@ -61,8 +64,6 @@ status_t report_run_read(const char *directory, report_run_t *out) STATUS_CHECKE
 void report_run_free(report_run_t *run);
 // NULL when the run has no such series.
 const report_series_t *report_run_find(const report_run_t *run, const char *name);
-// The first of several names (ends with NULL) that the run has.
-const report_series_t *report_run_first(const report_run_t *run, const char *const *names);
 bool report_run_is_grpo(const report_run_t *run);
 double report_series_sum(const report_series_t *series);
 double report_series_largest(const report_series_t *series);

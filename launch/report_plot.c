@@ -188,21 +188,17 @@ static status_t draw_losses(report_t *report) {
 }
 
 static bool is_reward_part(const char *name) {
-    static const char *const others[] = {"mean", "total", "std", "spread", "min", "max", "deviation", "excluded"};
-    if (strncmp(name, "reward/", 7) != 0) return false;
-    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
-        if (!strncmp(name + 7, others[i], strlen(others[i]))) return false;
-    return true;
+    size_t length = strlen(name);
+    return !strncmp(name, "reward/", 7) && (length < 4 || strcmp(name + length - 4, "_std") != 0);
 }
 
 static status_t draw_rewards(report_t *report) {
-    static const char *const names[] = {"reward", "reward/mean", "reward/total", NULL};
     curve_t whole[MAX_LINES], split[MAX_LINES];
     int wholes = 0, splits = 0;
     for (int r = 0; r < report->runs; r++) {
         const report_run_t *run = &report->run[r];
         if (!report_run_is_grpo(run)) continue;
-        add_curve(whole, &wholes, report_run_first(run, names), run, "");
+        add_curve(whole, &wholes, report_run_find(run, "reward"), run, "");
         for (size_t i = 0; i < run->series_count; i++)
             if (is_reward_part(run->series[i].name))
                 add_curve(split, &splits, &run->series[i], run, run->series[i].name + 7);
@@ -213,12 +209,11 @@ static status_t draw_rewards(report_t *report) {
 }
 
 static status_t draw_lengths(report_t *report) {
-    static const char *const names[] = {"length/mean", "length", "lengths/mean", "length/completion", NULL};
     curve_t curve[MAX_LINES];
     int count = 0;
     for (int r = 0; r < report->runs; r++)
         if (report_run_is_grpo(&report->run[r]))
-            add_curve(curve, &count, report_run_first(&report->run[r], names), &report->run[r], "");
+            add_curve(curve, &count, report_run_find(&report->run[r], "length/mean"), &report->run[r], "");
     if (!count) return STATUS_OK;
     return draw_curves(report, "lengths", "GRPO: mean length of completions", "tokens", false, curve, count);
 }

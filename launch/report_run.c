@@ -88,14 +88,6 @@ const report_series_t *report_run_find(const report_run_t *run, const char *name
     return found ? &run->series[at] : NULL;
 }
 
-const report_series_t *report_run_first(const report_run_t *run, const char *const *names) {
-    for (; *names; names++) {
-        const report_series_t *series = report_run_find(run, *names);
-        if (series) return series;
-    }
-    return NULL;
-}
-
 bool report_run_is_grpo(const report_run_t *run) {
     for (size_t i = 0; i < run->series_count; i++)
         if (!strcmp(run->series[i].name, "reward") || !strncmp(run->series[i].name, "reward/", 7)) return true;
@@ -124,22 +116,30 @@ double report_run_seconds(const report_run_t *run) {
     return step ? report_series_sum(step) : run->last_time - run->first_time;
 }
 
-// Tokens over seconds where both are logged a step; else the mean of the rate of each step.
+// The mean of a rate, each step weighted by the seconds it held for.
+static double mean_rate(const report_series_t *rate, const report_series_t *seconds) {
+    double sum = 0, weight = 0;
+    bool weighted = seconds && seconds->count == rate->count;
+    for (size_t i = 0; i < rate->count; i++) {
+        double held = weighted ? seconds->value[i] : 1;
+        sum += rate->value[i] * held;
+        weight += held;
+    }
+    return sum / weight;
+}
+
 double report_run_speed(const report_run_t *run, bool rollout) {
-    static const char *const rollout_rates[] = {"tokens_per_second/rollout", "rollout/tokens_per_second", NULL};
-    static const char *const learner_rates[] = {"tokens_per_second/learner", "learner/tokens_per_second",
-                                                "tokens_per_second", NULL};
-    const report_series_t *rate = report_run_first(run, rollout ? rollout_rates : learner_rates);
-    if (rollout || report_run_is_grpo(run))
-        return rate && rate->count ? report_series_sum(rate) / (double)rate->count : NAN;
-    const report_series_t *tokens = report_run_find(run, "tokens"), *step = report_run_find(run, "time/step");
-    if (tokens && step && report_series_sum(step) > 0) return report_series_sum(tokens) / report_series_sum(step);
-    return rate && rate->count ? report_series_sum(rate) / (double)rate->count : NAN;
+    static const char *const names[][2] = {{"tokens_per_second/generate", "time/generate"},
+                                           {"tokens_per_second/train", "time/train"},
+                                           {"tokens_per_second", "time/step"}};
+    for (size_t i = rollout ? 0 : 1; i < (rollout ? 1 : 3); i++) {
+        const report_series_t *rate = report_run_find(run, names[i][0]);
+        if (rate) return mean_rate(rate, report_run_find(run, names[i][1]));
+    }
+    return NAN;
 }
 
 double report_run_logprob_difference(const report_run_t *run) {
-    static const char *const names[] = {"rollout_learner_logprob_max_abs_diff", "logprob/max_abs_diff",
-                                        "logprob_max_abs_diff", NULL};
-    const report_series_t *series = report_run_first(run, names);
+    const report_series_t *series = report_run_find(run, "logprob_max_abs_diff");
     return series ? report_series_largest(series) : NAN;
 }

@@ -93,7 +93,7 @@ bool report_measure_correct(const report_sample_t *sample, const void *unused, d
 bool report_measure_correct_bare(const report_sample_t *sample, const void *unused, double *out) {
     (void)unused;
     *out = sample->correct_bare;
-    return true;
+    return sample->has_bare;
 }
 
 bool report_measure_invalid(const report_sample_t *sample, const void *unused, double *out) {

@@ -257,8 +257,9 @@ void report_print_text(const report_t *report, int width, FILE *stream) {
             (long long)json_integer_value(json_object_get(json, "n")),
             (long long)json_integer_value(json_object_get(json, "images")), (unsigned long long)report->seed);
     print_rows(json, width, stream);
-    fputs("interval: over resampled pictures; invalid: no complete <answer>; bare: the same text scored without "
-          "tags;\nlisting: reasoning that names everything in the picture as it is; seconds: training and evaluation\n",
+    fputs("interval: over resampled pictures; invalid: no complete <answer>; bare: the whole text taken as the "
+          "answer;\nlisting: reasoning that names everything in the picture as it is; seconds: training and "
+          "evaluation\n",
           stream);
     print_controls(json, stream);
     print_kinds(json, width, stream);

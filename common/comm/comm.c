@@ -135,8 +135,8 @@ done:
 }
 
 void comm_close(comm_t *comm) {
-    if (!comm) return;
-    if (!comm->broken) comm->table->close(comm);
+    if (!comm || comm->broken) return; // what MPI may still use stays until the process ends
+    comm->table->close(comm);
     free(comm);
 }
 

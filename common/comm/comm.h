@@ -17,6 +17,7 @@ typedef enum comm_operation { COMM_SUM, COMM_MAX, COMM_MIN, COMM_BIT_OR } comm_o
 status_t comm_open_world(double deadline_s, comm_t **out) STATUS_CHECKED;
 // Ranks with the same colour >= 0 form a communicator, ordered by rank; colour -1 gives *out = NULL.
 status_t comm_split(comm_t *comm, int colour, comm_t **out) STATUS_CHECKED;
+// Frees; NULL is allowed. One that is unusable is left as it is.
 void comm_close(comm_t *comm);
 // For the world: MPI_Finalize after a barrier with a deadline; where that fails, _exit is the caller's next step.
 status_t comm_close_world(comm_t *world) STATUS_CHECKED;

@@ -17,6 +17,8 @@ enum {
     FLUSH_MS = 300,
 };
 
+static const double goodbye_again_s = 0.25;
+
 // One epoch of one name. After it is gone only what refuses its late frames stays.
 typedef struct peer {
     char *name;
@@ -27,6 +29,7 @@ typedef struct peer {
     double heard, spoken; // last frame in, last frame out
     uint64_t progress;
     double progressed;
+    bool leaving;       // it has been told that the hub closes
     bool dropped, gone; // dropped by the owner: to be told and declared gone by the I/O thread
     char reason[REASON_BYTES];
     int32_t next; // older peers of the same bucket; -1 ends
@@ -54,7 +57,7 @@ struct hub {
     size_t first_event, events, event_capacity;
     link_statistics_t statistics;
     bool closing, told_refusal;
-    double close_until;
+    double close_until, said_goodbye;
     status_t failure; // of the I/O thread; given out once, then said again by `failed`
     bool failed;
 };
@@ -205,7 +208,7 @@ static status_t take_current(hub_t *hub, uint32_t number, const envelope_t *enve
     case ENVELOPE_DATA:
         return take_data(hub, number, envelope, payload, now);
     case ENVELOPE_BYE:
-        return lose_peer(hub, number, "said goodbye", now, true);
+        return lose_peer(hub, number, "said goodbye", now, !peer->leaving);
     default:
         return STATUS_OK;
     }
@@ -275,6 +278,26 @@ static status_t serve_peer(hub_t *hub, uint32_t number, double now, double *wake
     return STATUS_OK;
 }
 
+// Closing: once all is acknowledged, says goodbye to every peer until it is answered, or the time is over.
+static status_t take_leave(hub_t *hub, bool flushed, double now, double *wake) {
+    static const char reason[] = "the hub was closed";
+    bool all_answered = true;
+    *wake = fmin(*wake, hub->close_until);
+    for (uint32_t number = 1; number <= hub->peers; number++) {
+        peer_t *peer = peer_of(hub, number);
+        if (peer->gone) continue;
+        all_answered = false;
+        if (now >= hub->close_until) TRY(lose_peer(hub, number, reason, now, true));
+        if (peer->gone || !flushed || now - hub->said_goodbye < goodbye_again_s) continue;
+        peer->leaving = true;
+        send_frame(hub, peer, ENVELOPE_BYE, peer->stream.transmitted, reason, strlen(reason), now);
+    }
+    if (flushed && now - hub->said_goodbye >= goodbye_again_s) hub->said_goodbye = now;
+    if (flushed) *wake = fmin(*wake, hub->said_goodbye + goodbye_again_s);
+    if (all_answered || now >= hub->close_until) *wake = -1;
+    return STATUS_OK;
+}
+
 static status_t serve(hub_t *hub, double *wake) {
     double now = clock_seconds();
     gate_drain(&hub->gate);
@@ -295,13 +318,7 @@ static status_t serve(hub_t *hub, double *wake) {
         TRY(serve_peer(hub, number, now, wake));
         flushed = flushed && (peer_of(hub, number)->gone || stream_is_flushed(&peer_of(hub, number)->stream));
     }
-    if (!hub->closing) return STATUS_OK;
-    *wake = fmin(*wake, hub->close_until);
-    if (!flushed && now < hub->close_until) return STATUS_OK;
-    for (uint32_t number = 1; number <= hub->peers; number++)
-        TRY(lose_peer(hub, number, "the hub was closed", now, true));
-    *wake = -1;
-    return STATUS_OK;
+    return hub->closing ? take_leave(hub, flushed, now, wake) : STATUS_OK;
 }
 
 static void *hub_thread(void *argument) {

@@ -157,8 +157,11 @@ static status_t take_frame(link_t *link, transport_frame_t *frame, double now) {
     }
     if (envelope.kind == ENVELOPE_WELCOME && link->state == LINK_OPENING) link->state = LINK_OPEN;
     if (envelope.kind == ENVELOPE_DATA) TRY(take_data(link, &envelope, payload, now));
-    if (envelope.kind == ENVELOPE_BYE)
+    if (envelope.kind == ENVELOPE_BYE) {
+        // The hub keeps the connection until it has the answer: a closing connection takes unread frames with it.
+        if (link->state != LINK_LEAVING) send_frame(link, ENVELOPE_BYE, link->stream.transmitted, NULL, 0, now);
         end_link(link, "the hub said goodbye: ", zmq_msg_data(payload), zmq_msg_size(payload));
+    }
     pthread_cond_broadcast(&link->gate.condition);
     return STATUS_OK;
 }

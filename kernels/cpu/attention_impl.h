@@ -74,10 +74,10 @@ static uint16_t attention_seen(const attention_mask_t *mask, int sequence, int p
 }
 
 // Fills `seen`; returns whether any row sees any key of the chunk.
-static bool attention_look(const attention_tile_t *tile, const attention_rows_t *rows, attention_chunk_t *chunk) {
-    const attention_mask_t *mask = &tile->args->mask;
+static bool attention_look(const attention_piece_t *piece, const attention_rows_t *rows, attention_chunk_t *chunk) {
+    const attention_mask_t *mask = &piece->args->mask;
     unsigned any = 0;
-    int keys = mask->key_start[tile->sequence + 1] - mask->key_start[tile->sequence], low, high;
+    int keys = mask->key_start[piece->sequence + 1] - mask->key_start[piece->sequence], low, high;
     attention_range(mask, rows->position[rows->count - 1], keys, &low, &high);
     bool all = low <= chunk->start; // the last row's range begins last, the first row's ends first
     attention_range(mask, rows->position[0], keys, &low, &high);
@@ -96,7 +96,7 @@ static bool attention_look(const attention_tile_t *tile, const attention_rows_t 
         }
         for (int b = 0; b < chunk->blocks; b++) {
             chunk->seen[r][b] =
-                attention_seen(mask, tile->sequence, rows->position[r], chunk->start + b * ATTENTION_BLOCK);
+                attention_seen(mask, piece->sequence, rows->position[r], chunk->start + b * ATTENTION_BLOCK);
             any |= chunk->seen[r][b];
         }
     }
@@ -114,16 +114,16 @@ static void attention_reach(const attention_mask_t *mask, int sequence, int firs
     }
 }
 
-static void attention_fill_rows(const attention_tile_t *tile, int first_row, int count, attention_rows_t *rows) {
-    const attention_args_t *args = tile->args;
+static void attention_fill_rows(const attention_piece_t *piece, int first_row, int count, attention_rows_t *rows) {
+    const attention_args_t *args = piece->args;
     int group = attention_group(args);
     const attention_mask_t *mask = &args->mask;
     int query = first_row / group, shared = first_row % group;
     rows->count = count;
     for (int r = 0; r < count; r++) {
-        int head = tile->kv_head * group + shared;
-        int64_t row = mask->query_start[tile->sequence] + query;
-        rows->position[r] = mask->query_position[tile->sequence] + query;
+        int head = piece->kv_head * group + shared;
+        int64_t row = mask->query_start[piece->sequence] + query;
+        rows->position[r] = mask->query_position[piece->sequence] + query;
         rows->head[r] = head;
         rows->row[r] = row;
         rows->q[r] = (const float *)args->q.data + row * args->q.stride + (int64_t)head * args->head_dim;
@@ -133,12 +133,12 @@ static void attention_fill_rows(const attention_tile_t *tile, int first_row, int
     }
 }
 
-static void attention_fill_chunk(const attention_tile_t *tile, int start, attention_chunk_t *chunk) {
-    const attention_args_t *args = tile->args;
+static void attention_fill_chunk(const attention_piece_t *piece, int start, attention_chunk_t *chunk) {
+    const attention_args_t *args = piece->args;
     const attention_mask_t *mask = &args->mask;
-    int first_key = mask->key_start[tile->sequence];
-    int left = mask->key_start[tile->sequence + 1] - first_key - start;
-    int64_t column = (int64_t)tile->kv_head * args->head_dim;
+    int first_key = mask->key_start[piece->sequence];
+    int left = mask->key_start[piece->sequence + 1] - first_key - start;
+    int64_t column = (int64_t)piece->kv_head * args->head_dim;
     chunk->start = start;
     chunk->keys = left < ATTENTION_KEYS ? left : ATTENTION_KEYS;
     chunk->blocks = (chunk->keys + ATTENTION_BLOCK - 1) / ATTENTION_BLOCK;
@@ -423,8 +423,8 @@ static inline float attention_log(float x) {
 
 // out = accumulated / sum; rows that saw no key give zeros. The added zero turns -0 into +0: whether a sum of zeros
 // is -0 depends on steps that hidden keys skip.
-static void attention_finish(const attention_tile_t *tile, const attention_rows_t *rows, float *const *accumulated) {
-    const attention_args_t *args = tile->args;
+static void attention_finish(const attention_piece_t *piece, const attention_rows_t *rows, float *const *accumulated) {
+    const attention_args_t *args = piece->args;
     int size = args->head_dim;
     float sum[ATTENTION_ROWS], logarithm[ATTENTION_ROWS];
     for (int r = 0; r < rows->count; r++) sum[r] = v16_sum(v16_load(rows->lanes[r]));
@@ -443,14 +443,14 @@ static void attention_finish(const attention_tile_t *tile, const attention_rows_
     }
 }
 
-static void attention_forward_tile(const attention_tile_t *tile, void *scratch) {
-    const attention_args_t *args = tile->args;
+static void attention_forward_piece(const attention_piece_t *piece, void *scratch) {
+    const attention_args_t *args = piece->args;
     int size = args->head_dim, padded = (size + LANES - 1) / LANES * LANES;
     attention_chunk_t *chunk = scratch;
     attention_rows_t *rows = (attention_rows_t *)(chunk + 1);
     float *turned = (float *)(rows + 1), *accumulated = turned + ATTENTION_KEYS * size;
     float *c[ATTENTION_ROWS];
-    attention_fill_rows(tile, tile->first_row, tile->rows, rows);
+    attention_fill_rows(piece, piece->first_row, piece->rows, rows);
     for (int r = 0; r < rows->count; r++) {
         c[r] = accumulated + (size_t)r * padded;
         memset(rows->lanes[r], 0, sizeof(rows->lanes[r]));
@@ -458,10 +458,10 @@ static void attention_forward_tile(const attention_tile_t *tile, void *scratch) 
     for (int r = 0; r < ATTENTION_ROWS; r++) rows->maximum[r] = -INFINITY;
     memset(accumulated, 0, (size_t)rows->count * padded * sizeof(float));
     int low, high;
-    attention_reach(&args->mask, tile->sequence, rows->position[0], rows->position[rows->count - 1], &low, &high);
+    attention_reach(&args->mask, piece->sequence, rows->position[0], rows->position[rows->count - 1], &low, &high);
     for (int start = low / ATTENTION_KEYS * ATTENTION_KEYS; start < high; start += ATTENTION_KEYS) {
-        attention_fill_chunk(tile, start, chunk);
-        if (!attention_look(tile, rows, chunk)) continue;
+        attention_fill_chunk(piece, start, chunk);
+        if (!attention_look(piece, rows, chunk)) continue;
         attention_turn(chunk->k, chunk, size, turned);
         attention_scores(rows->q, rows->count, turned, size, chunk, chunk->score);
         attention_softmax(rows, chunk, args->scale);
@@ -476,7 +476,7 @@ static void attention_forward_tile(const attention_tile_t *tile, void *scratch) 
                                      .seen = chunk->seen[0]};
         attention_apply(&update, rows->count);
     }
-    attention_finish(tile, rows, c);
+    attention_finish(piece, rows, c);
 }
 
 // ---- backward ----
@@ -484,10 +484,10 @@ static void attention_forward_tile(const attention_tile_t *tile, void *scratch) 
 // delta = sum over head_dim, in 16 lanes, of dout * out.
 static void attention_delta_rows(void *context, int64_t first, int64_t last, int worker) {
     (void)worker;
-    const attention_tile_t *tile = context;
-    const attention_args_t *args = tile->args;
-    const matrix_t *out_matrix = &args->out, *dout_matrix = &tile->gradients->dout;
-    float *delta = (float *)(uintptr_t)tile->delta;
+    const attention_piece_t *piece = context;
+    const attention_args_t *args = piece->args;
+    const matrix_t *out_matrix = &args->out, *dout_matrix = &piece->gradients->dout;
+    float *delta = (float *)(uintptr_t)piece->delta;
     for (int64_t row = first; row < last; row++)
         for (int head = 0; head < args->heads; head++) {
             int64_t column = (int64_t)head * args->head_dim;
@@ -510,16 +510,16 @@ typedef struct attention_back {
     float *dk[ATTENTION_KEYS], *dv[ATTENTION_KEYS];
 } attention_back_t;
 
-static void attention_fill_back(const attention_tile_t *tile, const attention_rows_t *rows, attention_back_t *back) {
-    const attention_args_t *args = tile->args;
-    const matrix_t *dout = &tile->gradients->dout, *dq = &tile->gradients->dq;
+static void attention_fill_back(const attention_piece_t *piece, const attention_rows_t *rows, attention_back_t *back) {
+    const attention_args_t *args = piece->args;
+    const matrix_t *dout = &piece->gradients->dout, *dq = &piece->gradients->dq;
     for (int r = 0; r < rows->count; r++) {
         int head = rows->head[r];
         int64_t row = rows->row[r], column = (int64_t)head * args->head_dim;
         back->dout[r] = (const float *)dout->data + row * dout->stride + column;
         back->dq[r] = (float *)dq->data + row * dq->stride + column;
         back->lse[r] = args->lse[row * args->heads + head];
-        back->delta[r] = tile->delta[row * args->heads + head];
+        back->delta[r] = piece->delta[row * args->heads + head];
     }
 }
 
@@ -543,12 +543,12 @@ static void attention_back_softmax(const attention_back_t *back, int count, atte
 }
 
 // One tile against one chunk: dq += ds k, dk += ds^T q, dv += p^T dout.
-static void attention_back_tile(const attention_tile_t *tile, const attention_rows_t *rows, attention_back_t *back,
+static void attention_back_tile(const attention_piece_t *piece, const attention_rows_t *rows, attention_back_t *back,
                                 attention_chunk_t *chunk, const float *turned_k, const float *turned_v) {
-    int size = tile->args->head_dim, count = rows->count;
+    int size = piece->args->head_dim, count = rows->count;
     attention_scores(rows->q, count, turned_k, size, chunk, chunk->score);
     attention_scores(back->dout, count, turned_v, size, chunk, chunk->dscore);
-    attention_back_softmax(back, count, chunk, tile->args->scale);
+    attention_back_softmax(back, count, chunk, piece->args->scale);
     attention_update_t update = {.c = back->dq,
                                  .a = chunk->dscore[0],
                                  .row_step = ATTENTION_KEYS,
@@ -557,7 +557,8 @@ static void attention_back_tile(const attention_tile_t *tile, const attention_ro
                                  .keys = chunk->keys,
                                  .columns = size,
                                  .seen = chunk->seen[0]};
-    attention_apply(&update, count);
+    if (piece->want_q) attention_apply(&update, count);
+    if (!piece->want_kv) return;
     update.c = back->dk;
     update.row_step = 1;
     update.key_step = ATTENTION_KEYS;
@@ -571,38 +572,39 @@ static void attention_back_tile(const attention_tile_t *tile, const attention_ro
     attention_apply(&update, chunk->keys);
 }
 
-// All queries of a sequence for one key head; chunks outside, tiles inside, so that dq adds in order of keys and dk and
-// dv in order of queries.
-static void attention_backward_sequence(const attention_tile_t *tile, void *scratch) {
-    const attention_args_t *args = tile->args;
-    const attention_mask_t *mask = &args->mask;
-    int size = args->head_dim, group = attention_group(args), s = tile->sequence;
-    int queries = mask->query_start[s + 1] - mask->query_start[s], keys = mask->key_start[s + 1] - mask->key_start[s];
+static void attention_fill_key_gradients(const attention_piece_t *piece, const attention_chunk_t *chunk,
+                                         attention_back_t *back) {
+    const matrix_t *dk = &piece->gradients->dk, *dv = &piece->gradients->dv;
+    const attention_mask_t *mask = &piece->args->mask;
+    int64_t column = (int64_t)piece->kv_head * piece->args->head_dim;
+    for (int j = 0; j < chunk->keys; j++) {
+        int64_t row = mask->key_row[mask->key_start[piece->sequence] + chunk->start + j];
+        back->dk[j] = (float *)dk->data + row * dk->stride + column;
+        back->dv[j] = (float *)dv->data + row * dv->stride + column;
+    }
+}
+
+// Chunks outside, tiles inside, so that dq adds in order of keys and dk and dv in order of queries.
+static void attention_backward_piece(const attention_piece_t *piece, void *scratch) {
+    int size = piece->args->head_dim, end = piece->first_row + piece->rows;
     attention_chunk_t *chunk = scratch;
     attention_rows_t *rows = (attention_rows_t *)(chunk + 1);
     attention_back_t *back = (attention_back_t *)(rows + 1);
     float *turned_k = (float *)(back + 1), *turned_v = turned_k + ATTENTION_KEYS * size;
-    const matrix_t *dk = &tile->gradients->dk, *dv = &tile->gradients->dv;
-    int64_t column = (int64_t)tile->kv_head * size;
-    for (int start = 0; start < keys; start += ATTENTION_KEYS) {
-        attention_fill_chunk(tile, start, chunk);
-        for (int j = 0; j < chunk->keys; j++) {
-            int64_t row = mask->key_row[mask->key_start[s] + start + j];
-            back->dk[j] = (float *)dk->data + row * dk->stride + column;
-            back->dv[j] = (float *)dv->data + row * dv->stride + column;
-        }
+    for (int start = piece->first_key; start < piece->first_key + piece->keys; start += ATTENTION_KEYS) {
+        attention_fill_chunk(piece, start, chunk);
+        attention_fill_key_gradients(piece, chunk, back);
         bool turned = false;
-        for (int first = 0; first < queries * group; first += ATTENTION_ROWS) {
-            int left = queries * group - first;
-            attention_fill_rows(tile, first, left < ATTENTION_ROWS ? left : ATTENTION_ROWS, rows);
-            if (!attention_look(tile, rows, chunk)) continue;
-            attention_fill_back(tile, rows, back);
+        for (int first = piece->first_row; first < end; first += ATTENTION_ROWS) {
+            attention_fill_rows(piece, first, end - first < ATTENTION_ROWS ? end - first : ATTENTION_ROWS, rows);
+            if (!attention_look(piece, rows, chunk)) continue;
+            attention_fill_back(piece, rows, back);
             if (!turned) {
                 attention_turn(chunk->k, chunk, size, turned_k);
                 attention_turn(chunk->v, chunk, size, turned_v);
                 turned = true;
             }
-            attention_back_tile(tile, rows, back, chunk, turned_k, turned_v);
+            attention_back_tile(piece, rows, back, chunk, turned_k, turned_v);
         }
     }
 }

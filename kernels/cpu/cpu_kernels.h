@@ -37,20 +37,23 @@ typedef struct adamw_job {
     float root_correction;  // sqrt(1 - beta2^t)
 } adamw_job_t;
 
-// Attention: one piece of work is `rows` rows of one sequence and key head. Row r is query first_row + r / group of
-// the sequence, head r % group of the heads that share the key head.
+// Attention: row r of a sequence and key head is query r / group of the sequence, head r % group of the heads that
+// share the key head. A piece of work is a range of its rows and, in the backward, of its keys.
 enum {
     ATTENTION_ROWS = 64,                                 // rows of a tile
     ATTENTION_BLOCKS = 4,                                // key blocks of a chunk
     ATTENTION_KEYS = ATTENTION_BLOCKS * ATTENTION_BLOCK, // keys of a chunk
 };
-typedef struct attention_tile {
+typedef struct attention_piece {
     const attention_args_t *args;
-    const attention_gradients_t *gradients; // backward only
-    const float *delta;                     // backward only: [M, heads] sum of dout * out
     int sequence, kv_head;
-    int first_row, rows; // forward only: the tile
-} attention_tile_t;
+    int first_row, rows; // forward: at most ATTENTION_ROWS; backward: first_row is a multiple of ATTENTION_ROWS
+    // The backward alone:
+    const attention_gradients_t *gradients;
+    const float *delta;   // [M, heads] sum of dout * out
+    int first_key, keys;  // first_key is a multiple of ATTENTION_KEYS
+    bool want_q, want_kv; // which gradients this piece adds to
+} attention_piece_t;
 
 typedef struct cpu_kernels {
     cpu_range_t embedding;          // embedding_job_t, rows
@@ -68,10 +71,9 @@ typedef struct cpu_kernels {
     cpu_range_t adamw;         // adamw_job_t, elements
     // Bytes of scratch that one thread needs; a multiple of 64.
     size_t (*attention_scratch)(int head_dim, bool backward);
-    // One tile of the forward; the whole sequence and key head of the backward; one row of delta.
-    void (*attention)(const attention_tile_t *tile, void *scratch);
-    void (*attention_backward)(const attention_tile_t *tile, void *scratch);
-    cpu_range_t attention_delta; // attention_tile_t, rows of q
+    void (*attention)(const attention_piece_t *piece, void *scratch);
+    void (*attention_backward)(const attention_piece_t *piece, void *scratch);
+    cpu_range_t attention_delta; // attention_piece_t, rows of q: fills delta
 } cpu_kernels_t;
 
 extern const cpu_kernels_t cpu_kernels_portable, cpu_kernels_avx2, cpu_kernels_avx512;

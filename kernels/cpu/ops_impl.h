@@ -23,7 +23,7 @@ const cpu_kernels_t VECTOR_NAME(cpu_kernels) = {
     .gradient_norm = gradient_norm_blocks,
     .adamw = adamw_elements,
     .attention_scratch = attention_scratch,
-    .attention = attention_forward_tile,
-    .attention_backward = attention_backward_sequence,
+    .attention = attention_forward_piece,
+    .attention_backward = attention_backward_piece,
     .attention_delta = attention_delta_rows,
 };

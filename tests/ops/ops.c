@@ -60,6 +60,29 @@ static const op_case_t cases[] = {
 };
 enum { CASES = sizeof(cases) / sizeof(cases[0]) };
 
+// Large enough that every op shares its work out.
+static const op_case_t shared[] = {
+    {&op_embedding, "repeated tokens", {400, 512, 30}},
+    {&op_gather, "repeated rows", {400, 512, 50}},
+    {&op_scatter, "all", {400, 512, 401}},
+    {&op_rmsnorm, "qwen", {301, 515, NORM_CAST_THEN_WEIGHT}},
+    {&op_rope_table, "long", {400, 64}},
+    {&op_rope, "head 64", {300, 32, 9}},
+    {&op_activation, "silu, gated", {300, 257, ACTIVATION_SILU, 1, 60}},
+    {&op_add, "odd", {300, 501}},
+    {&op_attention, "one long sequence, 1 key head", {330, 3, 1, 32, LAYOUT_ONE}},
+    {&op_attention, "shared prefix, 2 key heads", {300, 4, 2, 40, LAYOUT_SHARED}},
+    {&op_attention, "windows", {400, 3, 3, 32, LAYOUT_WINDOWS}},
+    {&op_attention, "packed, window of 50", {300, 2, 1, 64, LAYOUT_PACKED, 50}},
+    {&op_attention, "pages, groups", {300, 2, 2, 24, LAYOUT_GROUPS}},
+    {&op_linear, "adapter, bias, packed", {200, 100, 190, 8, 1, 1}},
+    {&op_token_logprobs, "half the rows, packed", {90, 64, 700, 1, 7, 1}},
+    {&op_token_sample, "banned ids, packed", {90, 64, 700, 20, 0, 1}},
+    {&op_gradient_norm, "many blocks", {1, 20 * GRADIENT_BLOCK + 5}},
+    {&op_adamw, "step 3", {1, 50001, 3}},
+};
+enum { SHARED = sizeof(shared) / sizeof(shared[0]) };
+
 static const op_case_t large[] = {
     {&op_embedding, "4096 x 1024", {4096, 1024, 8192}},
     {&op_gather, "4096 x 1024", {4096, 1024, 4096}},
@@ -90,6 +113,13 @@ static void test_compare(void **state) {
     (void)state;
     int failures = 0;
     for (int i = 0; i < CASES; i++) failures += harness_compare(&cases[i]);
+    assert_int_equal(failures, 0);
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    int failures = 0;
+    for (int i = 0; i < SHARED; i++) failures += harness_threads(&shared[i]);
     assert_int_equal(failures, 0);
 }
 
@@ -177,7 +207,8 @@ int main(int count, char **argument) {
     if (count > 1 && !strcmp(argument[1], "--bench"))
         return bench(count > 2 ? argument[2] : "cpu", count > 3 ? argument[3] : "");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_op_has_a_row), cmocka_unit_test(test_compare),     cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_every_op_has_a_row), cmocka_unit_test(test_compare),
+        cmocka_unit_test(test_gradients),          cmocka_unit_test(test_threads),
         cmocka_unit_test(test_invariance),         cmocka_unit_test(test_hidden_keys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

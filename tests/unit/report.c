@@ -202,8 +202,9 @@ static void svg_ids_are_prefixed(void **state) {
 static void metrics_are_read(void **state) {
     report_run_t run;
     write_text(*state, "metrics.jsonl",
-               "{\"step\": 1, \"time\": 10.0, \"loss\": 2.5, \"time/step\": 0.5, \"tokens\": 100, \"note\": \"x\"}\n"
-               "{\"step\": 2, \"time\": 11.0, \"loss\": null, \"time/step\": 1.5, \"tokens\": 300}\n"
+               "{\"step\": 1, \"time\": 10.0, \"loss\": 2.5, \"time/step\": 0.5, \"tokens_per_second\": 100, \"note\": "
+               "\"x\"}\n"
+               "{\"step\": 2, \"time\": 11.0, \"loss\": null, \"time/step\": 1.5, \"tokens_per_second\": 300}\n"
                "{\"step\": 3, \"time\": 12.0, \"los");
     check(report_run_read(*state, &run));
     assert_int_equal(run.lines, 2);
@@ -211,7 +212,7 @@ static void metrics_are_read(void **state) {
     assert_int_equal(report_run_find(&run, "loss")->count, 1);
     assert_null(report_run_find(&run, "note"));
     assert_true(report_run_seconds(&run) == 2.0);
-    assert_true(report_run_speed(&run, false) == 200.0);
+    assert_true(report_run_speed(&run, false) == 250.0);
     assert_true(isnan(report_run_speed(&run, true)));
     assert_true(isnan(report_run_logprob_difference(&run)));
     assert_false(report_run_is_grpo(&run));
@@ -293,9 +294,10 @@ static void write_run(const char *folder, bool grpo, int steps) {
         if (grpo)
             fprintf(stream,
                     "{\"step\": %d, \"time\": %d, \"reward\": %g, \"reward/tag\": %g, \"reward/answer\": %g, "
-                    "\"length/mean\": %d, \"rollout_learner_logprob_max_abs_diff\": %g, \"time/step\": 2.0, "
+                    "\"reward_std\": 0.3, \"reward/tag_std\": 0.1, \"tokens_per_second/generate\": %d, "
+                    "\"length/mean\": %d, \"logprob_max_abs_diff\": %g, \"time/step\": 2.0, "
                     "\"time/generate\": 1.25}\n",
-                    s, s, 1 + s * 0.01, 0.9, 0.1 + s * 0.01, 40 + s, s == 3 ? 0.25 : 0.0);
+                    s, s, 1 + s * 0.01, 0.9, 0.1 + s * 0.01, 500 + s % 2, 40 + s, s == 3 ? 0.25 : 0.0);
         else
             fprintf(stream,
                     "{\"step\": %d, \"time\": %d, \"loss\": %g, \"loss/think\": %g, \"loss/answer\": %g, "
@@ -374,6 +376,8 @@ static void check_json(const char *text) {
     assert_true(json_real_value(json_object_get(json, "rollout_learner_logprob_max_abs_diff")) == 0.25);
     assert_int_equal(json_integer_value(json_object_get(json, "steps")), 45);
     assert_true(json_real_value(json_object_get(json_object_get(json, "time"), "generate")) == 50);
+    json_t *speed = json_object_get(json_object_get(json, "tokens_per_second"), "rollout");
+    assert_true(fabs(json_real_value(speed) - 500.5) < 1e-9);
     json_decref(json);
 }
 

@@ -213,6 +213,41 @@ int harness_compare(const op_case_t *row) {
     return failures;
 }
 
+// ---- threads ----
+
+static status_t threads_one(const op_case_t *row, int threads, problem_t *problem) {
+    device_t *device;
+    TRY(device_open("cpu", threads, &device));
+    status_t status = problem_open(problem, row, 5);
+    if (!status) {
+        status = problem_run(problem, device);
+        if (status) problem_close(problem);
+    }
+    device_close(device);
+    return status;
+}
+
+int harness_threads(const op_case_t *row) {
+    static const int counts[] = {2, 3, 5};
+    problem_t one, more;
+    status_t status = threads_one(row, 1, &one);
+    if (status) return harness_fail(row, "one thread", status);
+    int failures = 0;
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+        char what[32];
+        snprintf(what, sizeof(what), "%d threads", counts[i]);
+        status = threads_one(row, counts[i], &more);
+        if (status) {
+            failures += harness_fail(row, what, status);
+            continue;
+        }
+        failures += compare_bits(row, what, &one, &more);
+        problem_close(&more);
+    }
+    problem_close(&one);
+    return failures;
+}
+
 // ---- gradients ----
 
 static double loss_of(const problem_t *problem, double *const *value) {

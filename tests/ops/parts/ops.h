@@ -91,6 +91,7 @@ void problem_close(problem_t *problem);
 int harness_compare(const op_case_t *row);
 int harness_gradients(const op_case_t *row);
 int harness_invariance(const op_case_t *row);
+int harness_threads(const op_case_t *row); // several thread counts, the same bits
 // Prints one line of speed; the roofline is measured by harness_roofline.
 typedef struct roofline {
     double flops, bytes; // a second, on one thread
