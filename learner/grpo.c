@@ -136,10 +136,13 @@ static status_t load_versions(void *context, store_t *store) {
 
 // Announces what the checkpoint kept, oldest first, then the current version: rollouts start as after any step.
 static status_t announce_start(grpo_run_t *run, old_versions_t *old, int64_t completed) {
+    // Workers keep image features by vision version: versions restored one after another must not share one.
+    run->learner.model->vision_version += old->count;
     for (int i = 0; i < old->count && run->server; i++) {
         message_t message = {.type = MESSAGE_WEIGHTS};
         TRY(weight_server_restore(run->server, run->learner.model, old->first + i, old->bytes[i], (size_t)old->size[i],
                                   &message.weights));
+        message.weights.vision_version -= old->count - i;
         TRY(grpo_send(run, &message));
     }
     TRY(grpo_announce(run, completed));
