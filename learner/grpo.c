@@ -35,7 +35,9 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
         TRY(optimizer_begin(learner->optimizer));
         status_t status = launch_leaves(&learner->launcher, learner->model, run->batch.leaf, run->batch.leaf_count,
                                         &options, grpo_loss, run);
+        double computed = clock_seconds();
         TRY(learner_agree(learner, status, "gradients"));
+        run->times.wait_s += clock_seconds() - computed;
         link_progress(run->link);
         TRY(optimizer_step(learner->optimizer, normaliser, run->batch.step, last, &run->report));
         run->times.reduce_s += run->report.reduce_s;
