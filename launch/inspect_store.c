@@ -1,0 +1,232 @@
+// Poise's HDF5 files: which one it is; checkpoints and trajectories.
+#include "common/store/store.h"
+#include "launch/inspect_parts.h"
+
+#include <hdf5.h>
+#include <inttypes.h>
+#include <sodium.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { HASH_BLOCK = 1 << 16, MAX_DATASETS = 1 << 20 };
+
+// ---- names of the datasets ----
+
+typedef struct names {
+    char **name;
+    size_t count, capacity;
+    status_t status;
+} names_t;
+
+static herr_t take_object(hid_t file, const char *name, const H5O_info_t *info, void *context) {
+    (void)file;
+    names_t *names = context;
+    if (info->type != H5O_TYPE_DATASET || names->status || names->count >= MAX_DATASETS) return names->status ? -1 : 0;
+    names->status = memory_grow((void **)&names->name, &names->capacity, names->count + 1, sizeof(*names->name));
+    if (!names->status) names->status = memory_copy_string(name, &names->name[names->count]);
+    if (!names->status) names->count++;
+    return names->status ? -1 : 0;
+}
+
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static void names_free(names_t *names) {
+    for (size_t i = 0; i < names->count; i++) free(names->name[i]);
+    free(names->name);
+    status_free(names->status);
+    *names = (names_t){0};
+}
+
+// All datasets of a file, in the order of their names. Links are not followed.
+static status_t list_datasets(const char *path, names_t *out) {
+    *out = (names_t){0};
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    if (file < 0) FAIL(STATUS_INVALID, "the HDF5 file %s cannot be read", path);
+    herr_t result = H5Ovisit1(file, H5_INDEX_NAME, H5_ITER_INC, take_object, out);
+    H5Fclose(file);
+    status_t status = out->status;
+    out->status = STATUS_OK;
+    if (!status && result < 0) status = STATUS_NEW(STATUS_INVALID, "the HDF5 file %s is damaged", path);
+    if (status) names_free(out);
+    if (!status && out->count > 1) qsort(out->name, out->count, sizeof(*out->name), by_text);
+    return status;
+}
+
+// ---- checkpoints ----
+
+static status_t hash_dataset(store_t *store, const char *name, crypto_hash_sha256_state *state, int64_t *elements) {
+    float *block;
+    TRY(store_count(store, name, elements));
+    TRY(ALLOCATE(&block, HASH_BLOCK));
+    status_t status = STATUS_OK;
+    for (int64_t first = 0; !status && first < *elements; first += HASH_BLOCK) {
+        int64_t count = *elements - first < HASH_BLOCK ? *elements - first : HASH_BLOCK;
+        status = store_read(store, name, DTYPE_F32, first, count, block);
+        if (!status) crypto_hash_sha256_update(state, (unsigned char *)block, (size_t)count * sizeof(*block));
+    }
+    free(block);
+    return status;
+}
+
+static status_t print_text(store_t *store, const char *key, const char *name) {
+    char *text;
+    if (!store_has(store, name)) return STATUS_OK;
+    TRY(store_read_string(store, name, &text));
+    inspect_line(key, "%s", text);
+    free(text);
+    return STATUS_OK;
+}
+
+static status_t print_number(store_t *store, const char *key, const char *name) {
+    int64_t value;
+    if (!store_has(store, name)) return STATUS_OK;
+    TRY(store_read_number(store, name, &value));
+    inspect_line(key, "%" PRId64, value);
+    return STATUS_OK;
+}
+
+static status_t print_tensors(store_t *store, const names_t *names) {
+    static const char prefix[] = "optimizer/master/";
+    crypto_hash_sha256_state state;
+    unsigned char digest[crypto_hash_sha256_BYTES];
+    char hex[2 * crypto_hash_sha256_BYTES + 1];
+    int64_t sum = 0, tensors = 0;
+    if (sodium_init() < 0) FAIL(STATUS_UNAVAILABLE, "libsodium could not be initialised");
+    crypto_hash_sha256_init(&state);
+    for (size_t i = 0; i < names->count; i++) {
+        int64_t elements;
+        if (strncmp(names->name[i], prefix, strlen(prefix)) != 0) continue;
+        TRY(hash_dataset(store, names->name[i], &state, &elements));
+        sum += elements;
+        tensors++;
+    }
+    crypto_hash_sha256_final(&state, digest);
+    sodium_bin2hex(hex, sizeof(hex), digest, sizeof(digest));
+    inspect_line("trained tensors", "%" PRId64 " with %" PRId64 " elements, each with two moments", tensors, sum);
+    inspect_line("SHA-256 of the masters", "%s (in the order of their names)", hex);
+    for (size_t i = 0; i < names->count; i++) {
+        int64_t elements;
+        if (strncmp(names->name[i], prefix, strlen(prefix)) != 0) continue;
+        TRY(store_count(store, names->name[i], &elements));
+        printf("    %s %" PRId64 "\n", names->name[i] + strlen(prefix), elements);
+    }
+    return STATUS_OK;
+}
+
+static status_t print_checkpoint(store_t *store, const names_t *names) {
+    static const char *const parts[] = {"vision", "projector", "language", "head"};
+    TRY(print_text(store, "command", "kind"));
+    TRY(print_number(store, "completed steps", "step"));
+    TRY(print_number(store, "optimizer updates", "optimizer/updates"));
+    TRY(print_number(store, "weights version", "optimizer/version"));
+    TRY(print_text(store, "configuration hash", "training_hash"));
+    TRY(print_text(store, "data hash", "data_hash"));
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+        char trainable[64], frozen[64];
+        int64_t count[2];
+        snprintf(trainable, sizeof(trainable), "counts/%s_trainable", parts[i]);
+        snprintf(frozen, sizeof(frozen), "counts/%s_frozen", parts[i]);
+        if (!store_has(store, trainable) || !store_has(store, frozen)) continue;
+        TRY(store_read_number(store, trainable, &count[0]));
+        TRY(store_read_number(store, frozen, &count[1]));
+        inspect_line(parts[i], "%" PRId64 " trainable, %" PRId64 " frozen parameters", count[0], count[1]);
+    }
+    int versions = 0;
+    for (size_t i = 0; i < names->count; i++) versions += !strncmp(names->name[i], "weights/version-", 16);
+    if (versions) inspect_line("older versions kept", "%d", versions);
+    return print_tensors(store, names);
+}
+
+// ---- trajectories ----
+
+typedef struct logged {
+    float *reward, *tag, *answer, *advantage;
+    int32_t *flags;
+    int64_t *version, *start;
+    int64_t groups, completions, starts, count;
+} logged_t;
+
+static status_t read_column(store_t *store, const char *name, dtype_t dtype, void **out, int64_t expected) {
+    int64_t count;
+    TRY(store_read_all(store, name, dtype, out, &count));
+    if (count != expected)
+        FAIL(STATUS_INVALID, "the dataset %s has %" PRId64 " entries where %" PRId64 " fit the others", name, count,
+             expected);
+    return STATUS_OK;
+}
+
+static status_t read_logged(store_t *store, logged_t *log) {
+    TRY(store_read_all(store, "groups/version", DTYPE_I64, (void **)&log->version, &log->groups));
+    TRY(store_read_all(store, "completions/reward", DTYPE_F32, (void **)&log->reward, &log->completions));
+    TRY(read_column(store, "completions/reward_tag", DTYPE_F32, (void **)&log->tag, log->completions));
+    TRY(read_column(store, "completions/reward_answer", DTYPE_F32, (void **)&log->answer, log->completions));
+    TRY(read_column(store, "completions/flags", DTYPE_I32, (void **)&log->flags, log->completions));
+    return read_column(store, "completions/token_start", DTYPE_I64, (void **)&log->start, log->completions + 1);
+}
+
+static double mean_of(const float *value, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += (double)value[i];
+    return count ? sum / (double)count : 0;
+}
+
+static status_t print_trajectory(store_t *store) {
+    logged_t log = {0};
+    status_t status = print_number(store, "step", "step");
+    if (!status) status = print_text(store, "data hash", "data_hash");
+    if (!status) status = read_logged(store, &log);
+    if (!status) {
+        int64_t truncated = 0, excluded = 0, low = INT64_MAX, high = INT64_MIN;
+        for (int64_t i = 0; i < log.completions; i++) {
+            truncated += log.flags[i] & 1;
+            excluded += log.flags[i] >> 1 & 1;
+        }
+        for (int64_t i = 0; i < log.groups; i++) {
+            if (log.version[i] < low) low = log.version[i];
+            if (log.version[i] > high) high = log.version[i];
+        }
+        int64_t tokens = log.start[log.completions];
+        inspect_line("groups", "%" PRId64 " with %" PRId64 " completions", log.groups, log.completions);
+        if (log.groups) inspect_line("weights versions", "%" PRId64 " to %" PRId64, low, high);
+        inspect_line("tokens", "%" PRId64 ", %.1f a completion", tokens,
+                     log.completions ? (double)tokens / (double)log.completions : 0);
+        inspect_line("mean reward", "%.4f (tag %.4f, answer %.4f)", mean_of(log.reward, log.completions),
+                     mean_of(log.tag, log.completions), mean_of(log.answer, log.completions));
+        inspect_line("cut off, excluded", "%" PRId64 ", %" PRId64, truncated, excluded);
+    }
+    free(log.reward), free(log.tag), free(log.answer), free(log.flags), free(log.version), free(log.start);
+    return status;
+}
+
+status_t inspect_store(const char *path, const char *model, int64_t sample) {
+    store_t *store;
+    names_t names;
+    TRY(store_open(path, &store));
+    bool packed = store_has(store, "sample_start"), checkpoint = store_has(store, "optimizer/updates");
+    bool trajectory = store_has(store, "groups/serial");
+    status_t status = STATUS_OK;
+    if (packed) {
+        store_close(store);
+        return inspect_packed(path, model, sample);
+    }
+    if (sample >= 0) {
+        status = STATUS_NEW(STATUS_INVALID, "--sample is for packed data; %s is none", path);
+    } else if (checkpoint) {
+        printf("%s: a checkpoint\n", path);
+        status = list_datasets(path, &names);
+        if (!status) {
+            status = print_checkpoint(store, &names);
+            names_free(&names);
+        }
+    } else if (trajectory) {
+        printf("%s: trajectories of a step\n", path);
+        status = print_trajectory(store);
+    } else {
+        status = STATUS_NEW(STATUS_INVALID, "%s is an HDF5 file, but not one that Poise wrote", path);
+    }
+    store_close(store);
+    return status;
+}
