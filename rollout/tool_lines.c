@@ -51,6 +51,9 @@ status_t tool_reader_next(tool_reader_t *reader, json_t **out) {
         }
         json_decref(value);
         if (value) FAIL(STATUS_INVALID, "%s, line %lld is no JSON object", reader->path, (long long)reader->number);
+        if (json_error_code(&error) == json_error_invalid_utf8)
+            FAIL(STATUS_INVALID, "%s, line %lld is no UTF-8: %s (byte %d)", reader->path, (long long)reader->number,
+                 error.text, error.position);
         FAIL(STATUS_INVALID, "%s, line %lld is no JSON: %s (column %d)", reader->path, (long long)reader->number,
              error.text, error.column);
     }
