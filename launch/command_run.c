@@ -87,12 +87,17 @@ static status_t colocated_idle(void *context, bool *worked) {
     return STATUS_OK;
 }
 
+static void colocated_stop(void *context) {
+    colocated_t *colocated = context;
+    rollout_worker_close(colocated->worker);
+    colocated->worker = NULL;
+}
+
 static status_t run_colocated(job_t *job) {
     colocated_t context = {.job = job};
-    learner_colocated_t colocated = {.context = &context, .start = colocated_start, .idle = colocated_idle};
-    status_t status = learner_grpo_run_with(job, &colocated);
-    if (context.worker) rollout_worker_close(context.worker);
-    return status;
+    learner_colocated_t colocated = {
+        .context = &context, .start = colocated_start, .idle = colocated_idle, .stop = colocated_stop};
+    return learner_grpo_run_with(job, &colocated);
 }
 
 static status_t body_grpo(job_t *job, bool dry_run) {

@@ -263,6 +263,7 @@ status_t learner_grpo_run_with(job_t *job, const learner_colocated_t *colocated)
     run->colocated = colocated;
     status_t status = grpo_run(run, job, &old);
     report_failure(run, status);
+    if (colocated && colocated->stop) colocated->stop(colocated->context);
     old_versions_free(&old);
     grpo_batch_close(run);
     grpo_stream_close(run);
