@@ -65,7 +65,7 @@ within() {
     shift
     while ! "$@"; do
         [ "$SECONDS" -lt "$end" ] || return 1
-        sleep 0.1
+        sleep 0.05
     done
 }
 
@@ -134,4 +134,26 @@ some() {
 }
 has_hash() { # NAME
     [ ${#1} -gt 0 ] && [ "$(hash_of "$1" | wc -c)" -ge 17 ] || fail "$1 wrote no weights hash" "$work/$1.log"
+}
+# In the background: start_job NAME RANKS COMMAND [KEY=VALUE]..., then end_job NAME sets `code`.
+start_job() {
+    job "$@" &
+    background=$!
+}
+end_job() {
+    wait "$background"
+    code=$?
+}
+has_steps() { # NAME COUNT: so many steps are done (and their checkpoints written, but the last one's perhaps)
+    [ -s "$work/$1/metrics.jsonl" ] && [ "$(steps_of "$1")" -ge "$2" ]
+}
+# kill_job NAME STEPS DELAY: SIGKILL to every process of the background job, DELAY seconds after it has done so many steps.
+kill_job() {
+    within "$limit" has_steps "$1" "$2" || fail "$1 did not get to step $2" "$work/$1.log"
+    sleep "$3"
+    kill_all
+    end_job
+    [ "$code" != 0 ] || fail "$1 was killed and yet ended with 0" "$work/$1.log"
+    kill_all
+    echo "killed $1 after step $(steps_of "$1")"
 }
