@@ -20,8 +20,7 @@ must_job stopped 2 sft $steps optimizer.stop_after=4
 must_job stopped 3 sft $steps
 holds "$work/stopped.log" "going on after step 4"
 finished stopped "$wanted" 10
-start_job killed 2 sft $steps checkpoint.every=1
-kill_job killed 3 "0.$((RANDOM % 3))"
+killed_job 3 killed 2 sft $steps checkpoint.every=1
 # The newest checkpoint is torn as well: the one before it serves.
 newest=$(ls "$work/killed/checkpoints"/step-*.h5 | sort -V | tail -n 1)
 truncate -s $(($(stat -c %s "$newest") / 2)) "$newest"
@@ -46,8 +45,7 @@ for staleness in 0 1; do
     must_job grpo-stopped-$staleness 5 grpo roles.learners=2 roles.rollouts=2
     holds "$work/grpo-stopped-$staleness.log" "going on after step 2"
     finished grpo-stopped-$staleness "$wanted" 5
-    start_job grpo-killed-$staleness 4 grpo roles.learners=2 roles.rollouts=1 checkpoint.every=1
-    kill_job grpo-killed-$staleness 2 "0.$((RANDOM % 3))"
+    killed_job 2 grpo-killed-$staleness 4 grpo roles.learners=2 roles.rollouts=1 checkpoint.every=1
     must_job grpo-killed-$staleness 4 grpo roles.learners=1 roles.rollouts=2 checkpoint.every=1
     holds "$work/grpo-killed-$staleness.log" "going on after step"
     finished grpo-killed-$staleness "$wanted" 5

@@ -17,13 +17,11 @@ export POISE_TEST_WORK=$work # marks every process that this test starts, whoeve
 
 # Ids of the test's living processes named $1 (poise, mpirun), one a line.
 processes() {
-    local folder pid
+    local folder name
     for folder in /proc/[0-9]*; do
-        pid=${folder#/proc/}
-        [ "$(cat "$folder/comm" 2>/dev/null)" = "$1" ] || continue
+        read -r name 2>/dev/null <"$folder/comm" && [ "$name" = "$1" ] || continue
         grep -qz "^POISE_TEST_WORK=$work\$" "$folder/environ" 2>/dev/null || continue
-        grep -q '^State:[[:space:]]*Z' "$folder/status" 2>/dev/null && continue
-        echo "$pid"
+        grep -q '^State:[[:space:]]*Z' "$folder/status" 2>/dev/null || echo "${folder#/proc/}"
     done
 }
 kill_all() {
@@ -147,13 +145,23 @@ end_job() {
 has_steps() { # NAME COUNT: so many steps are done (and their checkpoints written, but the last one's perhaps)
     [ -s "$work/$1/metrics.jsonl" ] && [ "$(steps_of "$1")" -ge "$2" ]
 }
-# kill_job NAME STEPS DELAY: SIGKILL to every process of the background job, DELAY seconds after it has done so many steps.
-kill_job() {
-    within "$limit" has_steps "$1" "$2" || fail "$1 did not get to step $2" "$work/$1.log"
-    sleep "$3"
-    kill_all
-    end_job
-    [ "$code" != 0 ] || fail "$1 was killed and yet ended with 0" "$work/$1.log"
-    kill_all
-    echo "killed $1 after step $(steps_of "$1")"
+# killed_job STEPS NAME RANKS COMMAND [KEY=VALUE]...: a run whose processes all get SIGKILL at a random moment after so many steps. One that
+# is done before that is started anew, and hit sooner.
+killed_job() {
+    local steps=$1 name=$2 delay
+    shift
+    for delay in 0.$((RANDOM % 3)) 0.05 0 0; do
+        start_job "$@"
+        within "$limit" has_steps "$name" "$steps" || fail "$name did not get to step $steps" "$work/$name.log"
+        sleep "$delay"
+        kill_all
+        end_job
+        kill_all
+        if [ "$code" != 0 ]; then
+            echo "killed $name after step $(steps_of "$name")"
+            return
+        fi
+        rm -rf "${work:?}/$name"
+    done
+    fail "$name is always done before it can be killed"
 }
