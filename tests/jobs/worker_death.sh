@@ -8,16 +8,6 @@ make_start 24
 grpo_settings
 settings+=(--set roles.learners=1 --set roles.rollouts=2 --set optimizer.steps=8 --set grpo.max_new_tokens=48 --set deadline.heartbeat_s=2)
 
-# The process of a world rank: poise, not a scorer (those have the reward rank's environment).
-process_of_rank() {
-    local pid
-    for pid in $(processes poise); do
-        grep -qz "^OMPI_COMM_WORLD_RANK=$1\$" "/proc/$pid/environ" 2>/dev/null || continue
-        tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q __scorer && continue
-        echo "$pid"
-        return
-    done
-}
 start_recovering() { # NAME
     timeout -k 5 "$limit" mpirun --enable-recovery -n 4 "$POISE" grpo "${settings[@]}" --set "output=$work/$1" \
         >>"$work/$1.log" 2>&1 </dev/null &

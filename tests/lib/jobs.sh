@@ -24,6 +24,16 @@ processes() {
         grep -q '^State:[[:space:]]*Z' "$folder/status" 2>/dev/null || echo "${folder#/proc/}"
     done
 }
+# The living process of a world rank of the test's only running job (its scorers have its environment, but are not it).
+process_of_rank() {
+    local pid
+    for pid in $(processes poise); do
+        grep -qz "^OMPI_COMM_WORLD_RANK=$1\$" "/proc/$pid/environ" 2>/dev/null || continue
+        grep -qz '^__scorer$' "/proc/$pid/cmdline" 2>/dev/null && continue
+        echo "$pid"
+        return
+    done
+}
 kill_all() {
     local name pid
     for name in mpirun poise; do
