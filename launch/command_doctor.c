@@ -78,13 +78,13 @@ static void check_kernels(doctor_t *doctor) {
 static void check_cuda(doctor_t *doctor) {
     device_t *device;
     status_t status = device_open("cuda", 1, &device);
+    bool gpu = !access("/dev/nvidia0", F_OK);
     if (!status) {
         say(doctor, VERDICT_OK, "CUDA", NULL, "device: cuda runs %s kernels", device->kernels);
         device_close(device);
-    } else if (status_kind(status) == STATUS_INVALID) {
-        say(doctor, VERDICT_OK, "CUDA", NULL, "this build has no CUDA device; device: cpu is what it runs");
     } else {
-        say(doctor, VERDICT_WARNING, "CUDA", "use device: cpu, or mend the driver", "%s", status_message(status));
+        say(doctor, gpu ? VERDICT_WARNING : VERDICT_OK, "CUDA", NULL, "%s%s", status_message(status),
+            gpu ? " (this machine has an NVIDIA GPU)" : "");
     }
     status_free(status);
 }

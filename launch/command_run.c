@@ -88,7 +88,7 @@ static status_t colocated_idle(void *context, bool *worked) {
     return STATUS_OK;
 }
 
-static void colocated_stop(void *context) {
+static void colocated_end(void *context) {
     colocated_t *colocated = context;
     rollout_worker_close(colocated->worker);
     colocated->worker = NULL;
@@ -97,12 +97,13 @@ static void colocated_stop(void *context) {
 static status_t run_colocated(job_t *job) {
     colocated_t context = {.job = job};
     learner_colocated_t colocated = {
-        .context = &context, .start = colocated_start, .idle = colocated_idle, .stop = colocated_stop};
+        .context = &context, .start = colocated_start, .idle = colocated_idle, .end = colocated_end};
     return learner_grpo_run_with(job, &colocated);
 }
 
 static status_t body_grpo(job_t *job, bool dry_run) {
-    if (dry_run) return job->role == ROLE_LEARNER ? learner_print_plan(job, true, stdout) : STATUS_OK;
+    if (dry_run && job->role == ROLE_LEARNER) TRY(learner_print_plan(job, true, stdout));
+    if (dry_run) return job->role == ROLE_LEARNER && !job->role_index ? rollout_print_plan(job, stdout) : STATUS_OK;
     if (job->role == ROLE_REWARD) return reward_rank_run(job);
     TRY(job_share_endpoint(job, NULL));
     if (job->role == ROLE_ROLLOUT) return rollout_worker_run(job);

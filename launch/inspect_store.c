@@ -201,32 +201,48 @@ static status_t print_trajectory(store_t *store) {
     return status;
 }
 
-status_t inspect_store(const char *path, const char *model, int64_t sample) {
+typedef enum content { CONTENT_PACKED, CONTENT_CHECKPOINT, CONTENT_TRAJECTORY, CONTENT_OTHER } content_t;
+
+static status_t recognise(const char *path, content_t *out) {
     store_t *store;
-    names_t names;
     TRY(store_open(path, &store));
-    bool packed = store_has(store, "sample_start"), checkpoint = store_has(store, "optimizer/updates");
-    bool trajectory = store_has(store, "groups/serial");
-    status_t status = STATUS_OK;
-    if (packed) {
-        store_close(store);
-        return inspect_packed(path, model, sample);
-    }
-    if (sample >= 0) {
-        status = STATUS_NEW(STATUS_INVALID, "--sample is for packed data; %s is none", path);
-    } else if (checkpoint) {
+    *out = store_has(store, "sample_start")        ? CONTENT_PACKED
+           : store_has(store, "optimizer/updates") ? CONTENT_CHECKPOINT
+           : store_has(store, "groups/serial")     ? CONTENT_TRAJECTORY
+                                                   : CONTENT_OTHER;
+    store_close(store);
+    return STATUS_OK;
+}
+
+static status_t inspect_checkpoint(const char *path) {
+    names_t names;
+    store_t *store;
+    TRY(list_datasets(path, &names)); // before the store opens the file, in a way of its own
+    status_t status = store_open(path, &store);
+    if (!status) {
         printf("%s: a checkpoint\n", path);
-        status = list_datasets(path, &names);
-        if (!status) {
-            status = print_checkpoint(store, &names);
-            names_free(&names);
-        }
-    } else if (trajectory) {
-        printf("%s: trajectories of a step\n", path);
-        status = print_trajectory(store);
-    } else {
-        status = STATUS_NEW(STATUS_INVALID, "%s is an HDF5 file, but not one that Poise wrote", path);
+        status = print_checkpoint(store, &names);
+        store_close(store);
     }
+    names_free(&names);
+    return status;
+}
+
+static status_t inspect_trajectory(const char *path) {
+    store_t *store;
+    TRY(store_open(path, &store));
+    printf("%s: trajectories of a step\n", path);
+    status_t status = print_trajectory(store);
     store_close(store);
     return status;
+}
+
+status_t inspect_store(const char *path, const char *model, int64_t sample) {
+    content_t content = CONTENT_OTHER;
+    TRY(recognise(path, &content));
+    if (content == CONTENT_PACKED) return inspect_packed(path, model, sample);
+    if (sample >= 0) FAIL(STATUS_INVALID, "--sample is for packed data; %s is none", path);
+    if (content == CONTENT_CHECKPOINT) return inspect_checkpoint(path);
+    if (content == CONTENT_TRAJECTORY) return inspect_trajectory(path);
+    FAIL(STATUS_INVALID, "%s is an HDF5 file, but not one that Poise wrote", path);
 }

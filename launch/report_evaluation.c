@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MAX_SUMMARY_BYTES = 16 << 20, MAX_LINE_BYTES = 64 << 20, MAX_SAMPLES = 10000000 };
 
@@ -184,6 +185,11 @@ static status_t read_all(report_evaluation_t *evaluation) {
     char path[REPORT_PATH_BYTES];
     if (snprintf(path, sizeof(path), "%s/samples.jsonl", evaluation->directory) >= (int)sizeof(path))
         FAIL(STATUS_INVALID, "the path %.80s... is too long", evaluation->directory);
+    if (access(path, F_OK))
+        FAIL(STATUS_INVALID,
+             "there is no %s: that folder holds no evaluation, or one that is not finished (run poise "
+             "eval again to go on)",
+             path);
     reader_t reader = {.evaluation = evaluation};
     TRY(report_read_lines(path, take_sample, &reader));
     if (!evaluation->count) FAIL(STATUS_INVALID, "%s holds no sample", path);

@@ -221,32 +221,41 @@ static void print_controls(const json_t *json, FILE *stream) {
     fputs("</ul>\n", stream);
 }
 
+// One line of the runs' table: a number of each run.
+static void print_run_line(FILE *stream, const json_t *runs, const char *head, const char *key, const char *time,
+                           int digits) {
+    size_t i;
+    const json_t *run;
+    fputs("<tr><th>", stream);
+    report_escape_html(stream, head);
+    fputs("</th>", stream);
+    json_array_foreach(runs, i, run) {
+        const json_t *value = time ? json_object_get(json_object_get(run, "time"), time) : json_object_get(run, key);
+        cell_number(stream, value, 1, digits, false);
+    }
+    fputs("</tr>\n", stream);
+}
+
 static void print_time(const json_t *json, FILE *stream) {
     const json_t *runs = json_object_get(json, "runs"), *names = json_object_get(json, "time"), *run, *value;
     const char *name;
     size_t i;
     if (!json_array_size(runs)) return;
-    fputs("<h2>Training runs</h2>\n<p class=\"muted\">Seconds, summed over the steps, by what they were spent on.</p>\n"
-          "<div class=\"wide\"><table><thead><tr><th>run</th><th>steps</th><th>seconds</th>",
+    fputs("<h2>Training runs</h2>\n<p class=\"muted\">Seconds, summed over the steps, by what they were spent on; "
+          "stages overlap.</p>\n<div class=\"wide\"><table><thead><tr><th></th>",
           stream);
-    json_object_foreach((json_t *)names, name, value) {
-        if (!strcmp(name, "step")) continue;
+    json_array_foreach(runs, i, run) {
         fputs("<th>", stream);
-        report_escape_html(stream, name);
+        report_escape_html(stream, json_string_value(json_object_get(run, "name")));
         fputs("</th>", stream);
     }
-    fputs("<th>learner tokens/s</th><th>rollout tokens/s</th></tr></thead>\n<tbody>\n", stream);
-    json_array_foreach(runs, i, run) {
-        fputs("<tr>", stream);
-        cell_text(stream, json_object_get(run, "name"), true);
-        cell_number(stream, json_object_get(run, "steps"), 1, 0, false);
-        cell_number(stream, json_object_get(run, "seconds"), 1, 0, false);
-        json_object_foreach((json_t *)names, name, value) if (strcmp(name, "step") != 0)
-            cell_number(stream, json_object_get(json_object_get(run, "time"), name), 1, 1, false);
-        cell_number(stream, json_object_get(run, "learner_tokens_per_second"), 1, 0, false);
-        cell_number(stream, json_object_get(run, "rollout_tokens_per_second"), 1, 0, false);
-        fputs("</tr>\n", stream);
-    }
+    fputs("</tr></thead>\n<tbody>\n", stream);
+    print_run_line(stream, runs, "steps", "steps", NULL, 0);
+    print_run_line(stream, runs, "learner tokens/s", "learner_tokens_per_second", NULL, 0);
+    print_run_line(stream, runs, "rollout tokens/s", "rollout_tokens_per_second", NULL, 0);
+    print_run_line(stream, runs, "seconds", "seconds", NULL, 1);
+    json_object_foreach((json_t *)names, name, value) if (strcmp(name, "step") != 0)
+        print_run_line(stream, runs, name, NULL, name, 1);
     fputs("</tbody></table></div>\n", stream);
     const json_t *difference = json_object_get(json, "rollout_learner_logprob_max_abs_diff");
     if (json_is_number(difference))

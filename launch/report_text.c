@@ -223,26 +223,39 @@ static void print_controls(const json_t *json, FILE *stream) {
     }
 }
 
-// Seconds of each run by what they were spent on; the columns are what the runs' metrics name.
+static void put_run(char *cell, const json_t *run, int line, const char *name) {
+    static const char *const keys[] = {"steps", "learner_tokens_per_second", "rollout_tokens_per_second", "seconds"};
+    if (line < 4)
+        put_number(cell, json_object_get(run, keys[line]), line == 3);
+    else
+        put_number(cell, json_object_get(json_object_get(run, "time"), name), 1);
+}
+
+// A line for each thing that runs spend seconds on (as their metrics name them), a column a run.
 static void print_time(const json_t *json, int width, FILE *stream) {
+    static const char *const heads[] = {"steps", "learner tokens/s", "rollout tokens/s", "seconds"};
     const json_t *runs = json_object_get(json, "runs"), *names = json_object_get(json, "time"), *value;
     table_t table;
     const char *name;
-    if (!table_begin(&table, (int)json_array_size(runs))) return;
-    fputs("\nTraining runs: seconds by what they were spent on, tokens a second\n", stream);
-    fill_text(&table, runs, "run", "name", 100);
-    fill_text(&table, runs, "kind", "kind", 80);
-    fill_number(&table, runs, "steps", "steps", 0, 90);
-    fill_number(&table, runs, "seconds", "seconds", 0, 95);
-    json_object_foreach((json_t *)names, name, value) {
-        if (!strcmp(name, "step")) continue;
-        column_t *column = table_column(&table, name, 50, false);
-        for (int r = 0; column && r < table.rows; r++)
-            put_number(column->cell[r], json_object_get(json_object_get(json_array_get(runs, (size_t)r), "time"), name),
-                       1);
+    int lines = 4 + (int)json_object_size(names) - (json_object_get(names, "step") != NULL);
+    if (!json_array_size(runs) || !table_begin(&table, lines)) return;
+    fputs("\nTraining runs: seconds by what they were spent on (stages overlap)\n", stream);
+    column_t *what = table_column(&table, "", 100, true);
+    for (size_t r = 0; what && r < json_array_size(runs); r++) {
+        const json_t *run = json_array_get(runs, r);
+        column_t *column = table_column(&table, json_string_value(json_object_get(run, "name")), 50, false);
+        int line = 0;
+        for (; line < 4; line++) {
+            snprintf(what->cell[line], CELL_BYTES, "%s", heads[line]);
+            if (column) put_run(column->cell[line], run, line, NULL);
+        }
+        json_object_foreach((json_t *)names, name, value) {
+            if (!strcmp(name, "step")) continue; // their sum is "seconds"
+            snprintf(what->cell[line], CELL_BYTES, "  %s", name);
+            if (column) put_run(column->cell[line], run, line, name);
+            line++;
+        }
     }
-    fill_number(&table, runs, "learner tok./s", "learner_tokens_per_second", 0, 70);
-    fill_number(&table, runs, "rollout tok./s", "rollout_tokens_per_second", 0, 70);
     table_end(&table, width, stream);
     const json_t *difference = json_object_get(json, "rollout_learner_logprob_max_abs_diff");
     if (json_is_number(difference))

@@ -139,10 +139,7 @@ status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed
     // Even when the file could not be made the gathers run: the other ranks are in them.
     status = status_first(status, optimizer_save(learner->optimizer, status ? NULL : store));
     if (!status && store && part) status = part(context, store);
-    if (!status && store) {
-        status = store_commit(store);
-        store = NULL;
-    }
+    if (!status && store) status = store_commit(store);
     store_close(store);
     if (!status && learner->first) status = remove_old(learner->config);
     return learner_agree(learner, status, "checkpoint");

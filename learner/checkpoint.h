@@ -1,6 +1,12 @@
 // Checkpoints of a learner run: OUTPUT/checkpoints/step-N.h5, N completed steps; the newest whole file counts.
 //
 // A file holds whole tensors, so another number of ranks can go on from it, to the same bits.
+//
+//   schema, kind ("sft", "grpo"), step, training_hash, data_hash, config (YAML)
+//   counts/PART_trainable, counts/PART_frozen
+//   optimizer/master/NAME, optimizer/first_moment/NAME, optimizer/second_moment/NAME    f32, whole tensors
+//   optimizer/scales   i64, three a tensor: exponent, ceiling, calibration; optimizer/updates, optimizer/version
+//   weights/version-V  u8, GRPO under staleness k: the k published versions before the current one
 #ifndef LEARNER_CHECKPOINT_H
 #define LEARNER_CHECKPOINT_H
 

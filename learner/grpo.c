@@ -35,7 +35,9 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
         TRY(optimizer_begin(learner->optimizer));
         status_t status = launch_leaves(&learner->launcher, learner->model, run->batch.leaf, run->batch.leaf_count,
                                         &options, grpo_loss, run);
+        double computed = clock_seconds();
         TRY(learner_agree(learner, status, "gradients"));
+        run->times.wait_s += clock_seconds() - computed;
         link_progress(run->link);
         TRY(optimizer_step(learner->optimizer, normaliser, run->batch.step, last, &run->report));
         run->times.reduce_s += run->report.reduce_s;
@@ -136,10 +138,13 @@ static status_t load_versions(void *context, store_t *store) {
 
 // Announces what the checkpoint kept, oldest first, then the current version: rollouts start as after any step.
 static status_t announce_start(grpo_run_t *run, old_versions_t *old, int64_t completed) {
+    // Workers keep image features by vision version: versions restored one after another must not share one.
+    run->learner.model->vision_version += old->count;
     for (int i = 0; i < old->count && run->server; i++) {
         message_t message = {.type = MESSAGE_WEIGHTS};
         TRY(weight_server_restore(run->server, run->learner.model, old->first + i, old->bytes[i], (size_t)old->size[i],
                                   &message.weights));
+        message.weights.vision_version -= old->count - i;
         TRY(grpo_send(run, &message));
     }
     TRY(grpo_announce(run, completed));
@@ -263,7 +268,7 @@ status_t learner_grpo_run_with(job_t *job, const learner_colocated_t *colocated)
     run->colocated = colocated;
     status_t status = grpo_run(run, job, &old);
     report_failure(run, status);
-    if (colocated && colocated->stop) colocated->stop(colocated->context);
+    if (colocated && colocated->end) colocated->end(colocated->context);
     old_versions_free(&old);
     grpo_batch_close(run);
     grpo_stream_close(run);

@@ -58,7 +58,7 @@ typedef struct grpo_batch {
 } grpo_batch_t;
 
 typedef struct grpo_times {
-    double step_started, idle_s, fetch_s, data_s, reduce_s, update_s, sync_s, train_s;
+    double step_started, idle_s, fetch_s, data_s, wait_s, reduce_s, update_s, sync_s, train_s;
 } grpo_times_t;
 
 typedef struct grpo_run {

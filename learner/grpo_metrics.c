@@ -118,6 +118,7 @@ static void add_times(grpo_run_t *run) {
     metrics_add(metrics, "time/data", times->data_s + run->learner.launcher.data_s);
     metrics_add(metrics, "time/forward", run->learner.launcher.forward_s);
     metrics_add(metrics, "time/backward", run->learner.launcher.backward_s);
+    metrics_add(metrics, "time/wait", times->wait_s);
     metrics_add(metrics, "time/reduce", times->reduce_s);
     metrics_add(metrics, "time/update", times->update_s);
     metrics_add(metrics, "time/idle_learner", times->idle_s);

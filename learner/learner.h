@@ -15,7 +15,7 @@ status_t learner_grpo_run(job_t *job) STATUS_CHECKED;
 // --dry-run: prints the resolved plan, trainable and frozen counts per module, and the memory table; no training.
 status_t learner_print_plan(job_t *job, bool grpo, FILE *stream) STATUS_CHECKED;
 
-// Colocated ranks generate on the learner's own weights while it waits. All four may be NULL.
+// Colocated ranks generate on the learner's own weights while it waits. All may be NULL.
 typedef struct learner_colocated {
     void *context;
     // Once, before the first wait. The model and the data stay the learner's; the model holds the version to publish.
@@ -25,8 +25,8 @@ typedef struct learner_colocated {
     // A slice of generation (milliseconds); *worked false: there was nothing to do. Called only while the learner waits
     // for a plan or for groups, never during a step.
     status_t (*idle)(void *context, bool *worked);
-    // Once, at the end, however the run ended and also when start never ran: the model and the data close next.
-    void (*stop)(void *context);
+    // Once, before the learner closes the model; also after failures, and when `start` was never reached.
+    void (*end)(void *context);
 } learner_colocated_t;
 // learner_grpo_run for a colocated rank. STATUS_INVALID under grpo.staleness > 0: older versions are not kept in place.
 status_t learner_grpo_run_with(job_t *job, const learner_colocated_t *colocated) STATUS_CHECKED;

@@ -24,6 +24,7 @@ typedef struct sft_run {
     optimizer_report_t report;
     int redos;
     double step_started, data_s;
+    double wait_s; // for learners that had more to compute
 } sft_run_t;
 
 // ---- one step ----
@@ -113,7 +114,9 @@ static status_t compute(sft_run_t *run, sft_sums_t *sums) {
     launch_options_t options = {.temperature = 1.0f, .recording = true, .leaves = learner->config->sft.launch_leaves};
     status_t status =
         launch_leaves(&learner->launcher, learner->model, run->leaf, run->leaves, &options, sft_loss, run);
+    double computed = clock_seconds();
     TRY(learner_agree(learner, status, "gradients"));
+    run->wait_s += clock_seconds() - computed;
     if (run->redos > 0) return STATUS_OK; // the losses are known already
     TRY(learner_share(learner, run->slot, (int64_t)run->batch.count * SLOT_FIELDS, "losses"));
     *sums = add_slots(run);
@@ -124,6 +127,7 @@ static status_t sft_step(sft_run_t *run, int64_t step, sft_sums_t *sums) {
     learner_t *learner = &run->learner;
     run->weights = sft_weights_at(learner->config, step);
     run->step_started = clock_seconds();
+    run->wait_s = 0.0;
     launcher_clear_times(&learner->launcher);
     TRY(learner_agree(learner, prepare(run, step), "samples"));
     run->data_s = clock_seconds() - run->step_started;
@@ -172,6 +176,7 @@ static void add_metrics(sft_run_t *run, const sft_sums_t *sums, double loss, dou
     metrics_add(metrics, "time/data", run->data_s + learner->launcher.data_s);
     metrics_add(metrics, "time/forward", learner->launcher.forward_s);
     metrics_add(metrics, "time/backward", learner->launcher.backward_s);
+    metrics_add(metrics, "time/wait", run->wait_s);
     metrics_add(metrics, "time/reduce", optimizer->reduce_s);
     metrics_add(metrics, "time/update", optimizer->update_s + optimizer->gather_s);
 }

@@ -112,9 +112,7 @@ status_t trajectory_write(const grpo_run_t *run, int64_t completed) {
     if (!status) status = store_write_string(store, "data_hash", packed_hash(run->learner.packed));
     if (!status) status = write_all(&t, store);
     release(&t);
-    if (status) {
-        store_close(store);
-        return status;
-    }
-    return store_commit(store);
+    if (!status) status = store_commit(store);
+    store_close(store);
+    return status;
 }

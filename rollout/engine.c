@@ -175,12 +175,13 @@ void engine_close(engine_t *engine) {
 
 void engine_print_memory(const engine_t *engine, FILE *stream) {
     const matrix_t *features = &engine->features.rows;
+    int most = engine->features.budget > features->rows ? engine->features.budget : features->rows;
     struct {
         const char *name;
         size_t bytes;
     } row[] = {
         {"KV cache", engine->cache_bytes},
-        {"image features", (size_t)features->rows * (size_t)features->columns * dtype_bytes(features->dtype)},
+        {"features (most)", (size_t)most * (size_t)features->columns * dtype_bytes(features->dtype)},
         {"text step", engine->text_memory.values},
         {"vision launch", engine->vision_memory.values},
         {"kernel workspace", engine->device->workspace_bytes},

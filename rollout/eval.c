@@ -197,9 +197,13 @@ status_t eval_run(job_t *job) {
         status = eval_agree(&eval, status, "evaluation");
         comm_set_deadline(job->world, job->config->deadline.collective_s);
     }
-    if (!status)
-        status = eval_agree(&eval, eval.rank == 0 ? eval_merge(&eval, clock_seconds() - started) : STATUS_OK,
-                            "merging the samples");
+    int64_t answered = eval.finished;
+    if (!status) status = comm_all_reduce_i64(job->world, &answered, 1, COMM_SUM, "evaluation");
+    if (!status) {
+        bool first = eval.rank == 0;
+        status = first ? eval_merge(&eval, clock_seconds() - started, answered > 0) : STATUS_OK;
+        status = eval_agree(&eval, status, "merging the samples");
+    }
     eval_close(&eval);
     return status;
 }

@@ -45,7 +45,8 @@ status_t eval_identify(eval_t *eval) STATUS_CHECKED;
 // Collective.
 status_t eval_resume(eval_t *eval) STATUS_CHECKED;
 status_t eval_append(eval_t *eval, int64_t index, const tool_text_t *line) STATUS_CHECKED;
-// Rank 0: merges the ranks' files into samples.jsonl and writes summary.json.
-status_t eval_merge(eval_t *eval, double seconds) STATUS_CHECKED;
+// Rank 0: merges the ranks' files into samples.jsonl and writes summary.json. answered: some rank answered a question
+// in this run.
+status_t eval_merge(eval_t *eval, double seconds, bool answered) STATUS_CHECKED;
 
 #endif

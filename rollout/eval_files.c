@@ -159,6 +159,16 @@ static status_t remove_surplus(eval_t *eval, const char *path, tool_text_t *own)
 
 // ---- resuming ----
 
+static status_t remove_summary(eval_t *eval) {
+    char *path;
+    TRY(join_path(eval->config->output, "summary.json", &path));
+    status_t status = STATUS_OK;
+    if (unlink(path) != 0 && errno != ENOENT)
+        status = STATUS_NEW(STATUS_IO, "cannot remove %s: %s", path, strerror(errno));
+    free(path);
+    return status;
+}
+
 // Rank 0: makes sure that what lies in the folder belongs to this evaluation.
 static status_t claim_folder(eval_t *eval) {
     char *path, *found = NULL, wanted[128];
@@ -175,6 +185,7 @@ static status_t claim_folder(eval_t *eval) {
         fprintf(stderr, "poise: the results in %s are of another model or of other settings; they are replaced\n",
                 eval->config->output);
     if (!status && !same) status = each_samples_file(eval, remove_samples, NULL);
+    if (!status && !same) status = remove_summary(eval);
     if (!status && !same) status = file_write_whole(path, wanted, strlen(wanted));
     free(found);
     free(path);
@@ -332,8 +343,21 @@ static status_t remove_rank_files(eval_t *eval, const char *path, tool_text_t *o
     return strcmp(strrchr(path, '/') + 1, "samples.jsonl") ? remove_samples(eval, path, own) : STATUS_OK;
 }
 
-status_t eval_merge(eval_t *eval, double seconds) {
+// A run that found all its samples answered took no time worth noting: the time that they took stays.
+static status_t earlier_seconds(eval_t *eval, double *seconds) {
+    char *path;
+    TRY(join_path(eval->config->output, "summary.json", &path));
+    json_t *summary = json_load_file(path, 0, NULL);
+    free(path);
+    if (json_integer_value(json_object_get(summary, "n")) == eval->count)
+        *seconds = json_number_value(json_object_get(summary, "seconds"));
+    json_decref(summary);
+    return STATUS_OK;
+}
+
+status_t eval_merge(eval_t *eval, double seconds, bool answered) {
     char **lines;
+    if (!answered) TRY(earlier_seconds(eval, &seconds));
     TRY(ALLOCATE(&lines, eval->count));
     status_t status = collect(eval, lines);
     if (!status) status = write_result(eval, lines, seconds);

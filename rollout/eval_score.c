@@ -85,6 +85,10 @@ static status_t write_line(const eval_t *eval, const packed_sample_t *sample, co
     TRY(tool_text_string(line, sample->id));
     TRY(tool_text_add(line, ",\"kind\":"));
     TRY(tool_text_string(line, sample->kind));
+    // Reports resample whole pictures: questions on one picture are not independent.
+    if (sample->image_count)
+        TRY(tool_text_add(line, ",\"image\":\"%016llx\"",
+                          (unsigned long long)packed_image_hash(eval->packed, sample->images[0])));
     TRY(tool_text_add(line, ",\"text\":"));
     TRY(tool_text_string(line, text));
     TRY(tool_text_add(line, ",\"extracted\":"));

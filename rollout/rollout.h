@@ -20,6 +20,8 @@ status_t rollout_worker_step(rollout_worker_t *worker, double wait_s, bool *stop
 // Whether groups are open: weights that are used in place must not change now.
 bool rollout_worker_busy(const rollout_worker_t *worker);
 void rollout_worker_close(rollout_worker_t *worker);
+// --dry-run: prints the memory table of one worker's engine; no generation.
+status_t rollout_print_plan(job_t *job, FILE *stream) STATUS_CHECKED;
 // Runs the reward rank (coordinator) until training is done: rollout/reward/coordinator.h.
 status_t reward_rank_run(job_t *job) STATUS_CHECKED;
 // The hidden subcommand `poise __scorer`: reads scoring requests from descriptor 0, answers on descriptor 1, until end

@@ -54,6 +54,31 @@ static status_t send_message(rollout_worker_t *worker, const message_t *message)
 
 // ---- opening ----
 
+static engine_options_t engine_options_of(const config_t *config) {
+    return (engine_options_t){.pages = config->rollout.pages,
+                              .batch_rows = config->rollout.batch_rows,
+                              .prefill_chunk = config->rollout.prefill_chunk,
+                              .feature_cache_bytes = (size_t)config->rollout.feature_cache_mb << 20};
+}
+
+status_t rollout_print_plan(job_t *job, FILE *stream) {
+    device_t *device;
+    model_t *model = NULL;
+    engine_t *engine = NULL;
+    engine_options_t options = engine_options_of(job->config);
+    TRY(device_open(job->config->device, job->config->threads, &device));
+    status_t status = model_start(job->config, device, &model);
+    if (!status) status = engine_open(model, &options, &engine);
+    if (!status) {
+        fprintf(stream, "one rollout worker (of %d):\n", job->rollout_count);
+        engine_print_memory(engine, stream);
+    }
+    engine_close(engine);
+    model_close(model);
+    device_close(device);
+    return status;
+}
+
 static status_t open_parts(rollout_worker_t *worker, model_t *model) {
     const config_t *config = worker->config;
     if (!config->data.train || !*config->data.train)
@@ -70,10 +95,7 @@ static status_t open_parts(rollout_worker_t *worker, model_t *model) {
     if (worker->model->config.has_vision)
         TRY(patch_cache_open(&worker->model->config.image, (size_t)config->data.patch_cache_mb << 20,
                              &worker->patches));
-    engine_options_t options = {.pages = config->rollout.pages,
-                                .batch_rows = config->rollout.batch_rows,
-                                .prefill_chunk = config->rollout.prefill_chunk,
-                                .feature_cache_bytes = (size_t)config->rollout.feature_cache_mb << 20};
+    engine_options_t options = engine_options_of(config);
     return engine_open(worker->model, &options, &worker->engine);
 }
 
@@ -379,12 +401,25 @@ status_t rollout_worker_step(rollout_worker_t *worker, double wait_s, bool *stop
     return status ? status_trace(status, __FILE__, __LINE__, __func__) : STATUS_OK;
 }
 
+static void print_summary(const rollout_worker_t *worker) {
+    engine_statistics_t s = engine_get_statistics(worker->engine);
+    double speed = s.busy_s > 0 ? (double)s.generated_tokens / s.busy_s : 0;
+    fprintf(stderr,
+            "poise: %s generated %lld tokens at %.0f tokens/s (%.1f rows a decode step); %lld preemptions, %lld page "
+            "allocations saved, %lld image features computed and %lld reused\n",
+            worker->name, (long long)s.generated_tokens, speed,
+            s.decode_steps ? (double)s.decode_rows / (double)s.decode_steps : 0, (long long)s.preemptions,
+            (long long)s.pages_saved, (long long)s.features_computed, (long long)s.features_reused);
+}
+
 status_t rollout_worker_run(job_t *job) {
     rollout_worker_t *worker;
     bool stopped = false;
     status_t status = rollout_worker_open(job, NULL, &worker);
     if (status) return status_trace(status, __FILE__, __LINE__, __func__);
+    if (job->role_index == 0) engine_print_memory(worker->engine, stderr);
     while (!status && !stopped) status = rollout_worker_step(worker, 0.25, &stopped);
+    if (!status) print_summary(worker);
     rollout_worker_close(worker);
     return status;
 }

@@ -288,6 +288,7 @@ status_t comm_gather_strings(comm_t *comm, const char *text, char ***out, const 
         offset[rank + 1] = offset[rank] + lengths[rank];
     }
     TRY_GOTO(status, done, ALLOCATE(&bytes, offset[size]));
+    // The strings lie one behind the other. NOLINTNEXTLINE(bugprone-not-null-terminated-result)
     memcpy(bytes + offset[comm->rank], text, length);
     TRY_GOTO(status, done, comm_all_gather(comm, bytes, offset, phase));
     TRY_GOTO(status, done, ALLOCATE(&strings, size));

@@ -30,12 +30,14 @@ status_t pack_plan_make(const int *lengths, int count, int max_tokens, pack_plan
     entry_t *entry = NULL;
     int *pack_of = NULL;
     *out = (pack_plan_t){0};
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
+        if (lengths[i] < 1) FAIL(STATUS_INVALID, "sample %d of the batch has %d tokens", i, lengths[i]);
         if (lengths[i] > max_tokens)
             FAIL(STATUS_INVALID,
                  "a sample of %d tokens does not fit a pack of %d; raise sft.pack_tokens or pack the data with a "
                  "smaller --max-length",
                  lengths[i], max_tokens);
+    }
     status_t status = ALLOCATE(&entry, count);
     if (!status) status = ALLOCATE(&pack_of, count);
     if (!status) status = ALLOCATE(&out->tokens, count);

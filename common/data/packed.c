@@ -67,6 +67,10 @@ static status_t check_samples(const packed_arrays_t *a) {
             FAIL(STATUS_INVALID, "sample %lld is damaged: %lld tokens, of them %d prompt", (long long)i,
                  (long long)length, a->prompt_length[i]);
     }
+    for (int64_t i = 0; i < a->samples; i++)
+        for (int64_t t = 0; t < a->prompt_length[i]; t++)
+            if (a->segments[a->sample_start[i] + t] != SEGMENT_NONE)
+                FAIL(STATUS_INVALID, "the prompt of sample %lld is damaged: it has a segment", (long long)i);
     for (int64_t i = 0; i < a->token_count; i++)
         if (a->tokens[i] < 0 || a->segments[i] >= SEGMENT_COUNT)
             FAIL(STATUS_INVALID, "token %lld is damaged", (long long)i);
@@ -183,6 +187,10 @@ status_t packed_image(packed_t *p, int32_t image, const void **bytes, size_t *si
     *bytes = p->image;
     *size = (size_t)count;
     return STATUS_OK;
+}
+
+int32_t packed_images(const packed_t *p) {
+    return (int32_t)p->a.images;
 }
 
 uint64_t packed_image_hash(const packed_t *p, int32_t image) {

@@ -31,10 +31,13 @@ typedef struct packed_sample {
 
 typedef struct packed packed_t;
 typedef struct packed_options {
-    const char *input;  // JSON Lines: id, messages (with or without the assistant's last turn), answer, kind, options
-    const char *output; // HDF5
-    const char *model;  // folder with tokenizer and preprocessor rules
-    int max_length;     // longer samples are dropped and counted, never cut
+    // JSON Lines: id, messages (with or without the assistant's last turn), answer, kind, options, listing; or
+    // ShareGPT's "conversations" with "<image>" marks and "image" or "images" beside them, as lines or as one JSON
+    // list. Image paths are relative to the input's folder.
+    const char *input;
+    const char *output;    // HDF5
+    const char *model;     // folder with tokenizer and preprocessor rules
+    int max_length;        // longer samples are dropped and counted, never cut
     bool require_response; // SFT data: a sample without an assistant turn is an error of that line
 } packed_options_t;
 typedef struct packed_counts {
@@ -42,7 +45,7 @@ typedef struct packed_counts {
 } packed_counts_t;
 
 // Compiles. Bad lines (broken JSON or UTF-8, missing image, counts that disagree) are listed on `report` with their
-// line number and counted; when more than 1 % are bad it fails. Output appears only when whole.
+// line number and counted; when more than 1 % are bad it fails. Output appears only when whole. report may be NULL.
 status_t packed_make(const packed_options_t *options, FILE *report, packed_counts_t *counts) STATUS_CHECKED;
 
 status_t packed_open(const char *path, packed_t **out) STATUS_CHECKED;
@@ -51,6 +54,7 @@ int64_t packed_count(const packed_t *packed);
 status_t packed_sample(packed_t *packed, int64_t index, packed_sample_t *out) STATUS_CHECKED;
 // Encoded bytes and content hash of image `image`. The bytes are valid until the next call.
 status_t packed_image(packed_t *packed, int32_t image, const void **bytes, size_t *size, uint64_t *hash) STATUS_CHECKED;
+int32_t packed_images(const packed_t *packed);
 // The content hash alone; 0 for a number that does not exist.
 uint64_t packed_image_hash(const packed_t *packed, int32_t image);
 // Hex of the file's content hash; valid until packed_close. Also checks that `model`'s tokenizer is the one packed

@@ -6,9 +6,9 @@
 #include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-enum { MOST_IMAGES = 1024, MOST_OPTIONS = 256 };
+enum { MOST_IMAGES = 1024, MOST_OPTIONS = 256, IMAGE_LIMIT = 1 << 30 };
+#define LIST_LIMIT ((size_t)4 << 30)
 
 // A list that grows, of any item size.
 typedef struct growing {
@@ -23,6 +23,15 @@ static status_t append(growing_t *list, const void *items, size_t count, size_t 
     return STATUS_OK;
 }
 
+// The first file of a content. Its bytes are read again when the output is written: data sets do not fit in memory.
+typedef struct picture {
+    char *path;
+    uint64_t hash;
+    size_t size;
+    int feature_rows;
+    int32_t number; // in the file; -1 until a sample that stays uses it
+} picture_t;
+
 typedef struct maker {
     const packed_options_t *options;
     FILE *report;
@@ -33,10 +42,10 @@ typedef struct maker {
     int32_t end_of_turn;
     growing_t tokens, segments, sample_start, prompt_length, image_use, image_use_start, option_start, string_start,
         string_data;
-    growing_t image_start, image_hash, image_rows; // image_rows: feature rows, not written
-    int32_t *table;                                // hash table of images: number + 1, 0 = free
+    growing_t image_start, image_hash;
+    growing_t pictures; // picture_t
+    int32_t *table;     // hash table of pictures: index + 1, 0 = free
     size_t table_size;
-    FILE *spool; // image bytes until they are written; data sets do not fit in memory
     int64_t options_total;
 } maker_t;
 
@@ -45,20 +54,23 @@ typedef struct line_data {
     token_list_t prompt, response;
     uint8_t *segments; // of the response
     char *response_text;
-    int32_t image[MOST_IMAGES];
+    int32_t picture[MOST_IMAGES]; // indices
     int feature_rows[MOST_IMAGES];
     int images;
 } line_data_t;
 
 // ---- images ----
 
+static picture_t *picture_at(const maker_t *m, size_t index) {
+    return (picture_t *)m->pictures.data + index;
+}
+
 static status_t table_grow(maker_t *m) {
     size_t size = m->table_size ? 2 * m->table_size : 1024;
     int32_t *table;
     TRY(ALLOCATE(&table, size));
-    const int64_t *hashes = m->image_hash.data;
-    for (size_t i = 0; i < m->image_hash.count; i++) {
-        size_t at = (uint64_t)hashes[i] % size;
+    for (size_t i = 0; i < m->pictures.count; i++) {
+        size_t at = picture_at(m, i)->hash % size;
         while (table[at]) at = (at + 1) % size;
         table[at] = (int32_t)i + 1;
     }
@@ -68,29 +80,43 @@ static status_t table_grow(maker_t *m) {
     return STATUS_OK;
 }
 
-// The number of the image with these bytes, added when it is new.
-static status_t image_add(maker_t *m, const char *bytes, size_t size, int32_t *number) {
-    int64_t hash = (int64_t)XXH3_64bits(bytes, size);
-    if (2 * (m->image_hash.count + 1) > m->table_size) TRY(table_grow(m));
-    size_t at = (uint64_t)hash % m->table_size;
+// The index of the picture with these bytes, added when it is new.
+static status_t image_add(maker_t *m, const char *path, const char *bytes, size_t size, int32_t *index) {
+    picture_t made = {.hash = XXH3_64bits(bytes, size), .size = size, .number = -1};
+    if (2 * (m->pictures.count + 1) > m->table_size) TRY(table_grow(m));
+    size_t at = made.hash % m->table_size;
     for (; m->table[at]; at = (at + 1) % m->table_size)
-        if (((const int64_t *)m->image_hash.data)[m->table[at] - 1] == hash) {
-            *number = m->table[at] - 1;
+        if (picture_at(m, (size_t)m->table[at] - 1)->hash == made.hash) {
+            *index = m->table[at] - 1;
             return STATUS_OK;
         }
     // Decoded once here, so that a damaged picture shows now and not in the middle of a run.
     image_patches_t *patches;
     TRY(image_patches_make(&m->model->config.image, bytes, size, &patches));
-    int32_t rows = patches->feature_rows;
+    made.feature_rows = patches->feature_rows;
     image_patches_free(patches);
-    if (fwrite(bytes, 1, size, m->spool) != size) FAIL(STATUS_IO, "cannot write a temporary file: %s", strerror(errno));
-    const int64_t *starts = m->image_start.data;
-    int64_t end = starts[m->image_start.count - 1] + (int64_t)size;
-    TRY(append(&m->image_start, &end, 1, sizeof(end)));
-    TRY(append(&m->image_rows, &rows, 1, sizeof(rows)));
-    TRY(append(&m->image_hash, &hash, 1, sizeof(hash)));
-    *number = (int32_t)m->image_hash.count - 1;
-    m->table[at] = *number + 1;
+    TRY(memory_copy_string(path, &made.path));
+    status_t status = append(&m->pictures, &made, 1, sizeof(made));
+    if (status) {
+        free(made.path);
+        return status;
+    }
+    *index = (int32_t)m->pictures.count - 1;
+    m->table[at] = *index + 1;
+    return STATUS_OK;
+}
+
+// The number of a picture in the file; the first sample that stays and uses it gives it the next one.
+static status_t image_number(maker_t *m, int32_t index, int32_t *number) {
+    picture_t *picture = picture_at(m, (size_t)index);
+    if (picture->number < 0) {
+        const int64_t *starts = m->image_start.data;
+        int64_t end = starts[m->image_start.count - 1] + (int64_t)picture->size, hash = (int64_t)picture->hash;
+        TRY(append(&m->image_start, &end, 1, sizeof(end)));
+        TRY(append(&m->image_hash, &hash, 1, sizeof(hash)));
+        picture->number = (int32_t)m->image_hash.count - 1;
+    }
+    *number = picture->number;
     return STATUS_OK;
 }
 
@@ -98,17 +124,19 @@ static status_t image_read(maker_t *m, const char *name, line_data_t *line) {
     char path[4096];
     char *bytes;
     size_t size;
-    int32_t number = 0;
+    int32_t index = 0;
     if (line->images == MOST_IMAGES) FAIL(STATUS_INVALID, "a sample may have at most %d images", MOST_IMAGES);
+    if (strstr(name, "://") || strncmp(name, "data:", 5) == 0)
+        FAIL(STATUS_INVALID, "the image '%.80s' is no file; download it and give its path", name);
     int length = *name == '/' ? snprintf(path, sizeof(path), "%s", name)
                               : snprintf(path, sizeof(path), "%s/%s", m->folder, name);
     if (!*name || length >= (int)sizeof(path)) FAIL(STATUS_INVALID, "an image has no usable file name");
-    TRY(file_read_whole(path, (size_t)1 << 30, &bytes, &size));
-    status_t status = status_context(image_add(m, bytes, size, &number), "the image %s", path);
+    TRY(file_read_whole(path, IMAGE_LIMIT, &bytes, &size));
+    status_t status = status_context(image_add(m, path, bytes, size, &index), "the image %s", path);
     free(bytes);
     TRY(status);
-    line->image[line->images] = number;
-    line->feature_rows[line->images++] = ((const int32_t *)m->image_rows.data)[number];
+    line->picture[line->images] = index;
+    line->feature_rows[line->images++] = picture_at(m, (size_t)index)->feature_rows;
     return STATUS_OK;
 }
 
@@ -179,8 +207,14 @@ static status_t check_fields(const json_t *line) {
     return STATUS_OK;
 }
 
-static status_t append_texts(maker_t *m, const json_t *line) {
-    TRY(append_field(m, line, "id"));
+static status_t append_texts(maker_t *m, const json_t *line, int64_t number) {
+    const json_t *id = json_object_get(line, "id");
+    char place[32];
+    snprintf(place, sizeof(place), "%lld", (long long)number);
+    if (id && !json_is_null(id))
+        TRY(append_field(m, line, "id"));
+    else
+        TRY(append_string(m, place)); // a sample without an id is named by its place in the input
     TRY(append_field(m, line, "answer"));
     TRY(append_field(m, line, "kind"));
     TRY(append_field(m, line, "listing"));
@@ -191,7 +225,7 @@ static status_t append_texts(maker_t *m, const json_t *line) {
     return append(&m->option_start, &m->options_total, 1, sizeof(m->options_total));
 }
 
-static status_t append_sample(maker_t *m, const json_t *json, const line_data_t *line) {
+static status_t append_sample(maker_t *m, const json_t *json, int64_t number, const line_data_t *line) {
     packed_counts_t *c = m->counts;
     int answer = line->response_text ? line->response.count + 1 : 0; // with the end of the turn
     int32_t prompt = line->prompt.count;
@@ -208,10 +242,14 @@ static status_t append_sample(maker_t *m, const json_t *json, const line_data_t 
     int64_t end = (int64_t)m->tokens.count, uses;
     TRY(append(&m->sample_start, &end, 1, sizeof(end)));
     TRY(append(&m->prompt_length, &prompt, 1, sizeof(prompt)));
-    TRY(append(&m->image_use, line->image, (size_t)line->images, sizeof(int32_t)));
+    for (int i = 0; i < line->images; i++) {
+        int32_t image = 0;
+        TRY(image_number(m, line->picture[i], &image));
+        TRY(append(&m->image_use, &image, 1, sizeof(image)));
+    }
     uses = (int64_t)m->image_use.count;
     TRY(append(&m->image_use_start, &uses, 1, sizeof(uses)));
-    TRY(append_texts(m, json));
+    TRY(append_texts(m, json, number));
     c->samples++;
     c->tokens += prompt + answer;
     c->think_tokens += think;
@@ -220,13 +258,13 @@ static status_t append_sample(maker_t *m, const json_t *json, const line_data_t 
     return STATUS_OK;
 }
 
-static status_t make_line(maker_t *m, const json_t *json, line_data_t *line, bool *too_long) {
+static status_t make_line(maker_t *m, const json_t *json, int64_t number, line_data_t *line, bool *too_long) {
     json_t *messages;
     if (!json_is_object(json)) FAIL(STATUS_INVALID, "the line is no JSON object");
     TRY(check_fields(json));
     TRY(packed_messages(json, &messages, &line->response_text));
     status_t status = STATUS_OK;
-    if (m->options->require_response && !line->response_text)
+    if (m->options->require_response && (!line->response_text || !*line->response_text))
         status = STATUS_NEW(STATUS_INVALID,
                             "the sample has no assistant's turn to learn from (--prompts packs prompts alone)");
     // Prompts are packed alone even where the line has a turn: that turn is the reference, not the sample.
@@ -240,7 +278,7 @@ static status_t make_line(maker_t *m, const json_t *json, line_data_t *line, boo
     TRY(status);
     int length = line->prompt.count + (line->response_text ? line->response.count + 1 : 0);
     *too_long = length > m->options->max_length;
-    return *too_long ? STATUS_OK : append_sample(m, json, line);
+    return *too_long ? STATUS_OK : append_sample(m, json, number, line);
 }
 
 static void line_free(line_data_t *line) {
@@ -250,54 +288,91 @@ static void line_free(line_data_t *line) {
     free(line->response_text);
 }
 
-// Reads the lines. A bad one is reported and counted; running out of memory or disk ends it all.
-static status_t make_lines(maker_t *m, FILE *input) {
+// Takes one sample; `broken` says why there is none. A bad one is reported and counted; running out of memory ends it
+// all.
+static status_t take_sample(maker_t *m, const json_t *json, int64_t number, status_t broken) {
+    line_data_t line = {0};
+    bool too_long = false;
+    status_t bad = json ? make_line(m, json, number, &line, &too_long) : broken;
+    line_free(&line);
+    m->counts->dropped_long += too_long;
+    if (!bad || status_kind(bad) == STATUS_MEMORY) return bad;
+    m->counts->dropped_bad++;
+    if (m->report) fprintf(m->report, "%s:%lld: %s\n", m->options->input, (long long)number, status_message(bad));
+    status_free(bad);
+    return STATUS_OK;
+}
+
+static status_t take_lines(maker_t *m, FILE *input) {
     char *text = NULL;
     size_t capacity = 0;
     status_t status = STATUS_OK;
     int64_t number = 0;
+    errno = 0;
     for (ssize_t length; !status && (length = getline(&text, &capacity, input)) >= 0;) {
         number++;
         if (strspn(text, " \t\r\n") == (size_t)length) continue;
         json_error_t error;
-        line_data_t line = {0};
-        bool too_long = false;
         json_t *json = json_loadb(text, (size_t)length, 0, &error);
-        status_t bad =
-            json ? make_line(m, json, &line, &too_long) : STATUS_NEW(STATUS_INVALID, "not valid JSON: %s", error.text);
-        json_decref(json);
-        line_free(&line);
-        m->counts->dropped_long += too_long;
-        if (!bad) continue;
-        if (status_kind(bad) == STATUS_MEMORY) {
-            status = bad;
-            break;
-        }
-        m->counts->dropped_bad++;
-        fprintf(m->report, "%s:%lld: %s\n", m->options->input, (long long)number, status_message(bad));
-        status_free(bad);
-    }
-    free(text);
-    int64_t all = m->counts->samples + m->counts->dropped_long + m->counts->dropped_bad;
-    if (!status && m->counts->dropped_bad * 100 > all)
         status =
-            STATUS_NEW(STATUS_INVALID,
-                       "%lld of %lld lines of %s are bad, more than 1 %%; mend or remove them (they are listed above)",
-                       (long long)m->counts->dropped_bad, (long long)all, m->options->input);
-    if (!status && !m->counts->samples)
-        status = STATUS_NEW(STATUS_INVALID, "%s has no usable sample", m->options->input);
+            take_sample(m, json, number, json ? NULL : STATUS_NEW(STATUS_INVALID, "not valid JSON: %s", error.text));
+        json_decref(json);
+    }
+    if (!status && (ferror(input) || errno == ENOMEM))
+        status = STATUS_NEW(STATUS_IO, "cannot read %s: %s", m->options->input, strerror(errno));
+    free(text);
     return status;
+}
+
+// A file that is one JSON list, as ShareGPT's are.
+static status_t take_list(maker_t *m) {
+    char *text;
+    size_t size;
+    json_error_t error;
+    TRY(file_read_whole(m->options->input, LIST_LIMIT, &text, &size));
+    json_t *list = json_loadb(text, size, 0, &error);
+    free(text);
+    if (!list) FAIL(STATUS_INVALID, "%s:%d: not valid JSON: %s", m->options->input, error.line, error.text);
+    status_t status = STATUS_OK;
+    for (size_t i = 0; i < json_array_size(list) && !status; i++)
+        status = take_sample(m, json_array_get(list, i), (int64_t)i + 1, NULL);
+    json_decref(list);
+    return status;
+}
+
+static status_t take_input(maker_t *m, FILE *input) {
+    int first;
+    do first = fgetc(input);
+    while (first == ' ' || first == '\t' || first == '\r' || first == '\n');
+    rewind(input);
+    TRY(first == '[' ? take_list(m) : take_lines(m, input));
+    int64_t all = m->counts->samples + m->counts->dropped_long + m->counts->dropped_bad;
+    if (m->counts->dropped_bad * 100 > all)
+        FAIL(STATUS_INVALID,
+             "%lld of %lld lines of %s are bad, more than 1 %%; mend or remove them (they are listed above)",
+             (long long)m->counts->dropped_bad, (long long)all, m->options->input);
+    if (!m->counts->samples) FAIL(STATUS_INVALID, "%s has no usable sample", m->options->input);
+    return STATUS_OK;
 }
 
 // ---- writing ----
 
-static status_t write_images(maker_t *m, store_t *store, int64_t bytes) {
-    if (fflush(m->spool)) FAIL(STATUS_IO, "cannot write a temporary file: %s", strerror(errno));
-    void *data = bytes ? mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, fileno(m->spool), 0) : NULL;
-    if (data == MAP_FAILED) FAIL(STATUS_IO, "cannot map a temporary file: %s", strerror(errno));
-    status_t status = store_write(store, "image_data", DTYPE_U8, data ? data : "", bytes, false);
-    if (data) munmap(data, (size_t)bytes);
-    return status;
+static status_t write_images(maker_t *m, store_t *store, const int64_t *starts, int64_t bytes) {
+    TRY(store_write_part(store, "image_data", DTYPE_U8, bytes, 0, 0, NULL));
+    for (size_t i = 0; i < m->pictures.count; i++) {
+        const picture_t *picture = picture_at(m, i);
+        char *data;
+        size_t size;
+        if (picture->number < 0) continue;
+        TRY(file_read_whole(picture->path, IMAGE_LIMIT, &data, &size));
+        status_t status =
+            size == picture->size && XXH3_64bits(data, size) == picture->hash
+                ? store_write_part(store, "image_data", DTYPE_U8, bytes, starts[picture->number], (int64_t)size, data)
+                : STATUS_NEW(STATUS_IO, "the image %s changed while it was packed", picture->path);
+        free(data);
+        TRY(status);
+    }
+    return STATUS_OK;
 }
 
 static status_t write_arrays(maker_t *m, store_t *store) {
@@ -333,7 +408,7 @@ static status_t write_arrays(maker_t *m, store_t *store) {
     TRY(store_write(store, "string_data", DTYPE_U8, a.string_data, a.string_bytes, true));
     TRY(store_write(store, "image_start", DTYPE_I64, a.image_start, a.images + 1, true));
     TRY(store_write(store, "image_hash", DTYPE_I64, a.image_hash, a.images, false));
-    TRY(write_images(m, store, a.image_start[a.images]));
+    TRY(write_images(m, store, a.image_start, a.image_start[a.images]));
     TRY(store_write_string(store, "model_hash", model));
     return store_write_string(store, "content_hash", content);
 }
@@ -351,12 +426,10 @@ static status_t maker_open(maker_t *m) {
     status_t status = memory_copy_string(dirname(copy), &m->folder);
     free(copy);
     TRY(status);
-    m->spool = tmpfile();
-    if (!m->spool) FAIL(STATUS_IO, "cannot make a temporary file: %s", strerror(errno));
+    if (m->options->max_length < 1) FAIL(STATUS_INVALID, "the largest length of a sample must be 1 or more");
     growing_t *starts[] = {&m->sample_start, &m->image_use_start, &m->option_start, &m->string_start, &m->image_start};
     for (size_t i = 0; i < sizeof(starts) / sizeof(starts[0]); i++) TRY(append(starts[i], &zero, 1, sizeof(zero)));
-    growing_t *bytes[] = {&m->tokens,      &m->segments,   &m->prompt_length, &m->image_use,
-                          &m->string_data, &m->image_hash, &m->image_rows};
+    growing_t *bytes[] = {&m->tokens, &m->segments, &m->prompt_length, &m->image_use, &m->string_data, &m->image_hash};
     for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++)
         TRY(memory_grow(&bytes[i]->data, &bytes[i]->capacity, 1, sizeof(int64_t)));
     return STATUS_OK;
@@ -365,11 +438,11 @@ static status_t maker_open(maker_t *m) {
 static void maker_close(maker_t *m) {
     growing_t *lists[] = {&m->tokens,      &m->segments,        &m->sample_start, &m->prompt_length,
                           &m->image_use,   &m->image_use_start, &m->option_start, &m->string_start,
-                          &m->string_data, &m->image_start,     &m->image_hash,   &m->image_rows};
+                          &m->string_data, &m->image_start,     &m->image_hash,   &m->pictures};
+    for (size_t i = 0; i < m->pictures.count; i++) free(picture_at(m, i)->path);
     for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) free(lists[i]->data);
     free(m->table);
     free(m->folder);
-    if (m->spool) fclose(m->spool);
     tokenizer_close(m->tokenizer);
     model_close(m->model);
 }
@@ -381,13 +454,10 @@ status_t packed_make(const packed_options_t *options, FILE *report, packed_count
     FILE *input = fopen(options->input, "rb");
     if (!input) FAIL(STATUS_INVALID, "cannot open %s: %s", options->input, strerror(errno));
     status_t status = maker_open(&m);
-    if (!status) status = make_lines(&m, input);
+    if (!status) status = take_input(&m, input);
     if (!status) status = store_create(options->output, &store);
     if (!status) status = write_arrays(&m, store);
-    if (!status) {
-        status = store_commit(store);
-        store = NULL;
-    }
+    if (!status) status = store_commit(store);
     if (!status) counts->images = (int64_t)m.image_hash.count;
     store_close(store);
     maker_close(&m);

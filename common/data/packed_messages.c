@@ -53,15 +53,38 @@ static status_t split_marks(const char *text, const json_t *images, size_t *used
     return STATUS_OK;
 }
 
-static status_t convert_one(const json_t *message, const json_t *images, size_t *used, json_t **out) {
+// Parts as given, but an image part that names no file takes the next picture listed beside the conversation.
+static status_t fill_parts(const json_t *content, const json_t *images, size_t *used, json_t **out) {
+    json_t *parts = json_array();
+    for (size_t i = 0; i < json_array_size(content); i++) {
+        json_t *part = json_array_get(content, i), *image = NULL;
+        const char *type = json_string_value(json_object_get(part, "type"));
+        bool nameless = type && !strcmp(type, "image") && !json_is_string(json_object_get(part, "image"));
+        if (nameless) image = json_array_get(images, (*used)++);
+        if (nameless && !image) {
+            json_decref(parts);
+            FAIL(STATUS_INVALID, "the sample has more image parts than the %zu pictures given",
+                 json_array_size(images));
+        }
+        json_array_append_new(parts,
+                              nameless ? json_pack("{s:s, s:O}", "type", "image", "image", image) : json_incref(part));
+    }
+    *out = parts;
+    return STATUS_OK;
+}
+
+static status_t convert_one(const json_t *message, bool conversation, const json_t *images, size_t *used,
+                            json_t **out) {
     const char *role = json_string_value(json_object_get(message, "role"));
     json_t *content = json_object_get(message, "content");
     if (!role) role = json_string_value(json_object_get(message, "from"));
     if (!content) content = json_object_get(message, "value");
     if (!role || !content) FAIL(STATUS_INVALID, "a message has no role (or 'from') or no content (or 'value')");
     json_t *parts = NULL;
-    if (json_is_string(content) && json_array_size(images))
+    if (json_is_string(content) && (conversation || json_array_size(images)))
         TRY(split_marks(json_string_value(content), images, used, &parts));
+    else if (json_is_array(content))
+        TRY(fill_parts(content, images, used, &parts));
     else
         parts = json_incref(content);
     *out = json_pack("{s:s, s:o}", "role", role_of(role), "content", parts);
@@ -71,17 +94,18 @@ static status_t convert_one(const json_t *message, const json_t *images, size_t 
 
 static status_t convert_all(const json_t *line, const json_t *images, json_t *out) {
     const json_t *list = json_object_get(line, "messages");
-    if (!list) list = json_object_get(line, "conversations");
+    bool conversation = !list;
+    if (conversation) list = json_object_get(line, "conversations");
     if (!json_is_array(list) || !json_array_size(list))
         FAIL(STATUS_INVALID, "the line has no 'messages' (or 'conversations')");
     size_t used = 0;
     for (size_t i = 0; i < json_array_size(list); i++) {
         json_t *message;
-        TRY(convert_one(json_array_get(list, i), images, &used, &message));
+        TRY(convert_one(json_array_get(list, i), conversation, images, &used, &message));
         json_array_append_new(out, message);
     }
-    if (used != json_array_size(images) && json_array_size(images))
-        FAIL(STATUS_INVALID, "the text has %zu %s marks for %zu pictures", used, mark, json_array_size(images));
+    if (used != json_array_size(images))
+        FAIL(STATUS_INVALID, "the text has %zu places for %zu pictures", used, json_array_size(images));
     return STATUS_OK;
 }
 

@@ -71,7 +71,7 @@ status_t events_write(events_t *events, double time, int64_t step, const event_v
     Poise__Events__Summary__Value *value = NULL, **list = NULL;
     status_t status = STATUS_OK;
     TRY_GOTO(status, done, ALLOCATE(&value, count));
-    TRY_GOTO(status, done, ALLOCATE(&list, count));
+    TRY_GOTO(status, done, memory_allocate(count, sizeof(void *), (void **)&list));
     for (size_t i = 0; i < count; i++) {
         poise__events__summary__value__init(&value[i]);
         value[i].tag = (char *)(uintptr_t)values[i].tag; // only read

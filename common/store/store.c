@@ -406,6 +406,11 @@ static status_t store_write_checks(store_t *store, const char *name) {
     if (!store->temporary || store->committed || store->file < 0)
         FAIL(STATUS_FAILED, "'%s' is not open for writing", store->path);
     if (store->broken) FAIL(STATUS_IO, "an earlier write to '%s' failed", store->path);
+    return STATUS_OK;
+}
+
+static status_t store_write_new(store_t *store, const char *name) {
+    TRY(store_write_checks(store, name));
     if (store_has(store, name)) {
         store->broken = true;
         FAIL(STATUS_FAILED, "'%s' was written to '%s' before", name, store->path);
@@ -431,7 +436,7 @@ static status_t store_put(store_t *store, const char *name, hid_t type, hid_t sp
 }
 
 status_t store_write(store_t *store, const char *name, dtype_t dtype, const void *data, int64_t count, bool compress) {
-    TRY(store_write_checks(store, name));
+    TRY(store_write_new(store, name));
     hid_t type = store_type(dtype);
     if (type < 0 || count < 0) {
         if (type >= 0) H5Tclose(type);
@@ -452,8 +457,54 @@ status_t store_write(store_t *store, const char *name, dtype_t dtype, const void
     return status;
 }
 
-static status_t store_write_scalar(store_t *store, const char *name, hid_t type, const void *data) {
+// Makes the dataset of a first part, without filling it.
+static status_t store_make_parts(store_t *store, const char *name, hid_t type, int64_t total) {
+    hsize_t length = (hsize_t)total;
+    hid_t space = H5Screate_simple(1, &length, NULL), creation = H5Pcreate(H5P_DATASET_CREATE);
+    hid_t links = H5Pcreate(H5P_LINK_CREATE);
+    H5Pset_create_intermediate_group(links, 1);
+    H5Pset_obj_track_times(creation, 0);
+    H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER);
+    hid_t id = H5Dcreate2(store->file, name, type, space, links, creation, H5P_DEFAULT);
+    status_t status = id < 0 ? store_failure(STATUS_IO, "make", store, name) : STATUS_OK;
+    if (id >= 0) H5Dclose(id);
+    H5Pclose(links);
+    H5Pclose(creation);
+    H5Sclose(space);
+    return status;
+}
+
+static status_t store_put_part(store_t *store, const char *name, hid_t type, int64_t first, int64_t count,
+                               const void *data) {
+    hsize_t start = (hsize_t)first, length = (hsize_t)count;
+    hid_t id = H5Dopen2(store->file, name, H5P_DEFAULT), space = id < 0 ? -1 : H5Dget_space(id);
+    hid_t memory = H5Screate_simple(1, &length, NULL);
+    bool good = space >= 0 && memory >= 0 &&
+                H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &length, NULL) >= 0 &&
+                H5Dwrite(id, type, memory, space, H5P_DEFAULT, data) >= 0;
+    status_t status = good ? STATUS_OK : store_failure(STATUS_IO, "write", store, name);
+    if (memory >= 0) H5Sclose(memory);
+    if (space >= 0) H5Sclose(space);
+    if (id >= 0 && H5Dclose(id) < 0 && !status) status = store_failure(STATUS_IO, "write", store, name);
+    return status;
+}
+
+status_t store_write_part(store_t *store, const char *name, dtype_t dtype, int64_t total, int64_t first, int64_t count,
+                          const void *data) {
     TRY(store_write_checks(store, name));
+    hid_t type = store_type(dtype);
+    status_t status = STATUS_OK;
+    if (type < 0 || total < 0 || first < 0 || count < 0 || first > total || count > total - first)
+        status = STATUS_NEW(STATUS_INVALID, "cannot write this part of '%s' to '%s'", name, store->path);
+    if (!status && !store_has(store, name)) status = store_make_parts(store, name, type, total);
+    if (!status && count) status = store_put_part(store, name, type, first, count, data);
+    if (type >= 0) H5Tclose(type);
+    if (status) store->broken = true;
+    return status;
+}
+
+static status_t store_write_scalar(store_t *store, const char *name, hid_t type, const void *data) {
+    TRY(store_write_new(store, name));
     hid_t space = H5Screate(H5S_SCALAR), creation = H5Pcreate(H5P_DATASET_CREATE);
     status_t status = store_put(store, name, type, space, creation, data);
     H5Pclose(creation);

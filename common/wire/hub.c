@@ -133,7 +133,7 @@ static status_t make_peer(hub_t *hub, const char *name, const envelope_t *envelo
         refuse_frame(hub, "too many peers have joined");
         return STATUS_OK;
     }
-    TRY(memory_grow((void **)&hub->peer, &hub->peers_capacity, hub->peers + 1, sizeof(*hub->peer)));
+    TRY(memory_grow((void **)&hub->peer, &hub->peers_capacity, hub->peers + 1, sizeof(void *)));
     TRY(ALLOCATE(&peer, 1));
     status_t status = memory_copy_string(name, &peer->name);
     if (!status) status = stream_open(&peer->stream, hub->options.window, hub->options.heartbeat_s);
@@ -448,8 +448,8 @@ status_t hub_receive(hub_t *hub, double wait_s, hub_event_t *out) {
         out->peer = event.peer;
         out->message = event.message;
         peer_t *peer = peer_of(hub, event.peer);
-        if (event.kind == HUB_GONE) memcpy(out->reason, peer->reason, sizeof(out->reason));
-        if (event.kind == HUB_MESSAGE && !peer->gone) wake = stream_consumed(&peer->stream);
+        if (event.kind == HUB_GONE && peer) memcpy(out->reason, peer->reason, sizeof(out->reason));
+        if (event.kind == HUB_MESSAGE && peer && !peer->gone) wake = stream_consumed(&peer->stream);
         if (wake) peer->stream.acknowledge = true;
     } else if (hub->failed) {
         status = hub->failure ? hub->failure : STATUS_NEW(STATUS_FAILED, "the hub at %s has failed", hub->endpoint);

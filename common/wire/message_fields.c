@@ -2,6 +2,7 @@
 
 #include <stddef.h>
 
+// A member name cannot stand in parentheses. NOLINTBEGIN(bugprone-macro-parentheses)
 #define AT(member) offsetof(message_t, member)
 #define INT32(n, m, l, h)                                                                                              \
     { .name = n, .kind = FIELD_I32, .offset = AT(m), .low = (l), .high = (h) }
@@ -23,6 +24,8 @@
     { .name = n, .kind = FIELD_ARRAY, .offset = AT(m), .extra = sizeof(*((message_t *)0)->m), .count = AT(c) }
 #define TABLE(n, fields)                                                                                               \
     { (n), (fields), (int)(sizeof(fields) / sizeof(*(fields))) }
+
+// NOLINTEND(bugprone-macro-parentheses)
 
 static const field_t hello[] = {
     TEXT("role", hello.role),

@@ -260,6 +260,23 @@ static void trace_grid(const question_t *q, const int kinds[SCENE_CELLS], char *
     }
 }
 
+void noted_caption(const question_t *q, const int kinds[SCENE_CELLS], char *text, char *answer, size_t bytes) {
+    char grid[TEXT_BYTES] = "";
+    *text = 0;
+    append(text, bytes, "Describe the picture and ");
+    if (q->type == ASK_CHOOSE)
+        append(text, bytes, "mark the %s, %s and %s in row %d.", kind_names[q->option[0]], kind_names[q->option[1]],
+               kind_names[q->option[2]], q->row + 1);
+    else if (q->type == ASK_TRUE_FALSE)
+        append(text, bytes, "mark the %s in row %d.", kind_names[q->asked[0]], q->row + 1);
+    else if (q->type == ASK_COUNT_TWO)
+        append(text, bytes, "count the %s and %s.", kind_names[q->asked[0]], kind_names[q->asked[1]]);
+    else
+        append(text, bytes, "count the %s.", kind_names[q->asked[0]]);
+    trace_grid(q, kinds, grid, sizeof(grid));
+    snprintf(answer, bytes, "%s", grid + 1); // without the leading blank
+}
+
 static void trace_conclusion(const question_t *q, const char *answer, char *out, size_t bytes) {
     switch (q->type) {
     case ASK_COUNT:

@@ -55,6 +55,9 @@ bool question_answer(const question_t *question, const int kinds[SCENE_CELLS], c
 // The teacher's view: with probability 0.7 per trace and kind, boots and sandals are called sneakers, pullovers and
 // dresses tshirts.
 void teacher_view(draws_t *draws, const scene_t *scene, int out[SCENE_CELLS]);
+// A caption that carries the notes a question needs: "Describe the picture and count the boot." -> "row 1: boot 1, bag,
+// boot 2. ..."
+void noted_caption(const question_t *question, const int kinds[SCENE_CELLS], char *text, char *answer, size_t bytes);
 // The teacher's whole turn: fillers, the grid as it sees it with inline counters or marks, the conclusion, the answer,
 // in tags.
 void teacher_trace(draws_t *draws, const question_t *question, const int kinds[SCENE_CELLS], const char *answer,

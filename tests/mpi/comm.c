@@ -210,6 +210,9 @@ int main(void) {
     // A rank stayed away from one collective: as after a death, nobody finalizes.
     if (status) comm_abandon(1);
     status = comm_close_world(context.world);
+    context.lost->broken = false; // MPI is over and uses nothing any more
+    comm_close(context.lost);
+    free(context.lost_data);
     if (status) status_print(status, stderr, -1, true);
     return status || context.failures;
 }

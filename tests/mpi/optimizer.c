@@ -276,6 +276,7 @@ static void save(optimizer_t *optimizer, comm_t *comm, const char *path) {
     if (comm_rank(comm) == 0) EXPECT_OK(store_create(path, &store));
     EXPECT_OK(optimizer_save(optimizer, store));
     if (store) EXPECT_OK(store_commit(store));
+    store_close(store);
 }
 
 // Steps first .. last - 1 on `comm`, from a checkpoint unless first is 0, into a checkpoint.

@@ -450,7 +450,7 @@ static void wrong_use(void **state) {
     check_fails(report_of(*state, "--colour", "x"), "does not take '--colour'");
     check_fails(report_of(*state, "--control", "majority=1"), "--control takes shuffled=EVAL_DIR");
     check_fails(report_of(*state, "--seed", "-3"), "--seed must be a whole number");
-    check_fails(report_of(*state, "a=/nowhere", "x"), "cannot read /nowhere/samples.jsonl");
+    check_fails(report_of(*state, "a=/nowhere", "x"), "there is no /nowhere/samples.jsonl");
     snprintf(row, sizeof(row), "sft=%s/e_sft", scene.folder);
     check_fails(report_of(*state, row, row), "two rows named sft");
     snprintf(row, sizeof(row), "sft=%s/e_sft,%s/nowhere", scene.folder, scene.folder);

@@ -260,7 +260,7 @@ static void test_restore(void **state) {
 
 typedef struct puller {
     message_weights_t announced;
-    char name[16];
+    char name[32];
     atomic_int failed;
 } puller_t;
 
