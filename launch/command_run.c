@@ -46,9 +46,10 @@ static status_t own_path(char *out) {
 // The run's result for launchers: mpirun's own exit code is not to be trusted after a rank's death. Written by one
 // rank.
 static status_t result_write(const config_t *config, status_t run) {
-    const char *extra = getenv("POISE_RESULT");
-    json_t *result = json_pack("{s:i, s:s, s:s}", "exit", status_exit_code(run), "state", run ? "failed" : "done",
-                               "message", status_message(run));
+    const char *extra = getenv("POISE_RESULT"), *state = run ? "failed" : "done";
+    if (run && status_kind(run) == STATUS_CANCELLED) state = "stopped";
+    json_t *result =
+        json_pack("{s:i, s:s, s:s}", "exit", status_exit_code(run), "state", state, "message", status_message(run));
     char *text = result ? json_dumps(result, JSON_INDENT(1)) : NULL;
     json_decref(result);
     if (!text) FAIL(STATUS_MEMORY, "out of memory while writing the result");
@@ -154,6 +155,10 @@ static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
     status_t status = run_in_world(&arguments, world, grpo, body);
     if (!status || status_kind(status) == STATUS_CANCELLED) {
         status = status_first(status, comm_close_world(world));
+        if (status && status_kind(status) == STATUS_CANCELLED && rank > 0) { // rank 0 says it for all
+            status_free(status);
+            status = STATUS_OK;
+        }
         if (!status || status_kind(status) == STATUS_CANCELLED) return status;
     }
     // Wrong use is the same on every rank: once is enough. After any other failure collectives may hang, so the process

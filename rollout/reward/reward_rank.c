@@ -38,6 +38,7 @@ typedef struct reward_rank {
     coordinator_action_t waiting_score; // taken from the coordinator while no scorer was free
     double moved;                       // when something last happened
     bool finished;
+    char stopped[256]; // why, when the learners stopped before the last step
 } reward_rank_t;
 
 static peer_t *peer_find(reward_rank_t *r, uint32_t number) {
@@ -201,6 +202,7 @@ static status_t on_stop(reward_rank_t *r, const peer_t *peer, const message_t *m
     if (!peer->learner || peer->role_index != 0)
         FAIL(STATUS_PEER, "rank %d asked the run to stop, which only learner 0 does", peer->world_rank);
     r->finished = true;
+    snprintf(r->stopped, sizeof(r->stopped), "%s", message->stop.reason);
     return send_stop(r, message->stop.reason);
 }
 
@@ -417,6 +419,8 @@ status_t reward_rank_run(job_t *job) {
     status = status_first(status, shared);
     if (!status) status = serve(&r);
     if (status && r.hub) status = status_first(status, send_stop(&r, status_message(status)));
+    if (!status && r.stopped[0])
+        status = STATUS_NEW(STATUS_CANCELLED, "%s; the same command goes on from there", r.stopped);
     if (r.hub) hub_close(r.hub);
     scorer_pool_close(r.scorers);
     coordinator_close(r.coordinator);
