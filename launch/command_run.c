@@ -44,8 +44,8 @@ static status_t own_path(char *out) {
 }
 
 // The run's result for launchers: mpirun's own exit code is not to be trusted after a rank's death. Written by one
-// rank.
-static status_t result_write(const config_t *config, status_t run) {
+// rank. A dry run leaves none in the output folder.
+static status_t result_write(const config_t *config, bool dry_run, status_t run) {
     const char *extra = getenv("POISE_RESULT"), *state = run ? "failed" : "done";
     if (run && status_kind(run) == STATUS_CANCELLED) state = "stopped";
     json_t *result =
@@ -55,8 +55,9 @@ static status_t result_write(const config_t *config, status_t run) {
     if (!text) FAIL(STATUS_MEMORY, "out of memory while writing the result");
     char path[4096];
     snprintf(path, sizeof(path), "%s/result.json", config->output);
-    status_t status = *config->output ? file_make_directory(config->output) : STATUS_OK;
-    if (!status && *config->output) status = file_write_whole(path, text, strlen(text));
+    bool inside = !dry_run && *config->output;
+    status_t status = inside ? file_make_directory(config->output) : STATUS_OK;
+    if (!status && inside) status = file_write_whole(path, text, strlen(text));
     if (!status && extra) status = file_write_whole(extra, text, strlen(text));
     free(text);
     return status;
@@ -138,7 +139,7 @@ static status_t run_in_world(const run_arguments_t *arguments, comm_t *world, bo
     if (!status) status = body(&job, arguments->dry_run);
     // The reward rank knows best how a GRPO run ended; elsewhere it is rank 0.
     bool reporter = grpo ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
-    if (opened && reporter && !arguments->dry_run) status = status_first(status, result_write(&config, status));
+    if (opened && reporter) status = status_first(status, result_write(&config, arguments->dry_run, status));
     if (opened) job_close(&job);
     config_free(&config);
     return status;
@@ -161,13 +162,13 @@ static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
         }
         if (!status || status_kind(status) == STATUS_CANCELLED) return status;
     }
-    // Wrong use is the same on every rank: once is enough. After any other failure collectives may hang, so the process
-    // ends here; mpirun and srun then end the other ranks.
+    // Wrong use is mostly the same on every rank, and rank 0 says it; the others only if they live long enough to.
+    // After any other failure collectives may hang, so the process ends here; mpirun and srun then end the other ranks.
     int code = status_exit_code(status);
-    if (code != 2 || rank <= 0) status_print(status, stderr, code == 2 ? -1 : rank, getenv("POISE_TRACE") != NULL);
+    if (code == 2 && rank > 0) sleep(3);
+    status_print(status, stderr, code == 2 && rank <= 0 ? -1 : rank, getenv("POISE_TRACE") != NULL);
     fflush(stdout);
     if (rank < 0) exit(code);
-    if (code == 2 && rank > 0) sleep(1); // rank 0's sentence first
     _exit(code);
 }
 

@@ -145,18 +145,38 @@ bool job_stop_requested(job_t *job) {
     return job->stop_seen;
 }
 
+// What the reward rank tells all: where its hub listens, or why there is none.
+typedef struct start_note {
+    char endpoint[ENDPOINT_LIMIT], sentence[1024];
+    bool wrong_use;
+} start_note_t;
+
+static status_t share_note(job_t *job, start_note_t *note) {
+    return comm_broadcast(job->world, note, sizeof(*note), comm_size(job->world) - 1,
+                          "sharing the coordinator's address");
+}
+
 status_t job_share_endpoint(job_t *job, const char *endpoint_or_null) {
-    char endpoint[ENDPOINT_LIMIT] = "";
+    start_note_t note = {0};
     int root = comm_size(job->world) - 1;
     // A reward rank that has none still takes part, so that the others hear of it instead of waiting.
-    if (comm_rank(job->world) == root && endpoint_or_null && strlen(endpoint_or_null) < sizeof(endpoint))
-        memcpy(endpoint, endpoint_or_null, strlen(endpoint_or_null));
-    TRY(comm_broadcast(job->world, endpoint, sizeof(endpoint), root, "sharing the coordinator's address"));
-    endpoint[sizeof(endpoint) - 1] = 0;
-    if (!endpoint[0]) FAIL(STATUS_PEER, "the reward rank (rank %d) could not open its endpoint; see its message", root);
+    if (comm_rank(job->world) == root && endpoint_or_null && strlen(endpoint_or_null) < sizeof(note.endpoint))
+        memcpy(note.endpoint, endpoint_or_null, strlen(endpoint_or_null));
+    TRY(share_note(job, &note));
+    note.endpoint[sizeof(note.endpoint) - 1] = note.sentence[sizeof(note.sentence) - 1] = 0;
+    if (note.wrong_use) FAIL(STATUS_INVALID, "%s", note.sentence);
+    if (!note.endpoint[0])
+        FAIL(STATUS_PEER, "the reward rank (rank %d) could not start: %s", root,
+             note.sentence[0] ? note.sentence : "it has no endpoint");
     free(job->coordinator_endpoint);
     job->coordinator_endpoint = NULL;
-    return memory_copy_string(endpoint, &job->coordinator_endpoint);
+    return memory_copy_string(note.endpoint, &job->coordinator_endpoint);
+}
+
+status_t job_share_failure(job_t *job, status_t failure) {
+    start_note_t note = {.wrong_use = status_kind(failure) == STATUS_INVALID};
+    snprintf(note.sentence, sizeof(note.sentence), "%s", status_message(failure));
+    return share_note(job, &note);
 }
 
 const char *job_bind_endpoint(const job_t *job) {

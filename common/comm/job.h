@@ -38,6 +38,9 @@ bool job_stop_requested(job_t *job);
 // Tells all ranks where the reward rank's hub listens: that rank passes the endpoint, the others NULL; afterwards
 // job->coordinator_endpoint is set everywhere. Collective over the world. GRPO only.
 status_t job_share_endpoint(job_t *job, const char *endpoint_or_null) STATUS_CHECKED;
+// The reward rank's part in that collective when it could not start: the others' call fails with its sentence, as wrong
+// use where it was that. `failure` stays the caller's. The returned status is the collective's own.
+status_t job_share_failure(job_t *job, status_t failure) STATUS_CHECKED;
 // Where a hub of this job binds: loopback when all ranks are on one node, every interface (with keys) otherwise.
 const char *job_bind_endpoint(const job_t *job);
 // Keys, heartbeat and limits of this job's hubs and links. Borrows from the job.

@@ -111,7 +111,7 @@ static status_t config_set_number(char *field, const config_key_t *key, const ch
         FAIL(STATUS_INVALID, "%s: %s must be a %s, not '%s'", where, key->path, whole ? "whole number" : "number",
              text);
     if (value < key->least || value > key->most)
-        FAIL(STATUS_INVALID, "%s: %s must lie between %g and %g, not %s", where, key->path, key->least, key->most,
+        FAIL(STATUS_INVALID, "%s: %s must lie between %.12g and %.12g, not %s", where, key->path, key->least, key->most,
              text);
     if (key->kind == KIND_INT)
         *(int *)(void *)field = (int)value;

@@ -431,7 +431,7 @@ status_t reward_rank_run(job_t *job) {
     reward_rank_t r = {.job = job};
     status_t status = reward_rank_open(&r);
     // The others wait in this collective: they are told also when opening failed.
-    status_t shared = job_share_endpoint(job, status ? "" : hub_endpoint(r.hub));
+    status_t shared = status ? job_share_failure(job, status) : job_share_endpoint(job, hub_endpoint(r.hub));
     status = status_first(status, shared);
     if (!status) status = serve(&r);
     if (status && r.hub) status = status_first(status, send_stop(&r, status_message(status)));

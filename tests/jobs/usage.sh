@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Wrong use ends with code 2 and one sentence that says what to do; --dry-run and config show what a run would be.
+. "$(dirname "$0")/../lib/jobs.sh"
+make_data
+
+number=0
+# wrong PATTERN COMMAND...: code 2, and what it says matches, once.
+wrong() {
+    local pattern=$1 code said
+    shift
+    number=$((number + 1))
+    timeout -k 5 "$limit" "$@" >"$work/out" 2>"$work/err" </dev/null
+    code=$?
+    [ "$code" = 2 ] || fail "code $code instead of 2 after: $*" "$work/err"
+    said=$(grep -Ec "$pattern" "$work/err")
+    [ "$said" = 1 ] || fail "\"$pattern\" was said $said times by: $*" "$work/err"
+    [ "$(grep -c '^poise:' "$work/err")" -le 1 ] || fail "more than one sentence from: $*" "$work/err"
+    echo "2: $(grep -E "$pattern" "$work/err" | cut -c1-200)"
+}
+# right PATTERN COMMAND...: code 0, standard output matches.
+right() {
+    local pattern=$1 code
+    shift
+    timeout -k 5 "$limit" "$@" >"$work/out" 2>"$work/err" </dev/null
+    code=$?
+    [ "$code" = 0 ] || fail "code $code after: $*" "$work/err"
+    holds "$work/out" "$pattern"
+}
+sft_settings
+sft=(sft "${settings[@]}" --set "output=$work/run")
+grpo=(grpo --set "model=$model" --set init_std=0.05 --set "data.train=$work/data/rl.h5" --set "output=$work/grpo")
+
+echo "== commands"
+wrong '^usage: poise COMMAND' "$POISE"
+wrong "there is no command 'trian'" "$POISE" trian
+right '^usage: poise COMMAND' "$POISE" --help
+wrong "sft wants -c FILE" "$POISE" sft
+wrong "does not take '--steps'" "$POISE" sft --steps
+wrong "wants --model DIR, --input FILE and --output" "$POISE" score --model "$model"
+wrong "max-tokens must be a whole number.*'many'" "$POISE" generate --model "$model" --input x --output y --max-tokens many
+wrong "cannot open .*none.jsonl" "$POISE" tokenize --model "$model" --input "$work/none.jsonl" --output "$work/o"
+printf '{"id":1,"text":"a"}\n{"text":"b"}\n' >"$work/no-id.jsonl"
+wrong "no-id.jsonl, line 2.*no 'id'" "$POISE" tokenize --model "$model" --input "$work/no-id.jsonl" --output "$work/o"
+[ ! -e "$work/o" ] || fail "an output stayed behind after an error"
+
+echo "== configuration"
+wrong "unknown key 'optimizer.learnin_rate'; the nearest known one is 'optimizer.learning_rate'" "$POISE" "${sft[@]}" --set optimizer.learnin_rate=1
+printf 'model: x\nsft:\n  bach: 3\n' >"$work/typo.yaml"
+wrong "typo.yaml:3: unknown key 'sft.bach'; the nearest known one is 'sft.batch'" "$POISE" sft -c "$work/typo.yaml"
+wrong "cannot open the configuration .*none.yaml" "$POISE" sft -c "$work/none.yaml"
+wrong "set wants KEY=VALUE" "$POISE" "${sft[@]}" --set optimizer.steps
+wrong "optimizer.steps must lie between 1 and 1000000000, not 0" "$POISE" "${sft[@]}" --set optimizer.steps=0
+wrong "optimizer.steps must be a whole number, not 'ten'" "$POISE" "${sft[@]}" --set optimizer.steps=ten
+wrong "sft.objective must be one of vanilla.scale.fixed" "$POISE" "${sft[@]}" --set sft.objective=plain
+wrong "model is not set|no model" "$POISE" sft --set "data.train=$work/data/sft.h5" --set "output=$work/run"
+wrong "none.h5" "$POISE" "${sft[@]}" --set "data.train=$work/none.h5"
+wrong "none/config.json" "$POISE" "${sft[@]}" --set "model=$work/none"
+wrong "pattern 'no_such_proj' matches no linear layer" "$POISE" "${sft[@]}" --set lora.rank=2 --set 'lora.targets=[no_such_proj]'
+mkdir "$work/other" && cp "$model"/*.json "$work/other" && sed -i 's/<|video_pad|>/<|video_pax|>/' "$work/other"/tokenizer*.json
+wrong "sft.h5.*tokenizer" "$POISE" "${sft[@]}" --set "model=$work/other"
+
+echo "== world sizes, each said once by all ranks together"
+wrong "mpirun -n 3 or more, not -n 1" "$POISE" "${grpo[@]}"
+wrong "needs? mpirun -n 5, not -n 3" "$launch" -n 3 "${grpo[@]}" --set roles.learners=2 --set roles.rollouts=2
+wrong "need mpirun -n 4, not -n 3" mpirun -n 3 "$POISE" "${grpo[@]}" --set roles.colocated=true --set roles.learners=3
+wrong "unknown key" mpirun -n 3 "$POISE" "${grpo[@]}" --set rolls.learners=3
+wrong "none.h5" "$launch" -n 3 "${grpo[@]}" --set "data.train=$work/none.h5"
+
+echo "== resume"
+must_job run 1 sft optimizer.stop_after=1
+wrong "go on from .*step-1.h5.*under another training configuration" "$POISE" "${sft[@]}" --set optimizer.learning_rate=1e-5
+wrong "with other training data" "$POISE" "${sft[@]}" --set "data.train=$work/data/rl.h5"
+wrong "already holds a checkpoint of step 1; set resume: true" "$POISE" "${sft[@]}" --set resume=false
+
+echo "== dry runs"
+dry() { # RANKS PATTERN COMMAND...
+    right "$2" "$launch" -n "$1" "${@:3}" --dry-run
+    holds "$work/out" '^ *learning_rate: '
+    holds "$work/out" '^memory of one learner'
+    holds "$work/out" '^language +[0-9]+'
+    holds "$work/out" '^ *values kept for backward +[0-9.]+ MiB'
+}
+dry 2 '^# ranks: 2 learners \(world size 2\)' "${sft[@]}" --set "output=$work/dry"
+dry 4 '^# ranks: 1 learner, 2 rollouts, 1 reward \(world size 4\)' "${grpo[@]}" --set "output=$work/dry"
+[ ! -e "$work/dry" ] || fail "a dry run made its output folder"
+right '^ *steps: 7' "$POISE" config -c "$POISE_SOURCE_DIR/configs/quickstart/sft.yaml" --set optimizer.steps=7
+cp "$work/out" "$work/printed.yaml"
+right '^ *steps: 7' "$POISE" config -c "$work/printed.yaml"
+cmp "$work/out" "$work/printed.yaml" || fail "a printed configuration reads back to another one"
+right 'sft.pack_tokens' "$POISE" config --reference
