@@ -237,9 +237,8 @@ static status_t dataset_check(const store_t *store, const char *name, hid_t id, 
         deflated |= filter == H5Z_FILTER_DEFLATE;
         good &= filter == H5Z_FILTER_DEFLATE || filter == H5Z_FILTER_SHUFFLE || filter == H5Z_FILTER_FLETCHER32;
     }
-    uint64_t chunk_elements = 1;
     if (good && layout == H5D_CHUNKED)
-        good = H5Pget_chunk(creation, H5S_MAX_RANK, chunk) == 1 && (chunk_elements = chunk[0]) <= CHUNK_LIMIT;
+        good = H5Pget_chunk(creation, H5S_MAX_RANK, chunk) == 1 && chunk[0] <= CHUNK_LIMIT;
     if (creation >= 0) H5Pclose(creation);
     H5Eclear2(H5E_DEFAULT);
     if (!good)
