@@ -25,8 +25,8 @@ void store_sweep(const char *directory);
 // Datasets, one-dimensional; names may have '/' (groups are made). compress: deflate 1, for repetitive data.
 status_t store_write(store_t *store, const char *name, dtype_t dtype, const void *data, int64_t count,
                      bool compress) STATUS_CHECKED;
-// The same piece by piece: elements first .. first + count - 1 of a dataset of `total` elements, made by the first call.
-// All of it has to be written; not compressed.
+// The same piece by piece: elements first .. first + count - 1 of a dataset of `total` elements, made by the first
+// call. All of it has to be written; not compressed.
 status_t store_write_part(store_t *store, const char *name, dtype_t dtype, int64_t total, int64_t first, int64_t count,
                           const void *data) STATUS_CHECKED;
 status_t store_count(store_t *store, const char *name, int64_t *count) STATUS_CHECKED; // elements

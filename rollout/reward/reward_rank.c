@@ -37,7 +37,7 @@ typedef struct reward_rank {
     step_time_t time[TIMED_STEPS];
     coordinator_action_t waiting_score; // taken from the coordinator while no scorer was free
     double moved;                       // when something last happened
-    bool finished;
+    bool finished, mismatch_said;
     char stopped[256]; // why, when the learners stopped before the last step
 } reward_rank_t;
 
@@ -133,6 +133,21 @@ static status_t on_joined(reward_rank_t *r, const hub_event_t *event) {
         FAIL(STATUS_FAILED, "learner %d resumed at step %lld and another at step %lld", hello.role_index,
              (long long)hello.step, (long long)r->first_step);
     return STATUS_OK;
+}
+
+// Equal fingerprints promise equal bits. Where a worker's differs from the learners', the run says so once; the
+// mismatch itself is in the metrics (logprob_max_abs_diff).
+static void compare_fingerprints(reward_rank_t *r) {
+    const peer_t *learner = peer_learner(r, 0);
+    for (size_t i = 0; learner && !r->mismatch_said && i < r->peers; i++) {
+        const peer_t *peer = &r->peer[i];
+        if (!peer->here || peer->fingerprint == learner->fingerprint) continue;
+        r->mismatch_said = true;
+        fprintf(stderr,
+                "poise: %s rank %d runs other kernels than learner rank %d: their log-probs may differ; see "
+                "logprob_max_abs_diff in the metrics\n",
+                peer->learner ? "learner" : "rollout", peer->world_rank, learner->world_rank);
+    }
 }
 
 static status_t on_gone(reward_rank_t *r, const hub_event_t *event) {
@@ -383,6 +398,7 @@ static status_t serve(reward_rank_t *r) {
         status_t status = STATUS_OK;
         if (event.kind != HUB_NOTHING) r->moved = clock_seconds();
         if (event.kind == HUB_JOINED) status = on_joined(r, &event);
+        if (event.kind == HUB_JOINED && !status) compare_fingerprints(r);
         if (event.kind == HUB_MESSAGE) status = on_message(r, &event);
         if (event.kind == HUB_GONE) status = on_gone(r, &event);
         link_buffer_free(&event.message);
