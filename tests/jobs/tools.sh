@@ -59,14 +59,16 @@ grep -i hash "$work/out" >"$work/a"
 run inspect "$work/data/test.h5"
 grep -i hash "$work/out" >"$work/b"
 identical "content hash of data packed twice" "$work/a" "$work/b"
+run inspect "$work/data/sft.h5"
+holds "$work/out" '^ *samples +48 '
 run inspect "$work/data/sft.h5" --sample 0 --model "$tiny"
-holds "$work/out" 'think'
+holds "$work/out" ' 1282 +answer .*"<.im_end.>"'
 run inspect "$tiny"
-holds "$work/out" '1,?598,?912|qwen2_5_vl'
+holds "$work/out" '^ *family +qwen2_5_vl'
 run inspect "$work/start"
-holds "$work/out" 'done'
+holds "$work/out" '^ *result +done'
 run inspect "$(ls "$work"/start/checkpoints/*.h5)"
-holds "$work/out" '24'
+holds "$work/out" '^ *completed steps +24'
 
 echo "== eval"
 settings=(--set "model=$tiny" --set "data.test=$work/data/test.h5" --set eval.max_new_tokens=64)
@@ -91,7 +93,7 @@ must_job eval-killed 3 eval
 echo "killed after $kept samples"
 identical "samples after a kill" "$work/eval-1/samples.jsonl" "$work/eval-killed/samples.jsonl"
 run inspect "$work/eval-1"
-holds "$work/out" '24'
+holds "$work/out" '^ *samples +24'
 must_job eval-shuffled 1 eval eval.shuffle_images=3
 cmp -s "$work/eval-1/samples.jsonl" "$work/eval-shuffled/samples.jsonl" && fail "other images change nothing"
 
@@ -99,6 +101,7 @@ echo "== merge"
 sft_settings
 must_job lora 1 sft save_model=true init_std=0 "model=$tiny" lora.rank=4 optimizer.learning_rate=1e-2
 run inspect "$work/lora/adapter"
+holds "$work/out" '^ *rank, alpha +4, 16'
 run merge --model "$tiny" --adapter "$work/lora/adapter" --output "$work/merged"
 run score --model "$tiny" --input "$work/data/completed.jsonl" --output "$work/plain"
 run score --model "$tiny" --adapter "$work/lora/adapter" --input "$work/data/completed.jsonl" --output "$work/adapted"
