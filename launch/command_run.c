@@ -151,6 +151,7 @@ static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
     TRY(run_arguments_read(argc, argv, &arguments));
     if (!arguments.file && !arguments.settings)
         FAIL(STATUS_INVALID, "poise %s wants -c FILE (a YAML configuration; see configs/)", argv[0]);
+    TRY(job_hold_signals());
     TRY(comm_open_world(120, &world));
     int rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
     status_t status = run_in_world(&arguments, world, grpo, body);

@@ -72,13 +72,24 @@ static void take_role(job_t *job, bool grpo) {
     }
 }
 
+static void stop_signals(sigset_t *stops) {
+    sigemptyset(stops);
+    sigaddset(stops, SIGUSR1);
+    sigaddset(stops, SIGTERM);
+    sigaddset(stops, SIGINT);
+}
+
+status_t job_hold_signals(void) {
+    sigset_t stops;
+    stop_signals(&stops);
+    if (pthread_sigmask(SIG_BLOCK, &stops, NULL) != 0) FAIL(STATUS_FAILED, "cannot block signals");
+    return STATUS_OK;
+}
+
 static status_t open_signals(job_t *job) {
     sigset_t stops;
-    sigemptyset(&stops);
-    sigaddset(&stops, SIGUSR1);
-    sigaddset(&stops, SIGTERM);
-    sigaddset(&stops, SIGINT);
-    if (pthread_sigmask(SIG_BLOCK, &stops, NULL) != 0) FAIL(STATUS_FAILED, "cannot block signals");
+    stop_signals(&stops);
+    TRY(job_hold_signals());
     job->signal_fd = signalfd(-1, &stops, SFD_NONBLOCK | SFD_CLOEXEC);
     if (job->signal_fd < 0) FAIL(STATUS_FAILED, "cannot open a signal descriptor: %s", strerror(errno));
     return STATUS_OK;

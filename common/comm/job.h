@@ -32,6 +32,10 @@ typedef struct job {
 // Collective.
 status_t job_open(const config_t *config, comm_t *world, bool grpo, const char *program, job_t *out) STATUS_CHECKED;
 void job_close(job_t *job);
+// Blocks USR1, TERM and INT in this thread and those it starts. Commands that run as jobs call it before MPI starts, so
+// that a request that comes while ranks are starting waits for job_stop_requested instead of killing them. job_open
+// calls it too.
+status_t job_hold_signals(void) STATUS_CHECKED;
 // Whether this rank has been asked to stop (USR1: at the next step boundary, with a checkpoint). Cheap; not collective.
 // Learners agree on it by a collective of their own.
 bool job_stop_requested(job_t *job);

@@ -16,11 +16,11 @@ start_foreground() { # NAME RANKS COMMAND [KEY=VALUE]...
     set +m
 }
 gone() { ! kill -0 "$background" 2>/dev/null; }
-nothing_left() { [ -z "$(processes poise)$(processes mpirun)" ]; }
+nothing_left() { [ -z "$(processes "poise mpirun")" ]; }
 ended() { # NAME SECONDS: sets code
     within "$2" gone || fail "$1 did not end within $2 s" "$work/$1.log"
     { wait "$background"; code=$?; } 2>/dev/null
-    within 10 nothing_left || fail "$1 left processes: $(processes poise) $(processes mpirun)" "$work/$1.log"
+    within 10 nothing_left || fail "$1 left processes: $(processes "poise mpirun")" "$work/$1.log"
 }
 
 # stops NAME HOW RANKS COMMAND STEPS [KEY=VALUE]...: asked to stop after the second step, then started again; $wanted is the hash to reach.

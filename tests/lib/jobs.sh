@@ -15,11 +15,12 @@ command -v mpirun >/dev/null || { echo "skipped: there is no mpirun"; exit 77; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/poise-jobs.XXXXXX")
 export POISE_TEST_WORK=$work # marks every process that this test starts, whoever its parent is by now
 
-# Ids of the test's living processes named $1 (poise, mpirun), one a line.
+# Ids of the test's living processes whose name is among $1 ("poise mpirun"), one a line.
 processes() {
     local folder name
     for folder in /proc/[0-9]*; do
-        read -r name 2>/dev/null <"$folder/comm" && [ "$name" = "$1" ] || continue
+        read -r name 2>/dev/null <"$folder/comm" || continue
+        case " $1 " in *" $name "*) ;; *) continue ;; esac
         grep -qz "^POISE_TEST_WORK=$work\$" "$folder/environ" 2>/dev/null || continue
         grep -q '^State:[[:space:]]*Z' "$folder/status" 2>/dev/null || echo "${folder#/proc/}"
     done
@@ -35,10 +36,8 @@ process_of_rank() {
     done
 }
 kill_all() {
-    local name pid
-    for name in mpirun poise; do
-        for pid in $(processes "$name"); do kill -KILL "$pid" 2>/dev/null; done
-    done
+    local pid
+    for pid in $(processes "mpirun poise"); do kill -KILL "$pid" 2>/dev/null; done
 }
 clean_up() {
     local code=$?
