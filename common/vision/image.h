@@ -1,7 +1,7 @@
 // Images: bytes -> pixels -> the patch rows a model family's processor makes.
 //
 // One function serves packing, learner and rollout. Decoding is by libjpeg-turbo, libpng and libwebp; resizing is
-// Pillow's arithmetic to the bit; normalisation is the processors' (common/vision/README in docs/architecture.md).
+// Pillow's arithmetic to the bit; normalisation is the processors' ("Image arithmetic" in docs/architecture.md).
 #ifndef COMMON_VISION_IMAGE_H
 #define COMMON_VISION_IMAGE_H
 
