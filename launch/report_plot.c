@@ -234,7 +234,7 @@ typedef struct bars {
 } bars_t;
 
 static status_t draw_bars(report_t *report, const char *name, const char *title, const bars_t *bars) {
-    sketch_t sketch;
+    sketch_t sketch = {0};
     TRY(sketch_begin(&sketch, report, name, title));
     FILE *script = sketch.script;
     double width = 0.8 / bars->colours;

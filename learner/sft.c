@@ -132,6 +132,7 @@ static status_t sft_step(sft_run_t *run, int64_t step, sft_sums_t *sums) {
     TRY(learner_agree(learner, prepare(run, step), "samples"));
     run->data_s = clock_seconds() - run->step_started;
     double reduce_s = 0.0;
+    *sums = (sft_sums_t){0};
     for (run->redos = 0;; run->redos++) {
         TRY(compute(run, sums));
         double normaliser = sft_normaliser(learner->config->sft.objective, sums);

@@ -274,10 +274,8 @@ static status_t group_make(const engine_request_t *request, group_t **out) {
     TRY(ALLOCATE(&group, 1));
     status_t status = memory_allocate(1, bytes, &group->owned);
     if (!status) status = ALLOCATE(&group->sequence, completions);
-    if (status) {
-        group_free(group);
-        return status_trace(status, __FILE__, __LINE__, __func__);
-    }
+    if (status) group_free(group);
+    TRY(status);
     char *cursor = group->owned;
     group->key = request->key;
     group->tag = request->tag;

@@ -79,8 +79,8 @@ void feature_store_close(engine_t *engine) {
 status_t feature_store_reserve(engine_t *engine, int rows) {
     feature_store_t *store = &engine->features;
     if (rows <= store->rows.rows) return STATUS_OK;
-    matrix_t larger;
-    int32_t *free_rows, *identity;
+    matrix_t larger = {0};
+    int32_t *free_rows = NULL, *identity = NULL;
     int kept = store->rows.rows;
     TRY(allocate_rows(engine, rows, &larger, &free_rows));
     status_t status = ALLOCATE(&identity, kept);

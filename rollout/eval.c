@@ -9,7 +9,7 @@
 
 // A question in the engine.
 struct question {
-    struct question *next, *before; // of those in the engine
+    struct question *next, **link; // of those in the engine; *link points to this one
     packed_sample_t sample;
     int32_t *tokens; // the prompt, with placeholders for the images it gets
     int length;
@@ -17,9 +17,9 @@ struct question {
     int image_count;
 };
 
-static void question_free(eval_t *eval, question_t *question) {
-    *(question->before ? &question->before->next : &eval->questions) = question->next;
-    if (question->next) question->next->before = question->before;
+static void question_free(question_t *question) {
+    *question->link = question->next;
+    if (question->next) question->next->link = question->link;
     for (int i = 0; i < question->image_count; i++) image_patches_free(question->images[i]);
     free(question->images);
     free(question->tokens);
@@ -61,7 +61,7 @@ static status_t open_parts(eval_t *eval) {
 
 static void eval_close(eval_t *eval) {
     engine_close(eval->engine);
-    while (eval->questions) question_free(eval, eval->questions);
+    while (eval->questions) question_free(eval->questions);
     packed_close(eval->packed);
     tokenizer_close(eval->tokenizer);
     model_close(eval->model);
@@ -146,11 +146,12 @@ static status_t ask(eval_t *eval, int64_t index) {
     question_t *question;
     TRY(ALLOCATE(&question, 1));
     question->next = eval->questions;
-    if (question->next) question->next->before = question;
+    question->link = &eval->questions;
+    if (question->next) question->next->link = &question->next;
     eval->questions = question;
     status_t status = fill_question(eval, index, question);
     if (!status) return STATUS_OK;
-    question_free(eval, question);
+    question_free(question);
     return status_context(status, "sample %lld of %s", (long long)index, eval->config->data.test);
 }
 
@@ -161,7 +162,7 @@ static status_t on_answer(void *context, const engine_completion_t *completion) 
     status_t status = eval_score(eval, &question->sample, completion, &line);
     if (!status) status = eval_append(eval, question->sample.index, &line);
     free(line.data);
-    question_free(eval, question);
+    question_free(question);
     return status;
 }
 

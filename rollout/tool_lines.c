@@ -38,7 +38,7 @@ status_t tool_reader_next(tool_reader_t *reader, json_t **out) {
         errno = 0;
         ssize_t length = getline(&reader->line, &reader->capacity, reader->file);
         if (length < 0) {
-            if (ferror(reader->file) || errno) FAIL(STATUS_IO, "cannot read %s: %s", reader->path, strerror(errno));
+            if (errno || ferror(reader->file)) FAIL(STATUS_IO, "cannot read %s: %s", reader->path, strerror(errno));
             return STATUS_OK;
         }
         reader->number++;

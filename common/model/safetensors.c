@@ -130,7 +130,7 @@ static status_t parse_entries(safetensors_t *file, json_t *header, const char *d
 }
 
 static status_t add_file(safetensors_t *file, const char *path) {
-    mapping_t map;
+    mapping_t map = {0};
     if (file->map_count == MAX_FILES) FAIL(STATUS_INVALID, "more than %d safetensors files", MAX_FILES);
     TRY(memory_grow((void **)&file->maps, &file->map_capacity, file->map_count + 1, sizeof(*file->maps)));
     TRY(map_file(path, &map));

@@ -1,5 +1,6 @@
 // HDF5 behind store.h. Every dataset is opened through dataset_open, which refuses what a hostile or torn file could
 // use to make a reader allocate or read what the file does not hold.
+#include "common/store/chunk.h"
 #include "common/store/file.h"
 
 #include <errno.h>
@@ -29,7 +30,8 @@ struct store {
 // What the file says is stored under a name.
 typedef struct dataset {
     hid_t id;
-    int64_t count; // elements
+    int64_t count;  // elements
+    uint64_t chunk; // elements of a compressed chunk; 0: stored in one piece
 } dataset_t;
 
 // The innermost message of HDF5's error stack.
@@ -221,32 +223,25 @@ bool store_has(store_t *store, const char *name) {
     return true;
 }
 
-// Layout, filters and storage must be such that reading stays inside the file and inside its size.
-static status_t dataset_check(const store_t *store, const char *name, hid_t id, uint64_t bytes) {
+// Layout, filters and storage must be such that reading stays inside the file and inside its size. *chunk as in
+// dataset_t.
+static status_t dataset_check(const store_t *store, const char *name, hid_t id, size_t size, uint64_t bytes,
+                              uint64_t *chunk) {
     hid_t creation = H5Dget_create_plist(id);
     H5D_layout_t layout = creation < 0 ? H5D_LAYOUT_ERROR : H5Pget_layout(creation);
-    hsize_t chunk[H5S_MAX_RANK] = {0};
-    bool good = layout == H5D_COMPACT || layout == H5D_CONTIGUOUS || layout == H5D_CHUNKED;
-    bool deflated = false;
-    if (good && layout == H5D_CONTIGUOUS) good = H5Pget_external_count(creation) == 0;
-    int filters = good && layout == H5D_CHUNKED ? H5Pget_nfilters(creation) : 0;
-    for (int i = 0; i < filters; i++) {
-        unsigned flags, config;
-        size_t values = 0;
-        H5Z_filter_t filter = H5Pget_filter2(creation, (unsigned)i, &flags, &values, NULL, 0, NULL, &config);
-        deflated |= filter == H5Z_FILTER_DEFLATE;
-        good &= filter == H5Z_FILTER_DEFLATE || filter == H5Z_FILTER_SHUFFLE || filter == H5Z_FILTER_FLETCHER32;
+    bool good = layout == H5D_CONTIGUOUS && H5Pget_external_count(creation) == 0;
+    *chunk = 0;
+    if (layout == H5D_CHUNKED) {
+        *chunk = chunk_elements(creation);
+        good = *chunk && *chunk <= CHUNK_LIMIT / size;
     }
-    uint64_t chunk_elements = 1;
-    if (good && layout == H5D_CHUNKED)
-        good = H5Pget_chunk(creation, H5S_MAX_RANK, chunk) == 1 && (chunk_elements = chunk[0]) <= CHUNK_LIMIT;
     if (creation >= 0) H5Pclose(creation);
     H5Eclear2(H5E_DEFAULT);
     if (!good)
         FAIL(STATUS_INVALID, "'%s' in '%s' is stored in a way that Poise does not write; make the file anew", name,
              store->path);
     uint64_t stored = H5Dget_storage_size(id);
-    uint64_t most = stored > UINT64_MAX / DEFLATE_RATIO ? UINT64_MAX : stored * (deflated ? DEFLATE_RATIO : 1);
+    uint64_t most = stored > UINT64_MAX / DEFLATE_RATIO ? UINT64_MAX : stored * (*chunk ? DEFLATE_RATIO : 1);
     if (stored > (uint64_t)store->bytes || bytes > most)
         FAIL(STATUS_INVALID, "'%s' in '%s' claims %llu bytes and the file holds %llu of them: it is torn or damaged",
              name, store->path, (unsigned long long)bytes, (unsigned long long)stored);
@@ -276,14 +271,18 @@ static status_t dataset_open(store_t *store, const char *name, int rank, hid_t t
     else if (!size || count[0] > (uint64_t)INT64_MAX / size)
         status = STATUS_NEW(STATUS_INVALID, "'%s' in '%s' claims an impossible size", name, store->path);
     else
-        status = dataset_check(store, name, id, count[0] * size);
+        status = dataset_check(store, name, id, size, count[0] * size, &out->chunk);
+    if (!status && !rank && out->chunk)
+        status =
+            STATUS_NEW(STATUS_INVALID, "'%s' in '%s' is stored in a way that Poise does not write", name, store->path);
     if (own >= 0) H5Tclose(own);
     if (space >= 0) H5Sclose(space);
     if (status) {
         H5Dclose(id);
         return status;
     }
-    *out = (dataset_t){.id = id, .count = type >= 0 ? (int64_t)count[0] : (int64_t)size};
+    out->id = id;
+    out->count = type >= 0 ? (int64_t)count[0] : (int64_t)size;
     return STATUS_OK;
 }
 
@@ -302,14 +301,23 @@ status_t store_count(store_t *store, const char *name, int64_t *count) {
 }
 
 // Reads elements first .. first + count - 1 of an open dataset.
-static status_t dataset_read(const store_t *store, const char *name, hid_t id, hid_t type, int64_t first, int64_t count,
-                             void *out) {
+static status_t dataset_read(const store_t *store, const char *name, const dataset_t *dataset, hid_t type,
+                             int64_t first, int64_t count, void *out) {
     if (!count) return STATUS_OK;
+    if (dataset->chunk) {
+        bool whole;
+        TRY(chunk_read(dataset->id, dataset->chunk, H5Tget_size(type), first, count, out, &whole));
+        H5Eclear2(H5E_DEFAULT);
+        if (!whole)
+            FAIL(STATUS_INVALID, "'%s' in '%s' is torn or damaged: a part of it is missing or broken", name,
+                 store->path);
+        return STATUS_OK;
+    }
     hsize_t start = (hsize_t)first, length = (hsize_t)count;
-    hid_t file_space = H5Dget_space(id), memory_space = H5Screate_simple(1, &length, NULL);
+    hid_t file_space = H5Dget_space(dataset->id), memory_space = H5Screate_simple(1, &length, NULL);
     bool good = file_space >= 0 && memory_space >= 0 &&
                 H5Sselect_hyperslab(file_space, H5S_SELECT_SET, &start, NULL, &length, NULL) >= 0 &&
-                H5Dread(id, type, memory_space, file_space, H5P_DEFAULT, out) >= 0;
+                H5Dread(dataset->id, type, memory_space, file_space, H5P_DEFAULT, out) >= 0;
     status_t status = good ? STATUS_OK : store_failure(STATUS_IO, "read", store, name);
     if (file_space >= 0) H5Sclose(file_space);
     if (memory_space >= 0) H5Sclose(memory_space);
@@ -325,7 +333,7 @@ status_t store_read(store_t *store, const char *name, dtype_t dtype, int64_t fir
     if (!status && (first < 0 || count < 0 || first > dataset.count || count > dataset.count - first))
         status = STATUS_NEW(STATUS_INVALID, "'%s' in '%s' has %lld elements; %lld from element %lld on were asked for",
                             name, store->path, (long long)dataset.count, (long long)count, (long long)first);
-    if (!status) status = dataset_read(store, name, dataset.id, type, first, count, out);
+    if (!status) status = dataset_read(store, name, &dataset, type, first, count, out);
     if (dataset.id >= 0) H5Dclose(dataset.id);
     H5Tclose(type);
     return status;
@@ -341,7 +349,7 @@ status_t store_read_all(store_t *store, const char *name, dtype_t dtype, void **
     void *data = NULL;
     status_t status = dataset_open(store, name, 1, type, store_type_name(dtype), &dataset);
     if (!status) status = memory_allocate((size_t)dataset.count, H5Tget_size(type), &data);
-    if (!status) status = dataset_read(store, name, dataset.id, type, 0, dataset.count, data);
+    if (!status) status = dataset_read(store, name, &dataset, type, 0, dataset.count, data);
     if (dataset.id >= 0) H5Dclose(dataset.id);
     H5Tclose(type);
     if (status) {

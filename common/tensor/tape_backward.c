@@ -105,7 +105,7 @@ static status_t back_activation(tape_t *tape, const record_t *record) {
 // dy is complete when its producer's record is reached, so the first input that has no gradient yet takes it over.
 static bool take_over(node_t *from, node_t *to) {
     const matrix_t *a = &from->tensor.value, *b = &to->tensor.value;
-    if (from->parent || to->parent || to->gradient || !from->gradient || a->dtype != b->dtype) return false;
+    if (!from || from->parent || to->parent || to->gradient || !from->gradient || a->dtype != b->dtype) return false;
     if (a->rows != b->rows || a->columns != b->columns) return false;
     to->gradient = from->gradient;
     to->gradient_bytes = from->gradient_bytes;

@@ -114,11 +114,12 @@ status_t memory_allocate(size_t count, size_t size, void **out) {
 status_t memory_grow(void **pointer, size_t *capacity, size_t needed, size_t size) {
     if (needed <= *capacity) return STATUS_OK;
     size_t wanted = *capacity ? *capacity : 16;
+    if (!size) size = 1;
     while (wanted < needed) {
         if (wanted > PTRDIFF_MAX / 2) FAIL(STATUS_MEMORY, "cannot grow a buffer to %zu items", needed);
         wanted *= 2;
     }
-    if (size && wanted > PTRDIFF_MAX / size) FAIL(STATUS_MEMORY, "cannot grow a buffer to %zu items", needed);
+    if (wanted > PTRDIFF_MAX / size) FAIL(STATUS_MEMORY, "cannot grow a buffer to %zu items", needed);
     void *grown = realloc(*pointer, wanted * size);
     if (!grown) FAIL(STATUS_MEMORY, "out of memory while growing a buffer to %zu bytes", wanted * size);
     *pointer = grown;
