@@ -167,6 +167,19 @@ static bool file_is_temporary(const char *name, const char **host, size_t *host_
     return *host_length > 0 && start - name > 5 && strncmp(start - 5, ".tmp.", 5) == 0;
 }
 
+// A zombie has ended, too: its parent, in a container often process 1, may reap it late or never.
+static bool process_has_ended(long pid) {
+    if (kill((pid_t)pid, 0) != 0) return errno == ESRCH;
+    char path[64], text[512];
+    snprintf(path, sizeof(path), "/proc/%ld/stat", pid);
+    FILE *file = fopen(path, "re");
+    if (!file) return false;
+    text[fread(text, 1, sizeof(text) - 1, file)] = 0;
+    fclose(file);
+    const char *end = strrchr(text, ')'); // of the name, which may hold anything
+    return end && end[1] == ' ' && (end[2] == 'Z' || end[2] == 'X');
+}
+
 void store_sweep(const char *directory) {
     DIR *folder = opendir(directory);
     if (!folder) return;
@@ -181,8 +194,7 @@ void store_sweep(const char *directory) {
         if (fstatat(dirfd(folder), entry->d_name, &about, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(about.st_mode))
             continue;
         bool here = length == strlen(own) && memcmp(host, own, length) == 0;
-        bool dead =
-            here ? kill((pid_t)pid, 0) != 0 && errno == ESRCH : time(NULL) - about.st_mtime > FOREIGN_AGE_SECONDS;
+        bool dead = here ? process_has_ended(pid) : time(NULL) - about.st_mtime > FOREIGN_AGE_SECONDS;
         if (dead) unlinkat(dirfd(folder), entry->d_name, 0);
     }
     closedir(folder);

@@ -46,7 +46,10 @@ for staleness in 0 1; do
     holds "$work/grpo-stopped-$staleness.log" "going on after step 2"
     finished grpo-stopped-$staleness "$wanted" 5
     killed_job 2 grpo-killed-$staleness 4 grpo roles.learners=2 roles.rollouts=1 checkpoint.every=1
-    must_job grpo-killed-$staleness 4 grpo roles.learners=1 roles.rollouts=2 checkpoint.every=1
+    layout="roles.learners=1 roles.rollouts=2"
+    [ $staleness = 1 ] || layout=roles.colocated=true # which knows no older versions
+    # shellcheck disable=SC2086
+    must_job grpo-killed-$staleness 4 grpo $layout checkpoint.every=1
     holds "$work/grpo-killed-$staleness.log" "going on after step"
     finished grpo-killed-$staleness "$wanted" 5
 done

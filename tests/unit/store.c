@@ -389,6 +389,12 @@ static void test_sweep(void **state) {
     waitpid(dead, NULL, 0);
     snprintf(name, sizeof(name), "data.h5.tmp.%s.%d", host, (int)dead);
     touch(place->folder, name); // goes
+    pid_t zombie = fork();
+    if (zombie == 0) _exit(0);
+    siginfo_t information;
+    waitid(P_PID, (id_t)zombie, &information, WEXITED | WNOWAIT); // it has ended, nobody has reaped it
+    snprintf(name, sizeof(name), "more.h5.tmp.%s.%d", host, (int)zombie);
+    touch(place->folder, name); // goes
     snprintf(name, sizeof(name), "data.h5.tmp.%s.%d", host, (int)getpid());
     touch(place->folder, name);                       // stays: alive
     touch(place->folder, "data.h5.tmp.elsewhere.77"); // stays: another host, young
@@ -397,6 +403,7 @@ static void test_sweep(void **state) {
     touch(place->folder, "a.tmp.b.c");
     store_sweep(place->folder);
     assert_int_equal(count_files(place->folder), 5);
+    waitpid(zombie, NULL, 0);
     store_sweep("/no/such/folder");
 }
 
