@@ -74,7 +74,7 @@ status_t device_open(const char *name, int threads, device_t **out) {
     if (status) {
         threads_close(device->threads);
         free(device);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = device;
     return STATUS_OK;

@@ -118,7 +118,7 @@ status_t optimizer_open(const config_t *config, model_t *model, comm_t *learners
     if (!status) status = layout_connect(optimizer);
     if (status) {
         optimizer_close(optimizer);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = optimizer;
     return STATUS_OK;

@@ -97,7 +97,7 @@ status_t optimizer_load(optimizer_t *optimizer, store_t *store) {
     failed = status != STATUS_OK;
     status = status_first(status, comm_all_reduce_i64(optimizer->comm, &failed, 1, COMM_MAX, "checkpoint load"));
     if (!status && failed) status = STATUS_NEW(STATUS_PEER, "another learner could not read the checkpoint");
-    if (status) return status_trace(status, __FILE__, __LINE__, __func__);
+    if (status) PASS_ON(status);
     return optimizer_publish(optimizer, version);
 }
 

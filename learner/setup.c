@@ -36,7 +36,7 @@ status_t learner_open(job_t *job, bool grpo, learner_t *out) {
     if (!status) status = optimizer_open(config, out->model, out->comm, &out->optimizer);
     if (status) {
         learner_close(out);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     return STATUS_OK;
 }

@@ -109,7 +109,7 @@ status_t engine_open(model_t *model, const engine_options_t *options, engine_t *
     if (!status) status = engine_plan_text(engine);
     if (status) {
         engine_close(engine);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = engine;
     return STATUS_OK;
@@ -336,7 +336,7 @@ status_t engine_submit(engine_t *engine, const engine_request_t *request) {
     if (!status) status = reserve(engine, group);
     if (status) {
         group_free(group);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *(engine->last ? &engine->last->next : &engine->first) = group;
     engine->last = group;

@@ -49,7 +49,7 @@ static status_t allocate_rows(engine_t *engine, int rows, matrix_t *out, int32_t
     if (status) {
         free(*free_rows);
         *free_rows = NULL;
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = matrix_view(memory, dtype, rows, config->hidden);
     return STATUS_OK;
@@ -100,7 +100,7 @@ status_t feature_store_reserve(engine_t *engine, int rows) {
     if (status) {
         if (larger.data) engine->device->table->release(engine->device, larger.data);
         free(free_rows);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     int added = rows - kept;
     for (int i = 0; i < added; i++) free_rows[i] = rows - 1 - i;

@@ -61,7 +61,10 @@ static status_t open_parts(eval_t *eval) {
 
 static void eval_close(eval_t *eval) {
     engine_close(eval->engine);
-    while (eval->questions) question_free(eval->questions);
+    for (question_t *question = eval->questions, *next; question; question = next) {
+        next = question->next;
+        question_free(question);
+    }
     packed_close(eval->packed);
     tokenizer_close(eval->tokenizer);
     model_close(eval->model);

@@ -45,7 +45,7 @@ status_t tool_reader_next(tool_reader_t *reader, json_t **out) {
         if (is_blank(reader->line, (size_t)length)) continue;
         json_error_t error;
         json_t *value = json_loadb(reader->line, (size_t)length, JSON_REJECT_DUPLICATES, &error);
-        if (value && json_is_object(value)) {
+        if (json_is_object(value)) {
             *out = value;
             return STATUS_OK;
         }

@@ -139,7 +139,7 @@ status_t rollout_worker_open(job_t *job, model_t *model, rollout_worker_t **out)
     if (!status) status = join(worker);
     if (status) {
         rollout_worker_close(worker);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = worker;
     return STATUS_OK;
@@ -416,7 +416,7 @@ status_t rollout_worker_run(job_t *job) {
     rollout_worker_t *worker;
     bool stopped = false;
     status_t status = rollout_worker_open(job, NULL, &worker);
-    if (status) return status_trace(status, __FILE__, __LINE__, __func__);
+    if (status) PASS_ON(status);
     if (job->role_index == 0) engine_print_memory(worker->engine, stderr);
     while (!status && !stopped) status = rollout_worker_step(worker, 0.25, &stopped);
     if (!status) print_summary(worker);

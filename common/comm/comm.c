@@ -78,7 +78,7 @@ status_t comm_open_world(double deadline_s, comm_t **out) {
     if (!status) status = comm_gather_strings(world, name, &host, "start-up");
     if (status) {
         free(world);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     for (int rank = 0; rank < world->size; rank++) {
         bool seen = false;

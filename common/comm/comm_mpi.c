@@ -38,7 +38,7 @@ static status_t make_state(comm_t *comm, MPI_Comm handle) {
     if (status) {
         free(state->counts);
         free(state);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     comm->state = state;
     return STATUS_OK;

@@ -199,7 +199,7 @@ status_t events_open(const char *directory, int64_t last_step, events_t **out) {
     }
     if (status) {
         events_close(events);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = events;
     return STATUS_OK;

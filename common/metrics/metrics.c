@@ -93,7 +93,7 @@ status_t metrics_open(const char *directory, bool tensorboard, int64_t resume_st
     status_t status = open_files(metrics, directory, tensorboard, resume_step);
     if (status) {
         metrics_close(metrics);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = metrics;
     return STATUS_OK;

@@ -132,7 +132,7 @@ status_t model_add_adapters(model_t *model, const char *const *patterns, int pat
     TRY(ALLOCATE(&marked, model->parameter_count));
     status_t status = add_marked(model, patterns, pattern_count, rank, alpha, seed, marked);
     free(marked);
-    if (status) return status_trace(status, __FILE__, __LINE__, __func__);
+    if (status) PASS_ON(status);
     model->adapter_rank = rank;
     model->adapter_alpha = alpha;
     model->vision_version++;

@@ -50,7 +50,7 @@ status_t model_start(const config_t *config, device_t *device, model_t **out) {
     if (!status) status = start_adapters(config, model);
     if (status) {
         model_close(model);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     mark_trained(config, model);
     *out = model;

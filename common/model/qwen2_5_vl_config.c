@@ -277,7 +277,7 @@ status_t qwen_read_config(const json_t *config, model_config_t *out) {
     json_t *empty = json_object();
     status_t status = read_vision(vision ? vision : empty, out);
     json_decref(empty);
-    if (status) return status_trace(status, __FILE__, __LINE__, __func__);
+    if (status) PASS_ON(status);
     TRY(read_media(&root, out));
     config_finish(&root);
     return STATUS_OK;

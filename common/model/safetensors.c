@@ -40,7 +40,7 @@ static status_t map_file(const char *path, mapping_t *out) {
     void *memory = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, file, 0);
     int problem = errno;
     close(file);
-    if (memory == MAP_FAILED) FAIL(STATUS_IO, "cannot map %s: %s", path, strerror(problem));
+    if (memory == MAP_FAILED || !memory) FAIL(STATUS_IO, "cannot map %s: %s", path, strerror(problem));
     *out = (mapping_t){memory, (size_t)info.st_size};
     return STATUS_OK;
 }
@@ -169,7 +169,7 @@ status_t safetensors_open(const char *path, safetensors_t **out) {
     if (!status) status = sort_names(file);
     if (status) {
         safetensors_close(file);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = file;
     return STATUS_OK;
@@ -212,7 +212,7 @@ static status_t open_index(const char *directory, const char *path, safetensors_
     json_decref(json);
     if (status) {
         safetensors_close(file);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = file;
     return STATUS_OK;

@@ -29,7 +29,7 @@ status_t tape_open(device_t *device, const tape_memory_t *memory, recompute_t re
     if (!status && memory->workspace) status = device_workspace(device, memory->workspace, &workspace);
     if (status) {
         tape_close(tape);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = tape;
     return STATUS_OK;
@@ -43,7 +43,7 @@ status_t tape_open_measuring(device_t *device, recompute_t recompute, tape_t **o
     if (!status) status = heap_open_measuring(&tape->gradients, "gradients");
     if (status) {
         tape_close(tape);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     device->measuring = true;
     *out = tape;

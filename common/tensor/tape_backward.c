@@ -254,7 +254,7 @@ static status_t block_forward_silent(tape_t *tape, tape_block_t body, const void
     tape->recording = false;
     status_t status = body(tape, context, x, out);
     tape->recording = true;
-    if (status) return status_trace(status, __FILE__, __LINE__, __func__);
+    if (status) PASS_ON(status);
     node_t *root = node_root(node_of(*out));
     if (root->tensor.needs_gradient) {
         node_root(node_of(x))->value_needed = true;

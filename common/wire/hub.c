@@ -405,14 +405,14 @@ status_t hub_open(const char *endpoint, const link_options_t *options, hub_t **o
     if (!status) status = gate_open(&hub->gate);
     if (status) {
         free_hub(hub);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     hub->options.public_key = hub->options.secret_key = NULL; // the caller's memory; the socket has its copy
     status = transport_start_thread(&hub->thread, hub_thread, hub);
     if (status) {
         gate_close(&hub->gate);
         free_hub(hub);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = hub;
     return STATUS_OK;

@@ -363,18 +363,18 @@ status_t link_open(const char *endpoint, const char *name, link_buffer_t hello, 
     status = prepare_link(link, endpoint, name, options);
     if (status) {
         free_link(link);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     status = transport_start_thread(&link->thread, link_thread, link);
     if (status) {
         gate_close(&link->gate);
         free_link(link);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     status = await_welcome(link, deadline_s);
     if (status) {
         link_close(link);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = link;
     return STATUS_OK;

@@ -208,7 +208,7 @@ status_t weight_server_open(const link_options_t *options, const char *bind_endp
         pthread_mutex_destroy(&server->lock);
         free(server->snapshot);
         free(server);
-        return status_trace(status, __FILE__, __LINE__, __func__);
+        PASS_ON(status);
     }
     *out = server;
     return STATUS_OK;

@@ -63,6 +63,8 @@ static inline status_t status_not_null(status_t status) {
         status_t try_status_ = (expression);                                                                           \
         if (try_status_) return status_not_null(status_trace(try_status_, __FILE__, __LINE__, __func__));              \
     } while (0)
+// Returns an error that is at hand (not NULL), after cleaning up.
+#define PASS_ON(status) return status_not_null(status_trace((status), __FILE__, __LINE__, __func__))
 // The same with cleaning up: stores the error in `variable` (a status_t of the caller) and jumps to `label`.
 #define TRY_GOTO(variable, label, expression)                                                                          \
     do {                                                                                                               \
