@@ -97,9 +97,12 @@ static question_type_t draw_type(draws_t *draws, const int shares[QUESTION_TYPES
     return (question_type_t)type;
 }
 
-// Base: half of the plain captions' and questions' time goes to captions with notes, the skill that traces are made of.
-static const int base_shares[QUESTION_TYPES] = {[ASK_COUNT] = 15,  [ASK_COUNT_TWO] = 10,  [ASK_POSITION] = 10,
-                                                [ASK_CHOOSE] = 15, [ASK_TRUE_FALSE] = 15, [ASK_CAPTION] = 35};
+// Of the questions that can be answered by notes, this many become captions with those notes: the skill that traces are
+// made of. It comes late and all at once in training, so there is much of it, and half of it on listings given as text,
+// where no picture is in the way.
+static const double noted_share = 0.65;
+static const int base_shares[QUESTION_TYPES] = {[ASK_COUNT] = 16,  [ASK_COUNT_TWO] = 12,  [ASK_POSITION] = 8,
+                                                [ASK_CHOOSE] = 17, [ASK_TRUE_FALSE] = 17, [ASK_CAPTION] = 30};
 static const int text_shares[QUESTION_TYPES] = {[ASK_COUNT] = 25,  [ASK_COUNT_TWO] = 20,  [ASK_POSITION] = 15,
                                                 [ASK_CHOOSE] = 20, [ASK_TRUE_FALSE] = 20, [ASK_CAPTION] = 0};
 static const int trace_shares[QUESTION_TYPES] = {[ASK_COUNT] = 20,  [ASK_COUNT_TWO] = 20,  [ASK_POSITION] = 0,
@@ -126,12 +129,13 @@ static status_t make_base(const data_options_t *options, const fashion_t *fashio
         question_t question;
         draw_question(&draws, fashion, draw_type(&draws, with_image ? base_shares : text_shares), &scene, &question);
         scene_listing(scene.kind, listing, sizeof(listing));
-        snprintf(text, sizeof(text), "%s%s%s", with_image ? "" : listing, with_image ? "" : " ", question.text);
-        // Of the questions about pictures, more than half are turned into captions with the notes that answer them.
-        if (with_image && question.type != ASK_CAPTION && question.type != ASK_POSITION && draws_chance(&draws, 0.6)) {
-            noted_caption(&question, scene.kind, text, question.answer, TEXT_BYTES);
+        char ask[TEXT_BYTES];
+        snprintf(ask, sizeof(ask), "%s", question.text);
+        if (question.type != ASK_CAPTION && question.type != ASK_POSITION && draws_chance(&draws, noted_share)) {
+            noted_caption(&question, scene.kind, ask, question.answer, TEXT_BYTES);
             question.type = ASK_CAPTION;
         }
+        snprintf(text, sizeof(text), "%s%s%s", with_image ? "" : listing, with_image ? "" : " ", ask);
         if (with_image) status = writer_image(&writer, &scene, fashion, i, image, sizeof(image));
         if (!status)
             status = writer_line(&writer, i, with_image ? image : NULL, &question, text, question.answer, listing);
