@@ -9,6 +9,7 @@ if(CLANG_FORMAT)
                     WORKING_DIRECTORY ${POISE_ROOT})
 endif()
 if(RUN_CLANG_TIDY)
-  add_custom_target(lint COMMAND ${RUN_CLANG_TIDY} -quiet -p ${CMAKE_BINARY_DIR} "(kernels|common|learner|rollout|launch)/.*\\.c$"
+  add_custom_target(lint COMMAND ${RUN_CLANG_TIDY} -quiet -extra-arg=-DPOISE_STATIC_ANALYSIS -p ${CMAKE_BINARY_DIR}
+                            "(kernels|common|learner|rollout|launch)/.*\\.c$"
                     WORKING_DIRECTORY ${POISE_ROOT})
 endif()

@@ -311,17 +311,17 @@ static status_t draw_accuracy(report_t *report) {
 }
 
 static status_t draw_kinds(report_t *report) {
-    const char **kind, *colour[REPORT_MAX_ROWS];
+    const char **kind, *colour[REPORT_MAX_ROWS] = {0};
     int kinds;
     bar_t *bar;
     const json_t *rows = json_object_get(report->json, "rows");
     TRY(report_kinds(&report->row[0].evaluation, &kind, &kinds));
     if (kinds > 24) kinds = 24;
+    for (int i = 0; i < report->rows; i++) colour[i] = report->row[i].name;
     status_t status = ALLOCATE(&bar, (size_t)kinds * (size_t)report->rows);
     for (int k = 0; !status && k < kinds; k++)
         for (int i = 0; i < report->rows; i++) {
             const json_t *all = json_object_get(json_array_get(rows, (size_t)i), "by_kind");
-            colour[i] = report->row[i].name;
             bar[k * report->rows + i] = percent_bar(json_object_get(all, kind[k]), "accuracy");
         }
     if (!status) {
