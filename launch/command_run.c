@@ -112,16 +112,27 @@ static status_t body_grpo(job_t *job, bool dry_run) {
 }
 
 static status_t body_eval(job_t *job, bool dry_run) {
-    return dry_run ? STATUS_OK : eval_run(job);
+    return dry_run ? eval_print_plan(job, stdout) : eval_run(job);
 }
 
-static void print_ranks(const job_t *job) {
+enum { RANKS_SHOWN = 64 };
+
+// What each rank of the world would do. In GRPO the last one is the reward rank, and colocated ranks do both of the
+// other jobs.
+static void print_ranks(const job_t *job, bool grpo, bool evaluates) {
     if (comm_world_rank(job->world)) return;
-    int world = comm_size(job->world), rest = world - job->learner_count - job->rollout_count;
-    printf("# ranks: %d learner%s", job->learner_count, job->learner_count == 1 ? "" : "s");
-    if (job->rollout_count) printf(", %d rollout%s", job->rollout_count, job->rollout_count == 1 ? "" : "s");
-    if (rest > 0) printf(", 1 reward");
-    printf(" (world size %d)\n", world);
+    int world = comm_size(job->world);
+    for (int rank = 0; rank < world && rank < RANKS_SHOWN; rank++) {
+        if (grpo && rank == world - 1)
+            printf("rank %d: reward\n", rank);
+        else if (grpo && job->config->roles.colocated)
+            printf("rank %d: learner %d + rollout %d\n", rank, rank, rank);
+        else if (rank < job->learner_count)
+            printf("rank %d: %s %d\n", rank, evaluates ? "eval" : role_name(ROLE_LEARNER), rank);
+        else
+            printf("rank %d: rollout %d\n", rank, rank - job->learner_count);
+    }
+    if (world > RANKS_SHOWN) printf("and so on: %d ranks\n", world);
     fflush(stdout);
 }
 
@@ -135,10 +146,10 @@ static status_t run_in_world(const run_arguments_t *arguments, comm_t *world, bo
     if (!status) status = job_open(&config, world, grpo, program, &job);
     bool opened = !status;
     if (!status && arguments->dry_run && !comm_world_rank(world)) status = config_print(&config, stdout);
-    if (!status && arguments->dry_run) print_ranks(&job);
+    if (!status && arguments->dry_run) print_ranks(&job, grpo, body == body_eval);
     if (!status) status = body(&job, arguments->dry_run);
-    // The reward rank knows best how a GRPO run ended; elsewhere it is rank 0.
-    bool reporter = grpo ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
+    // The reward rank knows best how a GRPO run ended, unless it has nothing to do; elsewhere it is rank 0.
+    bool reporter = grpo && !arguments->dry_run ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
     if (opened && reporter) status = status_first(status, result_write(&config, arguments->dry_run, status));
     if (opened) job_close(&job);
     config_free(&config);

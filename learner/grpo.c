@@ -227,11 +227,6 @@ static status_t open_metrics(grpo_run_t *run, int64_t completed) {
 
 static status_t grpo_run(grpo_run_t *run, job_t *job, old_versions_t *old) {
     learner_t *learner = &run->learner;
-    if (run->colocated && job->config->grpo.staleness > 0) {
-        FAIL(STATUS_INVALID,
-             "roles.colocated generates from the current weights only; set grpo.staleness to 0, or give "
-             "rollouts ranks of their own");
-    }
     TRY(learner_open(job, true, learner));
     int64_t completed;
     TRY(checkpoint_resume(learner, "grpo", load_versions, old, &completed));

@@ -80,8 +80,19 @@ dry() { # RANKS PATTERN COMMAND...
     holds "$work/out" '^language +[0-9]+'
     holds "$work/out" '^ *values kept for backward +[0-9.]+ MiB'
 }
-dry 2 '^# ranks: 2 learners \(world size 2\)' "${sft[@]}" --set "output=$work/dry"
-dry 4 '^# ranks: 1 learner, 2 rollouts, 1 reward \(world size 4\)' "${grpo[@]}" --set "output=$work/dry"
+dry 2 '^rank 1: learner 1$' "${sft[@]}" --set "output=$work/dry"
+dry 4 '^rank 2: rollout 1$' "${grpo[@]}" --set "output=$work/dry"
+holds "$work/out" '^rank 3: reward$'
+dry 3 '^rank 1: learner 1 \+ rollout 1$' "${grpo[@]}" --set "output=$work/dry" --set roles.colocated=true --set grpo.staleness=0
+wrong "colocated generates from the current weights only" "$launch" -n 2 "${grpo[@]}" --set roles.colocated=true --set grpo.staleness=1 --dry-run
+wrong "under another training configuration" "$launch" -n 2 "${sft[@]}" --set optimizer.learning_rate=1e-5 --dry-run
+wrong "already holds a checkpoint of step 1; set resume: true" "$POISE" "${sft[@]}" --set resume=false --dry-run
+right '^steps      1 to 6 of 6' "$POISE" "${sft[@]}" --dry-run
+eval=(eval --set "model=$model" --set init_std=0.05 --set "output=$work/dry")
+right '^rank 0: eval 0$' "$launch" -n 1 "${eval[@]}" --set "data.test=$work/data/test.h5" --dry-run
+holds "$work/out" 'MiB'
+holds "$work/out" '^data .*test.h5, [0-9]+ of [0-9]+ samples'
+wrong "none.h5" "$launch" -n 2 "${eval[@]}" --set "data.test=$work/none.h5" --dry-run
 [ ! -e "$work/dry" ] || fail "a dry run made its output folder"
 right '^ *steps: 7' "$POISE" config -c "$POISE_SOURCE_DIR/configs/quickstart/sft.yaml" --set optimizer.steps=7
 cp "$work/out" "$work/printed.yaml"
