@@ -66,6 +66,10 @@ wrong "need mpirun -n 4, not -n 3" mpirun -n 3 "$POISE" "${grpo[@]}" --set roles
 wrong "unknown key" mpirun -n 3 "$POISE" "${grpo[@]}" --set rolls.learners=3
 wrong "none.h5" "$launch" -n 3 "${grpo[@]}" --set "data.train=$work/none.h5"
 
+echo "== other commands under mpirun"
+right '^ok +MPI test +a collective over 2 ranks worked' "$launch" -n 2 doctor
+[ "$(grep -Ec '^[0-9]+ problems?, [0-9]+ warnings?$' "$work/out")" = 1 ] || fail "not one summary of two doctors" "$work/out"
+
 echo "== resume"
 must_job run 1 sft optimizer.stop_after=1
 wrong "go on from .*step-1.h5.*under another training configuration" "$POISE" "${sft[@]}" --set optimizer.learning_rate=1e-5
