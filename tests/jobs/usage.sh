@@ -43,6 +43,28 @@ printf '{"id":1,"text":"a"}\n{"text":"b"}\n' >"$work/no-id.jsonl"
 wrong "no-id.jsonl, line 2.*no 'id'" "$POISE" tokenize --model "$model" --input "$work/no-id.jsonl" --output "$work/o"
 [ ! -e "$work/o" ] || fail "an output stayed behind after an error"
 
+right '^poise [0-9]+\.[0-9]+' "$POISE" --version
+right '^usage: poise score .*--temperature' "$POISE" score --help
+right '^usage: poise sft -c FILE' "$POISE" sft -c "$work/none.yaml" --help
+right '^usage: poise sft -c FILE' "$launch" -n 1 sft --help
+files=(--model "$model" --input "$work/none.jsonl" --output "$work/o")
+wrong "score does not take '--num'" "$POISE" score "${files[@]}" --num 7
+wrong "tokenize does not take '--adapter'" "$POISE" tokenize "${files[@]}" --adapter x
+wrong "pack does not take '--temperature'" "$POISE" pack "${files[@]}" --temperature 2
+wrong "generate does not take '--prompts'" "$POISE" generate "${files[@]}" --prompts
+wrong "merge does not take '--input'" "$POISE" merge "${files[@]}" --adapter x
+wrong "'--seed' wants a value" "$POISE" generate "${files[@]}" --seed
+for command in score generate; do
+    wrong "type bf16 is not available.*use --dtype fp32" "$POISE" $command "${files[@]}" --input "$work/no-id.jsonl" --dtype bf16
+done
+many=()
+for i in {1..65}; do many+=(--set "seed=$i"); done
+wrong "takes --set at most 64 times" "$POISE" sft "${many[@]}"
+wrong "seed wants a whole number.*'x'" "$POISE_SOURCE_DIR/launch/quickstart" --seed x --out "$work/quick"
+wrong "seed wants a whole number.*'100000001'" "$POISE_SOURCE_DIR/launch/quickstart" --seed 100000001 --out "$work/quick"
+wrong "seed wants a whole number" "$POISE_SOURCE_DIR/launch/quickstart" --out "$work/quick" --seed
+[ ! -e "$work/quick" ] || fail "a quickstart that was refused made its folder"
+
 echo "== configuration"
 wrong "unknown key 'optimizer.learnin_rate'; the nearest known one is 'optimizer.learning_rate'" "$POISE" "${sft[@]}" --set optimizer.learnin_rate=1
 printf 'model: x\nsft:\n  bach: 3\n' >"$work/typo.yaml"
@@ -72,6 +94,11 @@ right '^ok +MPI test +a collective over 2 ranks worked' "$launch" -n 2 doctor
 
 echo "== resume"
 must_job run 1 sft optimizer.stop_after=1
+holds "$work/run/result.json" '"state": *"done"'
+right '^steps' "$POISE" "${sft[@]}" --dry-run
+[ -e "$work/run/result.json" ] || fail "a dry run removed the result of a run"
+wrong "mpirun -n 3 or more, not -n 2" "$launch" -n 2 grpo "${settings[@]}" --set "output=$work/run"
+[ ! -e "$work/run/result.json" ] || fail "a refused run left an earlier run's result"
 wrong "go on from .*step-1.h5.*under another training configuration" "$POISE" "${sft[@]}" --set optimizer.learning_rate=1e-5
 wrong "with other training data" "$POISE" "${sft[@]}" --set "data.train=$work/data/rl.h5"
 wrong "already holds a checkpoint of step 1; set resume: true" "$POISE" "${sft[@]}" --set resume=false
