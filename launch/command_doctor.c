@@ -267,9 +267,10 @@ static void check_mpi_settings(doctor_t *doctor, bool open_mpi) {
         bound ? "mpirun binds each rank to a core" : "ranks are not bound to cores");
 }
 
-static status_t mpi_self_test(int *size) {
+static status_t mpi_self_test(int *rank, int *size) {
     comm_t *world;
     TRY(comm_open_world(20, &world));
+    *rank = comm_world_rank(world);
     *size = comm_size(world);
     int64_t sum = 1;
     status_t status = comm_all_reduce_i64(world, &sum, 1, COMM_SUM, "doctor");
@@ -277,15 +278,16 @@ static status_t mpi_self_test(int *size) {
     return status_first(status, comm_close_world(world));
 }
 
-// Last, because a broken MPI may end the process.
-static void check_mpi(doctor_t *doctor) {
+// Last, because a broken MPI may end the process. *rank is 0 where MPI does not say.
+static void check_mpi(doctor_t *doctor, int *rank) {
     char version[MPI_MAX_LIBRARY_VERSION_STRING] = "unknown";
     int length, size = 0;
+    *rank = 0;
     (void)MPI_Get_library_version(version, &length);
     version[strcspn(version, ",\n")] = 0;
     say(doctor, VERDICT_OK, "MPI", NULL, "%s", version);
     check_mpi_settings(doctor, strstr(version, "Open MPI") != NULL);
-    status_t status = mpi_self_test(&size);
+    status_t status = mpi_self_test(rank, &size);
     if (status)
         say(doctor, VERDICT_PROBLEM, "MPI test",
             "look whether mpirun and the library Poise was built with belong together", "%s", status_message(status));
@@ -296,6 +298,7 @@ static void check_mpi(doctor_t *doctor) {
 
 status_t command_doctor(int argc, char **argv) {
     doctor_t doctor = {0};
+    int rank;
     if (argc > 1) FAIL(STATUS_INVALID, "poise doctor takes no arguments, not '%s'", argv[1]);
     check_kernels(&doctor);
     check_cuda(&doctor);
@@ -304,9 +307,10 @@ status_t command_doctor(int argc, char **argv) {
     check_hdf5(&doctor);
     check_zeromq(&doctor);
     check_gnuplot(&doctor);
-    check_mpi(&doctor);
-    printf("\n%d problem%s, %d warning%s\n", doctor.problems, doctor.problems == 1 ? "" : "s", doctor.warnings,
-           doctor.warnings == 1 ? "" : "s");
+    check_mpi(&doctor, &rank);
+    if (!rank)
+        printf("\n%d problem%s, %d warning%s\n", doctor.problems, doctor.problems == 1 ? "" : "s", doctor.warnings,
+               doctor.warnings == 1 ? "" : "s");
     if (doctor.problems)
         FAIL(STATUS_FAILED, "this machine has %d problem%s; the lines above say how to mend %s", doctor.problems,
              doctor.problems == 1 ? "" : "s", doctor.problems == 1 ? "it" : "them");

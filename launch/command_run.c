@@ -16,22 +16,29 @@ status_t run_arguments_read(int argc, char **argv, run_arguments_t *out) {
                                             {"set", required_argument, NULL, 's'},
                                             {"dry-run", no_argument, NULL, 'd'},
                                             {NULL, 0, NULL, 0}};
+    const int most = (int)(sizeof(out->setting) / sizeof(out->setting[0]));
     *out = (run_arguments_t){0};
     opterr = 0;
     optind = 1;
-    for (int letter; (letter = getopt_long(argc, argv, "c:s:", options, NULL)) != -1;) {
+    for (int letter; (letter = getopt_long(argc, argv, ":c:s:", options, NULL)) != -1;) {
         if (letter == 'c')
             out->file = optarg;
         else if (letter == 'd')
             out->dry_run = true;
-        else if (letter == 's' && out->settings < (int)(sizeof(out->setting) / sizeof(out->setting[0])))
+        else if (letter == 's' && out->settings < most)
             out->setting[out->settings++] = optarg;
+        else if (letter == 's')
+            FAIL(STATUS_INVALID, "poise %s takes --set at most %d times; put the settings into a file for -c", argv[0],
+                 most);
+        else if (letter == ':')
+            FAIL(STATUS_INVALID, "poise %s: '%s' wants a value", argv[0], argv[optind - 1]);
         else
-            FAIL(STATUS_INVALID, "poise %s does not take '%s'; 'poise --help' shows what it takes", argv[0],
-                 argv[optind - 1]);
+            FAIL(STATUS_INVALID, "poise %s does not take '%s'; 'poise %s --help' shows what it takes", argv[0],
+                 argv[optind - 1], argv[0]);
     }
     if (optind < argc)
-        FAIL(STATUS_INVALID, "poise %s does not take '%s'; 'poise --help' shows what it takes", argv[0], argv[optind]);
+        FAIL(STATUS_INVALID, "poise %s does not take '%s'; 'poise %s --help' shows what it takes", argv[0],
+             argv[optind], argv[0]);
     return STATUS_OK;
 }
 
@@ -61,6 +68,14 @@ static status_t result_write(const config_t *config, bool dry_run, status_t run)
     if (!status && extra) status = file_write_whole(extra, text, strlen(text));
     free(text);
     return status;
+}
+
+// What an earlier run in the same folder left would pass for this run's result if this one is refused or killed.
+static void result_remove(const config_t *config) {
+    char path[4096];
+    if (!config->output || !*config->output) return;
+    snprintf(path, sizeof(path), "%s/result.json", config->output);
+    (void)unlink(path); // mostly there is none
 }
 
 typedef status_t (*body_t)(job_t *job, bool dry_run);
@@ -112,16 +127,27 @@ static status_t body_grpo(job_t *job, bool dry_run) {
 }
 
 static status_t body_eval(job_t *job, bool dry_run) {
-    return dry_run ? STATUS_OK : eval_run(job);
+    return dry_run ? eval_print_plan(job, stdout) : eval_run(job);
 }
 
-static void print_ranks(const job_t *job) {
+enum { RANKS_SHOWN = 64 };
+
+// What each rank of the world would do. In GRPO the last one is the reward rank, and colocated ranks do both of the
+// other jobs.
+static void print_ranks(const job_t *job, bool grpo, bool evaluates) {
     if (comm_world_rank(job->world)) return;
-    int world = comm_size(job->world), rest = world - job->learner_count - job->rollout_count;
-    printf("# ranks: %d learner%s", job->learner_count, job->learner_count == 1 ? "" : "s");
-    if (job->rollout_count) printf(", %d rollout%s", job->rollout_count, job->rollout_count == 1 ? "" : "s");
-    if (rest > 0) printf(", 1 reward");
-    printf(" (world size %d)\n", world);
+    int world = comm_size(job->world);
+    for (int rank = 0; rank < world && rank < RANKS_SHOWN; rank++) {
+        if (grpo && rank == world - 1)
+            printf("rank %d: reward\n", rank);
+        else if (grpo && job->config->roles.colocated)
+            printf("rank %d: learner %d + rollout %d\n", rank, rank, rank);
+        else if (rank < job->learner_count)
+            printf("rank %d: %s %d\n", rank, evaluates ? "eval" : role_name(ROLE_LEARNER), rank);
+        else
+            printf("rank %d: rollout %d\n", rank, rank - job->learner_count);
+    }
+    if (world > RANKS_SHOWN) printf("and so on: %d ranks\n", world);
     fflush(stdout);
 }
 
@@ -131,14 +157,16 @@ static status_t run_in_world(const run_arguments_t *arguments, comm_t *world, bo
     char program[4096];
     TRY(config_read(arguments->file, arguments->setting, arguments->settings, &config));
     comm_set_deadline(world, config.deadline.collective_s);
+    // Before the ranks meet in job_open, so before any of them can write a new one.
+    if (!arguments->dry_run && !comm_world_rank(world)) result_remove(&config);
     status_t status = own_path(program);
     if (!status) status = job_open(&config, world, grpo, program, &job);
     bool opened = !status;
     if (!status && arguments->dry_run && !comm_world_rank(world)) status = config_print(&config, stdout);
-    if (!status && arguments->dry_run) print_ranks(&job);
+    if (!status && arguments->dry_run) print_ranks(&job, grpo, body == body_eval);
     if (!status) status = body(&job, arguments->dry_run);
-    // The reward rank knows best how a GRPO run ended; elsewhere it is rank 0.
-    bool reporter = grpo ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
+    // The reward rank knows best how a GRPO run ended, unless it has nothing to do; elsewhere it is rank 0.
+    bool reporter = grpo && !arguments->dry_run ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
     if (opened && reporter) status = status_first(status, result_write(&config, arguments->dry_run, status));
     if (opened) job_close(&job);
     config_free(&config);

@@ -51,6 +51,13 @@ enum {
     PROMPTS
 };
 
+// Sets of options: what a command takes.
+#define BIT(option) (1u << (option))
+enum {
+    FILES = BIT(MODEL) | BIT(INPUT) | BIT(OUTPUT),
+    ENGINE = FILES | BIT(ADAPTER) | BIT(DEVICE) | BIT(DTYPE) | BIT(THREADS) | BIT(TEMPERATURE),
+};
+
 static const struct option tool_options[] = {{"model", required_argument, NULL, MODEL},
                                              {"adapter", required_argument, NULL, ADAPTER},
                                              {"input", required_argument, NULL, INPUT},
@@ -108,8 +115,9 @@ static status_t arguments_take(int option, const char *value, arguments_t *out) 
     return STATUS_OK;
 }
 
-// `temperature` is the default of the command: 1 to score, 0 (greedy) to generate.
-static status_t arguments_read(int argc, char **argv, double temperature, bool needs_input, arguments_t *out) {
+// `taken`: the options of the command; one that takes --input needs it. `temperature` is the command's default.
+static status_t arguments_read(int argc, char **argv, unsigned taken, double temperature, arguments_t *out) {
+    bool needs_input = taken & BIT(INPUT);
     *out = (arguments_t){.tool = {.device = "cpu", .dtype = "fp32", .temperature = temperature},
                          .threads = 1,
                          .max_tokens = 1024,
@@ -117,10 +125,14 @@ static status_t arguments_read(int argc, char **argv, double temperature, bool n
                          .max_length = 8192};
     opterr = 0;
     optind = 1;
-    for (int option; (option = getopt_long(argc, argv, "", tool_options, NULL)) != -1;) {
+    for (int option, index; (option = getopt_long(argc, argv, ":", tool_options, &index)) != -1;) {
+        if (option == ':') FAIL(STATUS_INVALID, "poise %s: '%s' wants a value", argv[0], argv[optind - 1]);
         if (option == '?')
-            FAIL(STATUS_INVALID, "poise %s does not take '%s'; 'poise --help' shows what it takes", argv[0],
-                 argv[optind - 1]);
+            FAIL(STATUS_INVALID, "poise %s does not take '%s'; 'poise %s --help' shows what it takes", argv[0],
+                 argv[optind - 1], argv[0]);
+        if (!(taken & BIT(option)))
+            FAIL(STATUS_INVALID, "poise %s does not take '--%s'; 'poise %s --help' shows what it takes", argv[0],
+                 tool_options[index].name, argv[0]);
         TRY(arguments_take(option, optarg, out));
     }
     if (optind < argc) FAIL(STATUS_INVALID, "poise %s does not take '%s'", argv[0], argv[optind]);
@@ -136,26 +148,26 @@ static status_t arguments_read(int argc, char **argv, double temperature, bool n
 
 status_t command_score(int argc, char **argv) {
     arguments_t arguments;
-    TRY(arguments_read(argc, argv, 1, true, &arguments));
+    TRY(arguments_read(argc, argv, ENGINE, 1, &arguments));
     return tool_score(&arguments.tool);
 }
 
 status_t command_generate(int argc, char **argv) {
     arguments_t arguments;
-    TRY(arguments_read(argc, argv, 0, true, &arguments));
+    TRY(arguments_read(argc, argv, ENGINE | BIT(MAX_TOKENS) | BIT(SAMPLES) | BIT(SEED), 0, &arguments));
     return tool_generate(&arguments.tool);
 }
 
 status_t command_tokenize(int argc, char **argv) {
     arguments_t arguments;
-    TRY(arguments_read(argc, argv, 1, true, &arguments));
+    TRY(arguments_read(argc, argv, FILES, 0, &arguments));
     return tool_tokenize(&arguments.tool);
 }
 
 status_t command_pack(int argc, char **argv) {
     arguments_t arguments;
     packed_counts_t counts;
-    TRY(arguments_read(argc, argv, 1, true, &arguments));
+    TRY(arguments_read(argc, argv, FILES | BIT(MAX_LENGTH) | BIT(PROMPTS), 0, &arguments));
     packed_options_t options = {.input = arguments.tool.input,
                                 .output = arguments.tool.output,
                                 .model = arguments.tool.model,
@@ -175,7 +187,7 @@ status_t command_merge(int argc, char **argv) {
     arguments_t arguments;
     device_t *device = NULL;
     model_t *model = NULL;
-    TRY(arguments_read(argc, argv, 1, false, &arguments));
+    TRY(arguments_read(argc, argv, BIT(MODEL) | BIT(ADAPTER) | BIT(OUTPUT) | BIT(THREADS), 0, &arguments));
     if (!arguments.tool.adapter) FAIL(STATUS_INVALID, "poise merge wants --adapter DIR");
     TRY(device_open("cpu", arguments.tool.threads, &device));
     status_t status = model_open(arguments.tool.model, device, &model);

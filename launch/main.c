@@ -9,22 +9,31 @@ static const command_t commands[] = {
      "supervised fine-tuning: SCALe, fixed weights, vanilla (mpirun)", command_sft},
     {"grpo", "-c FILE [--set KEY=VALUE]... [--dry-run]", "GRPO with learner, rollout and reward ranks (mpirun)",
      command_grpo},
-    {"eval", "-c FILE [--set KEY=VALUE]...", "greedy answers, accuracy, invalid rate (alone or mpirun)", command_eval},
-    {"report", "--output DIR NAME=EVAL_DIR...", "tables and plots over evaluated runs: text, JSON, HTML",
-     command_report},
+    {"eval", "-c FILE [--set KEY=VALUE]... [--dry-run]", "greedy answers, accuracy, invalid rate (alone or mpirun)",
+     command_eval},
+    {"report",
+     "--output DIR [--title TEXT] [--note FILE] [--seed N] [--control shuffled=EVAL_DIR] NAME=EVAL_DIR[,RUN_DIR...]...",
+     "tables and plots over evaluated runs: text, JSON, HTML", command_report},
     {"pack", "--model DIR --input FILE --output FILE [--max-length N] [--prompts]", "compile data to one HDF5 file",
      command_pack},
-    {"score", "--model DIR --input FILE --output FILE [...]", "log-probs of given completions", command_score},
-    {"generate", "--model DIR --input FILE --output FILE [...]", "completions of prompts", command_generate},
+    {"score",
+     "--model DIR [--adapter DIR] --input FILE --output FILE [--temperature T] [--threads N] [--device NAME] [--dtype "
+     "fp32]",
+     "log-probs of given completions", command_score},
+    {"generate",
+     "--model DIR [--adapter DIR] --input FILE --output FILE [--max-tokens N] [--temperature T] [--seed S] [--num N] "
+     "[--threads N] [--device NAME] [--dtype fp32]",
+     "completions of prompts", command_generate},
     {"tokenize", "--model DIR --input FILE --output FILE", "token ids of text or messages", command_tokenize},
-    {"merge", "--model DIR --adapter DIR --output DIR", "adapter into weights", command_merge},
+    {"merge", "--model DIR --adapter DIR --output DIR [--threads N]", "adapter into weights", command_merge},
     {"inspect", "PATH [--model DIR] [--sample N]", "what a model, adapter, data file, checkpoint or run holds",
      command_inspect},
     {"doctor", "", "check this machine and say what is wrong", command_doctor},
     {"config", "[-c FILE] [--set KEY=VALUE]... [--reference]", "print the resolved configuration, or its reference",
      command_config},
-    {"quickstart-data", "--output DIR --seed N [...]", "make the quickstart's pictures and questions",
-     command_quickstart_data},
+    {"quickstart-data",
+     "--output DIR [--seed N] [--fashion DIR] [--base N] [--text N] [--sft N] [--rl N] [--dev N] [--test N]",
+     "make the quickstart's pictures and questions", command_quickstart_data},
     {"__scorer", NULL, NULL, command_scorer},
 };
 enum { COMMANDS = sizeof(commands) / sizeof(commands[0]) };
@@ -38,9 +47,19 @@ static void print_usage(FILE *stream) {
     fputs("\nExit codes: 0 done, 1 the run failed, 2 wrong use. docs/manual.md tells the rest.\n", stream);
 }
 
+static bool wants_help(int argc, char **argv) {
+    for (int i = 2; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return true;
+    return false;
+}
+
 int main(int argc, char **argv) {
     if (argc >= 2 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))) {
         print_usage(stdout);
+        return 0;
+    }
+    if (argc >= 2 && !strcmp(argv[1], "--version")) {
+        puts("poise " POISE_VERSION);
         return 0;
     }
     const command_t *command = NULL;
@@ -50,6 +69,11 @@ int main(int argc, char **argv) {
         if (argc >= 2) fprintf(stderr, "poise: there is no command '%s'\n\n", argv[1]);
         print_usage(stderr);
         return 2;
+    }
+    if (command->help && wants_help(argc, argv)) {
+        printf("usage: poise %s %s\n\n%s; docs/manual.md tells the rest.\n", command->name, command->arguments,
+               command->help);
+        return 0;
     }
     status_t status = command->run(argc - 1, argv + 1);
     int code = status_exit_code(status);

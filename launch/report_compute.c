@@ -2,6 +2,7 @@
 #include "launch/report_parts.h"
 
 #include <hdf5.h>
+#include <inttypes.h>
 #include <math.h>
 #include <mpi.h>
 #include <stdarg.h>
@@ -223,10 +224,10 @@ static status_t add_run(const report_run_t *run, json_t *runs) {
 }
 
 // Sums over all runs: seconds by what they were spent on; rates weighted by the runs' seconds.
-static status_t add_totals(const report_t *report, json_t *out) {
+static status_t add_totals(report_t *report, json_t *out) {
     json_t *time, *speed;
     double rate[2] = {0, 0}, weight[2] = {0, 0}, difference = NAN, evaluate = 0, train = 0;
-    int64_t steps = 0;
+    int64_t steps = 0, unknown = 0;
     TRY(add_member(out, "time", json_object(), &time));
     TRY(add_member(out, "tokens_per_second", json_object(), &speed));
     for (int r = 0; r < report->runs; r++) {
@@ -244,6 +245,12 @@ static status_t add_totals(const report_t *report, json_t *out) {
             rate[rollout] += value * seconds;
             weight[rollout] += seconds;
         }
+        if (run->unknown_differences) {
+            report_warn(report,
+                        "%s: logprob_max_abs_diff was no number in %" PRId64 " of its steps, so the largest is unknown",
+                        run->label, run->unknown_differences);
+            unknown += run->unknown_differences;
+        }
         if (isfinite(found) && !(found <= difference)) difference = found;
         steps += run_steps(run);
         train += seconds;
@@ -255,7 +262,7 @@ static status_t add_totals(const report_t *report, json_t *out) {
     TRY(set(out, "steps", json_integer(steps)));
     TRY(set(out, "seconds_train", real(train)));
     TRY(set(out, "seconds_evaluate", real(evaluate)));
-    return set(out, "rollout_learner_logprob_max_abs_diff", real(difference));
+    return set(out, "rollout_learner_logprob_max_abs_diff", real(unknown ? NAN : difference));
 }
 
 static status_t add_versions(const report_t *report, json_t *out) {

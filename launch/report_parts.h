@@ -56,6 +56,7 @@ typedef struct report_run {
     report_series_t *series; // ascending by name
     size_t series_count, series_capacity;
     int64_t lines;
+    int64_t unknown_differences;  // lines whose logprob_max_abs_diff is null: it was no number
     double first_time, last_time; // of the lines' "time"
 } report_run_t;
 
@@ -74,7 +75,8 @@ bool report_series_is_time(const report_series_t *series);
 // Tokens a second that rollout ranks generated (rollout) or that learners trained on, over the whole run; NAN when the
 // run's metrics do not tell.
 double report_run_speed(const report_run_t *run, bool rollout);
-// The largest |rollout log-prob - learner log-prob| of a GRPO run; NAN when its metrics do not tell.
+// The largest |rollout log-prob - learner log-prob| of a GRPO run; NAN when its metrics do not tell, or not of every
+// step.
 double report_run_logprob_difference(const report_run_t *run);
 
 // ---- statistics ----

@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { MAX_SERIES = 4096 };
+static const char difference_name[] = "logprob_max_abs_diff";
 
 // Where `name` is, or belongs.
 static size_t series_place(const report_run_t *run, const char *name, bool *found) {
@@ -50,6 +51,7 @@ static status_t take_metrics(void *context, const json_t *line) {
         if (!run->lines) run->first_time = run->last_time;
     }
     run->lines++;
+    if (json_is_null(json_object_get(line, difference_name))) run->unknown_differences++;
     const char *name;
     const json_t *value;
     json_object_foreach((json_t *)line, name, value) {
@@ -140,6 +142,6 @@ double report_run_speed(const report_run_t *run, bool rollout) {
 }
 
 double report_run_logprob_difference(const report_run_t *run) {
-    const report_series_t *series = report_run_find(run, "logprob_max_abs_diff");
-    return series ? report_series_largest(series) : NAN;
+    const report_series_t *series = report_run_find(run, difference_name);
+    return series && !run->unknown_differences ? report_series_largest(series) : NAN;
 }

@@ -184,32 +184,58 @@ static status_t open_checked(learner_t *learner, const char *kind, int64_t step,
     return status ? status_context(status, "cannot go on from %s", path) : STATUS_OK;
 }
 
-static status_t find(const learner_t *learner, int64_t *step) {
-    store_sweep(learner->config->output);
+static void sweep(const learner_t *learner) {
     char path[PATH_BYTES];
     snprintf(path, sizeof(path), "%s/checkpoints", learner->config->output);
+    store_sweep(learner->config->output);
     store_sweep(path);
+}
+
+static status_t find(const learner_t *learner, int64_t *step) {
     TRY(checkpoint_newest(learner->config->output, step));
     if (*step >= 0 && !learner->config->resume) {
         FAIL(STATUS_INVALID,
-             "%s already holds a checkpoint of step %lld; set resume: true to go on from it, or choose another output "
-             "folder",
-             path, (long long)*step);
+             "%s/checkpoints already holds a checkpoint of step %lld; set resume: true to go on from it, or choose "
+             "another output folder",
+             learner->config->output, (long long)*step);
     }
+    return STATUS_OK;
+}
+
+// *store: the checkpoint to go on from; NULL and *step -1 when there is none.
+static status_t find_checked(learner_t *learner, const char *kind, store_t **store, int64_t *step) {
+    *store = NULL;
+    *step = -1;
+    // One rank looks, so that a slow file system cannot show two ranks two folders.
+    TRY(learner_agree(learner, learner->first ? find(learner, step) : STATUS_OK, "looking for checkpoints"));
+    TRY(comm_broadcast(learner->comm, step, sizeof(*step), 0, "looking for checkpoints"));
+    if (*step < 0) return STATUS_OK;
+    status_t status = learner_agree(learner, open_checked(learner, kind, *step, store), "opening a checkpoint");
+    if (!status) return STATUS_OK;
+    store_close(*store);
+    *store = NULL;
+    return status;
+}
+
+status_t checkpoint_check(learner_t *learner, const char *kind, int64_t *completed) {
+    store_t *store;
+    int64_t step;
+    *completed = 0;
+    TRY(find_checked(learner, kind, &store, &step));
+    store_close(store);
+    if (step > 0) *completed = step;
     return STATUS_OK;
 }
 
 status_t checkpoint_resume(learner_t *learner, const char *kind, checkpoint_part_t part, void *context,
                            int64_t *completed) {
-    int64_t step = -1;
+    store_t *store;
+    int64_t step;
     *completed = 0;
-    // One rank looks, so that a slow file system cannot show two ranks two folders.
-    TRY(learner_agree(learner, learner->first ? find(learner, &step) : STATUS_OK, "looking for checkpoints"));
-    TRY(comm_broadcast(learner->comm, &step, sizeof(step), 0, "looking for checkpoints"));
+    if (learner->first) sweep(learner);
+    TRY(find_checked(learner, kind, &store, &step));
     if (step < 0) return STATUS_OK;
-    store_t *store = NULL;
-    status_t status = learner_agree(learner, open_checked(learner, kind, step, &store), "opening a checkpoint");
-    if (!status) status = optimizer_load(learner->optimizer, store);
+    status_t status = optimizer_load(learner->optimizer, store);
     if (!status) {
         status_t read = learner->first && part ? part(context, store) : STATUS_OK;
         status = learner_agree(learner, read, "reading a checkpoint");

@@ -24,6 +24,8 @@ status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed
 // holds checkpoints and `resume` is false. Collective.
 status_t checkpoint_resume(learner_t *learner, const char *kind, checkpoint_part_t part, void *context,
                            int64_t *completed) STATUS_CHECKED;
+// What checkpoint_resume would find and refuse, for a dry run: loads and removes nothing. Collective.
+status_t checkpoint_check(learner_t *learner, const char *kind, int64_t *completed) STATUS_CHECKED;
 // The step of the newest checkpoint in OUTPUT that can be opened; -1: none. A torn file is passed over with a warning.
 status_t checkpoint_newest(const char *output, int64_t *step) STATUS_CHECKED;
 

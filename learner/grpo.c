@@ -156,13 +156,6 @@ static status_t announce_start(grpo_run_t *run, old_versions_t *old, int64_t com
 
 // ---- the run ----
 
-static status_t should_stop(grpo_run_t *run, bool *stop) {
-    int64_t wanted = job_stop_requested(run->learner.job);
-    TRY(comm_all_reduce_i64(run->learner.comm, &wanted, 1, COMM_MAX, "stop request"));
-    *stop = wanted != 0;
-    return STATUS_OK;
-}
-
 // After step `completed`: tell the world, and leave a checkpoint where one is due. At the end the checkpoint and the
 // model come first: once the last version is announced the reward rank ends the run.
 static status_t after_step(grpo_run_t *run, int64_t completed, bool stop) {
@@ -191,7 +184,7 @@ static status_t one_step(grpo_run_t *run, int64_t step, bool *stop) {
     if (learner->first && learner->config->metrics.trajectories) status = trajectory_write(run, step + 1);
     TRY(learner_agree(learner, status, "trajectories"));
     TRY(grpo_report(run, step + 1));
-    return should_stop(run, stop);
+    return learner_should_stop(learner, stop);
 }
 
 static status_t train(grpo_run_t *run, int64_t completed) {
@@ -212,32 +205,14 @@ static status_t train(grpo_run_t *run, int64_t completed) {
          (long long)learner->last);
 }
 
-static status_t open_metrics(grpo_run_t *run, int64_t completed) {
-    learner_t *learner = &run->learner;
-    const config_t *config = learner->config;
-    status_t status = STATUS_OK;
-    if (learner->first) {
-        learner_print_setup(learner, stderr);
-        status = file_make_directory(config->output);
-        if (!status) status = metrics_open(config->output, config->metrics.tensorboard, completed, &run->metrics);
-        progress_start(&run->progress, "grpo", learner->last);
-    }
-    return learner_agree(learner, status, "opening the metrics");
-}
-
 static status_t grpo_run(grpo_run_t *run, job_t *job, old_versions_t *old) {
     learner_t *learner = &run->learner;
-    if (run->colocated && job->config->grpo.staleness > 0) {
-        FAIL(STATUS_INVALID,
-             "roles.colocated generates from the current weights only; set grpo.staleness to 0, or give "
-             "rollouts ranks of their own");
-    }
     TRY(learner_open(job, true, learner));
     int64_t completed;
     TRY(checkpoint_resume(learner, "grpo", load_versions, old, &completed));
     TRY(set_version(learner, completed));
     TRY(learner_plan_memory(learner, true, false));
-    TRY(open_metrics(run, completed));
+    TRY(learner_open_metrics(learner, "grpo", completed, &run->metrics, &run->progress));
     if (completed >= learner->last && learner->first)
         fprintf(stderr, "poise: all %lld steps are done already\n", (long long)learner->last);
     TRY(learner_agree(learner, grpo_stream_open(run, completed), "joining the reward rank"));

@@ -28,7 +28,7 @@ typedef struct learner_colocated {
     // Once, before the learner closes the model; also after failures, and when `start` was never reached.
     void (*end)(void *context);
 } learner_colocated_t;
-// learner_grpo_run for a colocated rank. STATUS_INVALID under grpo.staleness > 0: older versions are not kept in place.
+// learner_grpo_run for a colocated rank. Older versions are not kept in place: job_open refuses grpo.staleness > 0.
 status_t learner_grpo_run_with(job_t *job, const learner_colocated_t *colocated) STATUS_CHECKED;
 
 #endif

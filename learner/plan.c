@@ -23,12 +23,11 @@ static void print_schedule(const learner_t *learner, bool grpo, int64_t complete
 status_t learner_print_plan(job_t *job, bool grpo, FILE *stream) {
     learner_t learner;
     TRY(learner_open(job, grpo, &learner));
-    int64_t completed = -1;
-    status_t status = learner.first ? checkpoint_newest(job->config->output, &completed) : STATUS_OK;
-    status = learner_agree(&learner, status, "looking for checkpoints");
+    int64_t completed;
+    status_t status = checkpoint_check(&learner, grpo ? "grpo" : "sft", &completed);
     if (!status) status = learner_plan_memory(&learner, grpo, true);
     if (!status && learner.first) {
-        print_schedule(&learner, grpo, job->config->resume && completed > 0 ? completed : 0, stream);
+        print_schedule(&learner, grpo, completed, stream);
         learner_print_setup(&learner, stream);
     }
     learner_close(&learner);

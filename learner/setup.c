@@ -1,6 +1,7 @@
 #include "learner/setup.h"
 
 #include "common/model/model_start.h"
+#include "common/store/store.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +59,26 @@ status_t learner_agree(learner_t *learner, status_t status, const char *phase) {
     if (status || reduced) return status_first(status, reduced);
     if (failed) FAIL(STATUS_PEER, "another learner failed in \"%s\"; its message says why", phase);
     return STATUS_OK;
+}
+
+status_t learner_should_stop(learner_t *learner, bool *stop) {
+    int64_t wanted = job_stop_requested(learner->job);
+    TRY(comm_all_reduce_i64(learner->comm, &wanted, 1, COMM_MAX, "stop request"));
+    *stop = wanted != 0;
+    return STATUS_OK;
+}
+
+status_t learner_open_metrics(learner_t *learner, const char *label, int64_t completed, metrics_t **metrics,
+                              progress_t *progress) {
+    const config_t *config = learner->config;
+    status_t status = STATUS_OK;
+    if (learner->first) {
+        learner_print_setup(learner, stderr);
+        status = file_make_directory(config->output);
+        if (!status) status = metrics_open(config->output, config->metrics.tensorboard, completed, metrics);
+        progress_start(progress, label, learner->last);
+    }
+    return learner_agree(learner, status, "opening the metrics");
 }
 
 status_t learner_share(learner_t *learner, double *values, int64_t count, const char *phase) {

@@ -4,6 +4,7 @@
 
 #include "common/comm/job.h"
 #include "common/data/packed.h"
+#include "common/metrics/metrics.h"
 #include "learner/launch.h"
 #include "learner/optimizer.h"
 
@@ -38,6 +39,12 @@ status_t learner_save_model(learner_t *learner) STATUS_CHECKED;
 // Gives every learner the same outcome: an error of one becomes an error of all. Collective.
 status_t learner_agree(learner_t *learner, status_t status, const char *phase) STATUS_CHECKED;
 
+// Whether some learner has been asked to stop. Collective.
+status_t learner_should_stop(learner_t *learner, bool *stop) STATUS_CHECKED;
+// Learner 0 prints the setup and opens metrics and progress (named `label`) of a run that goes on after `completed`
+// steps; on the other learners *metrics stays as it is. Collective: all fail if it fails.
+status_t learner_open_metrics(learner_t *learner, const char *label, int64_t completed, metrics_t **metrics,
+                              progress_t *progress) STATUS_CHECKED;
 // Exact sharing of numbers: values[i] is set on one rank and 0 (bits) on the others; afterwards all have all. Unlike a
 // floating-point sum this does not depend on the number of ranks. Collective.
 status_t learner_share(learner_t *learner, double *values, int64_t count, const char *phase) STATUS_CHECKED;

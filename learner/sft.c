@@ -1,7 +1,6 @@
 // `poise sft`: packs are gradient leaves, steps are exact sums over them.
 #include "learner/learner.h"
 
-#include "common/metrics/metrics.h"
 #include "learner/checkpoint.h"
 #include "learner/loss.h"
 #include "learner/sft_batch.h"
@@ -206,13 +205,6 @@ static status_t report(sft_run_t *run, int64_t completed, const sft_sums_t *sums
 
 // ---- the run ----
 
-static status_t should_stop(sft_run_t *run, bool *stop) {
-    int64_t wanted = job_stop_requested(run->learner.job);
-    TRY(comm_all_reduce_i64(run->learner.comm, &wanted, 1, COMM_MAX, "stop request"));
-    *stop = wanted != 0;
-    return STATUS_OK;
-}
-
 static status_t train(sft_run_t *run, int64_t completed) {
     learner_t *learner = &run->learner;
     const config_t *config = learner->config;
@@ -223,7 +215,7 @@ static status_t train(sft_run_t *run, int64_t completed) {
         if (!status) status = learner_agree(learner, report(run, ++completed, &sums), "metrics");
         finish(run);
         TRY(status);
-        TRY(should_stop(run, &stop));
+        TRY(learner_should_stop(learner, &stop));
         bool due = config->checkpoint.every > 0 && completed % config->checkpoint.every == 0;
         if (due || stop || completed == learner->last) TRY(checkpoint_save(learner, "sft", completed, NULL, NULL));
     }
@@ -240,16 +232,8 @@ static status_t sft_run(sft_run_t *run, job_t *job) {
     int64_t completed;
     TRY(checkpoint_resume(learner, "sft", NULL, NULL, &completed));
     TRY(learner_plan_memory(learner, false, false));
-    status_t status = STATUS_OK;
-    if (learner->first) {
-        learner_print_setup(learner, stderr);
-        status = file_make_directory(job->config->output);
-        if (!status)
-            status = metrics_open(job->config->output, job->config->metrics.tensorboard, completed, &run->metrics);
-        progress_start(&run->progress, "sft", learner->last);
-    }
-    TRY(learner_agree(learner, status, "opening the metrics"));
-    status = train(run, completed);
+    TRY(learner_open_metrics(learner, "sft", completed, &run->metrics, &run->progress));
+    status_t status = train(run, completed);
     if (learner->first) progress_end(&run->progress);
     return status;
 }

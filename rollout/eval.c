@@ -188,8 +188,25 @@ static status_t answer_all(eval_t *eval) {
     return STATUS_OK;
 }
 
+static eval_t eval_of(job_t *job) {
+    return (eval_t){.job = job, .config = job->config, .rank = comm_rank(job->world), .ranks = comm_size(job->world)};
+}
+
+status_t eval_print_plan(job_t *job, FILE *stream) {
+    eval_t eval = eval_of(job);
+    status_t status = eval_agree(&eval, open_parts(&eval), "start of the evaluation");
+    if (!status && eval.rank == 0) {
+        fprintf(stream, "data       %s, %lld of %lld samples\n", eval.config->data.test, (long long)eval.count,
+                (long long)packed_count(eval.packed));
+        fprintf(stream, "one rank (of %d):\n", eval.ranks);
+        engine_print_memory(eval.engine, stream);
+    }
+    eval_close(&eval);
+    return status;
+}
+
 status_t eval_run(job_t *job) {
-    eval_t eval = {.job = job, .config = job->config, .rank = comm_rank(job->world), .ranks = comm_size(job->world)};
+    eval_t eval = eval_of(job);
     double started = clock_seconds();
     status_t status = eval_agree(&eval, open_parts(&eval), "start of the evaluation");
     if (!status) status = eval_resume(&eval);

@@ -47,5 +47,8 @@ status_t tool_tokenize(const tool_options_t *options) STATUS_CHECKED;
 // then OUTPUT/summary.json. Resumes: samples already written are not generated again. Ranks split the samples; the
 // files are identical for any rank count. Collective over job->world.
 status_t eval_run(job_t *job) STATUS_CHECKED;
+// --dry-run: opens what eval_run opens, with its errors, and prints on rank 0 what would be asked and the memory table
+// of one rank's engine; no generation, and no file is written. Collective over job->world.
+status_t eval_print_plan(job_t *job, FILE *stream) STATUS_CHECKED;
 
 #endif

@@ -16,8 +16,7 @@ status_t tool_need_rules(tool_t *tool) {
 static status_t open_parts(const tool_options_t *options, bool weights, tool_t *tool) {
     if (!options->model || !*options->model) FAIL(STATUS_INVALID, "no model was named; use --model DIR");
     if (options->dtype && strcmp(options->dtype, "fp32") != 0)
-        FAIL(strcmp(options->dtype, "bf16") ? STATUS_INVALID : STATUS_UNAVAILABLE,
-             "the type %s is not available on this device; use --dtype fp32", options->dtype);
+        FAIL(STATUS_INVALID, "the type %s is not available on this device; use --dtype fp32", options->dtype);
     TRY(device_open(options->device ? options->device : "cpu", options->threads > 0 ? options->threads : 1,
                     &tool->device));
     TRY(tokenizer_open(options->model, &tool->tokenizer));

@@ -21,6 +21,9 @@ static status_t count_roles(const config_t *config, int size, int *learners, int
     if (wanted_learners < 0 || wanted_rollouts < 0)
         FAIL(STATUS_INVALID, "roles.learners and roles.rollouts must be 0 (from the world size) or more");
     if (config->roles.colocated) {
+        if (config->grpo.staleness > 0)
+            FAIL(STATUS_INVALID, "roles.colocated generates from the current weights only; set grpo.staleness to 0, or "
+                                 "give rollouts ranks of their own");
         int wanted = wanted_learners ? wanted_learners : wanted_rollouts;
         if (wanted_learners && wanted_rollouts && wanted_learners != wanted_rollouts)
             FAIL(STATUS_INVALID,

@@ -26,7 +26,8 @@ typedef struct job {
 } job_t;
 
 // SFT: every rank learns. GRPO: world = learners + rollouts + 1 (colocated: learners + 1). The last rank is the reward
-// rank. Checks the configuration against the world size; the error says which mpirun -n fits. Blocks USR1, TERM and INT
+// rank. Checks the roles against the world size (the error says which mpirun -n fits) and colocated ranks against
+// grpo.staleness, which keeps versions that they have no room for. Blocks USR1, TERM and INT
 // in the calling thread (threads started later inherit that; spawned children must be given an empty mask) and reads
 // them from signal_fd. Ranks on several nodes get a fresh CURVE key pair. Sets the deadlines of the communicators.
 // Collective.

@@ -43,6 +43,28 @@ printf '{"id":1,"text":"a"}\n{"text":"b"}\n' >"$work/no-id.jsonl"
 wrong "no-id.jsonl, line 2.*no 'id'" "$POISE" tokenize --model "$model" --input "$work/no-id.jsonl" --output "$work/o"
 [ ! -e "$work/o" ] || fail "an output stayed behind after an error"
 
+right '^poise [0-9]+\.[0-9]+' "$POISE" --version
+right '^usage: poise score .*--temperature' "$POISE" score --help
+right '^usage: poise sft -c FILE' "$POISE" sft -c "$work/none.yaml" --help
+right '^usage: poise sft -c FILE' "$launch" -n 1 sft --help
+files=(--model "$model" --input "$work/none.jsonl" --output "$work/o")
+wrong "score does not take '--num'" "$POISE" score "${files[@]}" --num 7
+wrong "tokenize does not take '--adapter'" "$POISE" tokenize "${files[@]}" --adapter x
+wrong "pack does not take '--temperature'" "$POISE" pack "${files[@]}" --temperature 2
+wrong "generate does not take '--prompts'" "$POISE" generate "${files[@]}" --prompts
+wrong "merge does not take '--input'" "$POISE" merge "${files[@]}" --adapter x
+wrong "'--seed' wants a value" "$POISE" generate "${files[@]}" --seed
+for command in score generate; do
+    wrong "type bf16 is not available.*use --dtype fp32" "$POISE" $command "${files[@]}" --input "$work/no-id.jsonl" --dtype bf16
+done
+many=()
+for i in {1..65}; do many+=(--set "seed=$i"); done
+wrong "takes --set at most 64 times" "$POISE" sft "${many[@]}"
+wrong "seed wants a whole number.*'x'" "$POISE_SOURCE_DIR/launch/quickstart" --seed x --out "$work/quick"
+wrong "seed wants a whole number.*'100000001'" "$POISE_SOURCE_DIR/launch/quickstart" --seed 100000001 --out "$work/quick"
+wrong "seed wants a whole number" "$POISE_SOURCE_DIR/launch/quickstart" --out "$work/quick" --seed
+[ ! -e "$work/quick" ] || fail "a quickstart that was refused made its folder"
+
 echo "== configuration"
 wrong "unknown key 'optimizer.learnin_rate'; the nearest known one is 'optimizer.learning_rate'" "$POISE" "${sft[@]}" --set optimizer.learnin_rate=1
 printf 'model: x\nsft:\n  bach: 3\n' >"$work/typo.yaml"
@@ -66,8 +88,17 @@ wrong "need mpirun -n 4, not -n 3" mpirun -n 3 "$POISE" "${grpo[@]}" --set roles
 wrong "unknown key" mpirun -n 3 "$POISE" "${grpo[@]}" --set rolls.learners=3
 wrong "none.h5" "$launch" -n 3 "${grpo[@]}" --set "data.train=$work/none.h5"
 
+echo "== other commands under mpirun"
+right '^ok +MPI test +a collective over 2 ranks worked' "$launch" -n 2 doctor
+[ "$(grep -Ec '^[0-9]+ problems?, [0-9]+ warnings?$' "$work/out")" = 1 ] || fail "not one summary of two doctors" "$work/out"
+
 echo "== resume"
 must_job run 1 sft optimizer.stop_after=1
+holds "$work/run/result.json" '"state": *"done"'
+right '^steps' "$POISE" "${sft[@]}" --dry-run
+[ -e "$work/run/result.json" ] || fail "a dry run removed the result of a run"
+wrong "mpirun -n 3 or more, not -n 2" "$launch" -n 2 grpo "${settings[@]}" --set "output=$work/run"
+[ ! -e "$work/run/result.json" ] || fail "a refused run left an earlier run's result"
 wrong "go on from .*step-1.h5.*under another training configuration" "$POISE" "${sft[@]}" --set optimizer.learning_rate=1e-5
 wrong "with other training data" "$POISE" "${sft[@]}" --set "data.train=$work/data/rl.h5"
 wrong "already holds a checkpoint of step 1; set resume: true" "$POISE" "${sft[@]}" --set resume=false
@@ -80,8 +111,19 @@ dry() { # RANKS PATTERN COMMAND...
     holds "$work/out" '^language +[0-9]+'
     holds "$work/out" '^ *values kept for backward +[0-9.]+ MiB'
 }
-dry 2 '^# ranks: 2 learners \(world size 2\)' "${sft[@]}" --set "output=$work/dry"
-dry 4 '^# ranks: 1 learner, 2 rollouts, 1 reward \(world size 4\)' "${grpo[@]}" --set "output=$work/dry"
+dry 2 '^rank 1: learner 1$' "${sft[@]}" --set "output=$work/dry"
+dry 4 '^rank 2: rollout 1$' "${grpo[@]}" --set "output=$work/dry"
+holds "$work/out" '^rank 3: reward$'
+dry 3 '^rank 1: learner 1 \+ rollout 1$' "${grpo[@]}" --set "output=$work/dry" --set roles.colocated=true --set grpo.staleness=0
+wrong "colocated generates from the current weights only" "$launch" -n 2 "${grpo[@]}" --set roles.colocated=true --set grpo.staleness=1 --dry-run
+wrong "under another training configuration" "$launch" -n 2 "${sft[@]}" --set optimizer.learning_rate=1e-5 --dry-run
+wrong "already holds a checkpoint of step 1; set resume: true" "$POISE" "${sft[@]}" --set resume=false --dry-run
+right '^steps      1 to 6 of 6' "$POISE" "${sft[@]}" --dry-run
+eval=(eval --set "model=$model" --set init_std=0.05 --set "output=$work/dry")
+right '^rank 0: eval 0$' "$launch" -n 1 "${eval[@]}" --set "data.test=$work/data/test.h5" --dry-run
+holds "$work/out" 'MiB'
+holds "$work/out" '^data .*test.h5, [0-9]+ of [0-9]+ samples'
+wrong "none.h5" "$launch" -n 2 "${eval[@]}" --set "data.test=$work/none.h5" --dry-run
 [ ! -e "$work/dry" ] || fail "a dry run made its output folder"
 right '^ *steps: 7' "$POISE" config -c "$POISE_SOURCE_DIR/configs/quickstart/sft.yaml" --set optimizer.steps=7
 cp "$work/out" "$work/printed.yaml"

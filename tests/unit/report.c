@@ -217,6 +217,18 @@ static void metrics_are_read(void **state) {
     assert_true(isnan(report_run_logprob_difference(&run)));
     assert_false(report_run_is_grpo(&run));
     report_run_free(&run);
+    // A step whose difference was no number makes the largest unknown, not small.
+    write_text(*state, "metrics.jsonl",
+               "{\"step\": 1, \"logprob_max_abs_diff\": 0}\n{\"step\": 2, \"logprob_max_abs_diff\": 0.5}\n");
+    check(report_run_read(*state, &run));
+    assert_true(report_run_logprob_difference(&run) == 0.5);
+    report_run_free(&run);
+    write_text(*state, "metrics.jsonl",
+               "{\"step\": 1, \"logprob_max_abs_diff\": 0}\n{\"step\": 2, \"logprob_max_abs_diff\": null}\n");
+    check(report_run_read(*state, &run));
+    assert_int_equal(run.unknown_differences, 1);
+    assert_true(isnan(report_run_logprob_difference(&run)));
+    report_run_free(&run);
     write_text(*state, "metrics.jsonl", "{\"step\": 1}\n{\"step\": 2\n{\"step\": 3}\n");
     check_fails(report_run_read(*state, &run), "metrics.jsonl:2: this is no JSON");
     write_text(*state, "metrics.jsonl", "{\"loss\": 1}\n");
