@@ -6,15 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_OPTIONS = 64 };
-
 // Fills the input from a request object; strings are borrowed from it.
-static status_t request_read(const json_t *request, reward_input_t *out, const char *options[MOST_OPTIONS]) {
+static status_t request_read(const json_t *request, reward_input_t *out, const char *options[ANSWER_MOST_OPTIONS]) {
     const char *completion = json_string_value(json_object_get(request, "completion"));
     const char *answer = json_string_value(json_object_get(request, "answer"));
     const char *kind = json_string_value(json_object_get(request, "kind"));
     const json_t *list = json_object_get(request, "options");
-    if (!completion || !answer || !kind || !json_is_array(list) || json_array_size(list) > MOST_OPTIONS)
+    if (!completion || !answer || !kind || !json_is_array(list) || json_array_size(list) > ANSWER_MOST_OPTIONS)
         FAIL(STATUS_PEER, "the scoring request lacks completion, answer, kind or options");
     for (size_t i = 0; i < json_array_size(list); i++) {
         options[i] = json_string_value(json_array_get(list, i));
@@ -35,7 +33,7 @@ static status_t request_read(const json_t *request, reward_input_t *out, const c
 static status_t request_answer(const char *line, size_t length, json_t **out) {
     json_error_t error;
     json_t *request = json_loadb(line, length, 0, &error);
-    const char *options[MOST_OPTIONS];
+    const char *options[ANSWER_MOST_OPTIONS];
     reward_input_t input;
     double tag = 0, answer = 0;
     status_t status = request ? request_read(request, &input, options)
