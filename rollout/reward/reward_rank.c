@@ -417,7 +417,6 @@ static status_t reward_rank_open(reward_rank_t *r) {
                                 .scorers = config->reward.scorers,
                                 .timeout_s = config->reward.timeout_s,
                                 .memory_mb = config->reward.memory_mb,
-                                .tag_style = config->grpo.strict_tags ? TAG_STRICT_NEWLINE : TAG_WHITESPACE_TOLERANT,
                                 .tag_weight = config->grpo.reward_tag,
                                 .answer_weight = config->grpo.reward_answer};
     TRY(packed_open(config->data.train, &r->packed));

@@ -16,8 +16,7 @@ typedef struct scorer_options {
     const char *program; // this executable
     int scorers;
     double timeout_s;
-    int64_t memory_mb;     // address space of a child
-    tag_style_t tag_style; // of r_tag
+    int64_t memory_mb; // address space of a child
     double tag_weight, answer_weight;
 } scorer_options_t;
 
