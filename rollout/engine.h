@@ -9,6 +9,7 @@
 #ifndef ROLLOUT_ENGINE_H
 #define ROLLOUT_ENGINE_H
 
+#include "common/config/config.h"
 #include "common/model/batch.h"
 #include "common/model/model.h"
 
@@ -20,6 +21,8 @@ typedef struct engine_options {
     int prefill_chunk;          // most prefill rows of one sequence per step
     size_t feature_cache_bytes; // image features kept by (content hash, vision version)
 } engine_options_t;
+// The rollout settings of a configuration.
+engine_options_t engine_options_of(const config_t *config);
 
 typedef struct engine_request {
     uint64_t key; // group serial, or a hash of the request's id

@@ -52,10 +52,7 @@ static status_t open_parts(eval_t *eval) {
     TRY(ALLOCATE(&eval->done, eval->count));
     TRY(eval_collect_words(eval));
     TRY(eval_identify(eval));
-    engine_options_t options = {.pages = config->rollout.pages,
-                                .batch_rows = config->rollout.batch_rows,
-                                .prefill_chunk = config->rollout.prefill_chunk,
-                                .feature_cache_bytes = (size_t)config->rollout.feature_cache_mb << 20};
+    engine_options_t options = engine_options_of(config);
     return engine_open(eval->model, &options, &eval->engine);
 }
 

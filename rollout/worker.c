@@ -54,13 +54,6 @@ static status_t send_message(rollout_worker_t *worker, const message_t *message)
 
 // ---- opening ----
 
-static engine_options_t engine_options_of(const config_t *config) {
-    return (engine_options_t){.pages = config->rollout.pages,
-                              .batch_rows = config->rollout.batch_rows,
-                              .prefill_chunk = config->rollout.prefill_chunk,
-                              .feature_cache_bytes = (size_t)config->rollout.feature_cache_mb << 20};
-}
-
 status_t rollout_print_plan(job_t *job, FILE *stream) {
     device_t *device;
     model_t *model = NULL;
