@@ -275,12 +275,13 @@ static status_t do_score(reward_rank_t *r, const coordinator_action_t *action) {
     packed_sample_t sample;
     TRY(packed_sample(r->packed, packed_order(r->packed, (uint64_t)config->seed, (int64_t)action->serial), &sample));
     reward_input_t input = {.completion = action->text,
-                            .answer = sample.answer,
+                            .answer = config->grpo.reward_answer > 0 ? sample.answer : NULL,
                             .kind = sample.kind,
                             .options = sample.options,
                             .option_count = sample.option_count,
                             .tag_style = config->grpo.strict_tags ? TAG_STRICT_NEWLINE : TAG_WHITESPACE_TOLERANT,
-                            .tokens = action->tokens};
+                            .tokens = action->tokens,
+                            .budget = config->grpo.max_new_tokens};
     return scorer_submit(r->scorers, action->serial, action->index, &input);
 }
 
@@ -418,7 +419,8 @@ static status_t reward_rank_open(reward_rank_t *r) {
                                 .timeout_s = config->reward.timeout_s,
                                 .memory_mb = config->reward.memory_mb,
                                 .tag_weight = config->grpo.reward_tag,
-                                .answer_weight = config->grpo.reward_answer};
+                                .answer_weight = config->grpo.reward_answer,
+                                .length_weight = config->grpo.reward_length};
     TRY(packed_open(config->data.train, &r->packed));
     TRY(scorer_pool_open(&scorers, &r->scorers));
     link_options_t options = job_link_options(r->job);

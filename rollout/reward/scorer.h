@@ -17,7 +17,7 @@ typedef struct scorer_options {
     int scorers;
     double timeout_s;
     int64_t memory_mb; // address space of a child
-    double tag_weight, answer_weight;
+    double tag_weight, answer_weight, length_weight;
 } scorer_options_t;
 
 typedef struct scorer_result {
