@@ -50,6 +50,7 @@ static status_t open_parts(eval_t *eval) {
     if (config->eval.limit && config->eval.limit < eval->count) eval->count = config->eval.limit;
     if (!eval->count) FAIL(STATUS_INVALID, "%s holds no samples", config->data.test);
     TRY(ALLOCATE(&eval->done, eval->count));
+    TRY(eval_check_answers(eval));
     TRY(eval_collect_words(eval));
     TRY(eval_identify(eval));
     engine_options_t options = engine_options_of(config);

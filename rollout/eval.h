@@ -31,6 +31,8 @@ typedef struct eval {
 status_t eval_agree(eval_t *eval, status_t status, const char *phase) STATUS_CHECKED;
 
 // ---- scoring (eval_score.c) ----
+// Rank 0 says on stderr when no sample has an answer to compare with.
+status_t eval_check_answers(eval_t *eval) STATUS_CHECKED;
 // Fills eval->words.
 status_t eval_collect_words(eval_t *eval) STATUS_CHECKED;
 // Appends the JSON line of one answered sample.

@@ -412,6 +412,23 @@ static status_t serve(reward_rank_t *r) {
     return STATUS_OK;
 }
 
+// A group without a gold answer can have no reward: said now, not after the first step's generation.
+static status_t check_answers(const reward_rank_t *r) {
+    const config_t *config = r->job->config;
+    int64_t count = packed_count(r->packed), missing = 0;
+    if (config->grpo.reward_answer <= 0) return STATUS_OK;
+    for (int64_t i = 0; i < count; i++) {
+        packed_sample_t sample;
+        TRY(packed_sample(r->packed, i, &sample));
+        missing += !*sample.answer;
+    }
+    if (!missing) return STATUS_OK;
+    FAIL(STATUS_INVALID,
+         "%lld of %lld samples of %s have no 'answer'; pack data with answers, or set grpo.reward_answer to 0 to train "
+         "without them",
+         (long long)missing, (long long)count, config->data.train);
+}
+
 static status_t reward_rank_open(reward_rank_t *r) {
     const config_t *config = r->job->config;
     scorer_options_t scorers = {.program = r->job->program,
@@ -422,6 +439,7 @@ static status_t reward_rank_open(reward_rank_t *r) {
                                 .answer_weight = config->grpo.reward_answer,
                                 .length_weight = config->grpo.reward_length};
     TRY(packed_open(config->data.train, &r->packed));
+    TRY(check_answers(r));
     TRY(scorer_pool_open(&scorers, &r->scorers));
     link_options_t options = job_link_options(r->job);
     TRY(hub_open(job_bind_endpoint(r->job), &options, &r->hub));

@@ -66,6 +66,23 @@ wrong "need mpirun -n 4, not -n 3" mpirun -n 3 "$POISE" "${grpo[@]}" --set roles
 wrong "unknown key" mpirun -n 3 "$POISE" "${grpo[@]}" --set rolls.learners=3
 wrong "none.h5" "$launch" -n 3 "${grpo[@]}" --set "data.train=$work/none.h5"
 
+echo "== data without answers"
+sed 's/"answer": *[^,}]*, *//' "$work/data/rl.jsonl" | head -n 6 >"$work/data/bare.jsonl"
+head -n 2 "$work/data/rl.jsonl" >>"$work/data/bare.jsonl"
+"$POISE" pack --prompts --model "$model" --input "$work/data/bare.jsonl" --output "$work/data/bare.h5" >"$work/out" 2>&1 || fail "pack failed" "$work/out"
+wrong "6 of 8 samples of .*bare.h5 have no 'answer'.*grpo.reward_answer" "$launch" -n 3 "${grpo[@]}" --set "data.train=$work/data/bare.h5"
+sft_settings
+settings+=(--set "data.train=$work/data/bare.h5" --set "data.test=$work/data/bare.h5")
+must_job unpaid 3 grpo grpo.reward_answer=0 grpo.reward_length=2 grpo.prompts=2 grpo.completions=2 grpo.max_new_tokens=4 optimizer.steps=1
+all unpaid completions/excluded 'x == 0'
+all unpaid reward/answer 'x == 0'
+all unpaid reward 'x >= 0.5'
+must_job eval-few 2 eval eval.limit=6 eval.max_new_tokens=2
+[ "$(grep -c "no sample of .*bare.h5.* has an 'answer'" "$work/eval-few.log")" = 1 ] || fail "eval does not say once that there are no answers" "$work/eval-few.log"
+must_job eval-some 1 eval eval.max_new_tokens=2
+grep -q "has an 'answer'" "$work/eval-some.log" && fail "eval says that there are no answers" "$work/eval-some.log"
+sft_settings
+
 echo "== resume"
 must_job run 1 sft optimizer.stop_after=1
 wrong "go on from .*step-1.h5.*under another training configuration" "$POISE" "${sft[@]}" --set optimizer.learning_rate=1e-5
