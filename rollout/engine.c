@@ -401,7 +401,7 @@ static status_t finish(engine_t *engine, sequence_t *sequence, engine_sink_t sin
 
 status_t engine_step(engine_t *engine, engine_sink_t sink, void *context) {
     if (!engine->pending) return STATUS_OK;
-    double started = clock_seconds();
+    engine->step_started = clock_seconds();
     TRY(engine_schedule(engine));
     TRY(engine_forward(engine));
     for (int i = 0; i < engine->draws; i++) {
@@ -418,7 +418,8 @@ status_t engine_step(engine_t *engine, engine_sink_t sink, void *context) {
         if (!group->unfinished) remove_group(engine, group);
         group = next;
     }
-    engine->statistics.busy_s += clock_seconds() - started;
+    engine->statistics = engine_get_statistics(engine);
+    engine->step_started = 0;
     return STATUS_OK;
 }
 
@@ -430,5 +431,7 @@ status_t engine_weights_changed(engine_t *engine) {
 }
 
 engine_statistics_t engine_get_statistics(const engine_t *engine) {
-    return engine->statistics;
+    engine_statistics_t statistics = engine->statistics;
+    if (engine->step_started > 0) statistics.busy_s += clock_seconds() - engine->step_started;
+    return statistics;
 }

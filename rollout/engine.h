@@ -80,6 +80,7 @@ void engine_cancel(engine_t *engine, uint64_t key);
 // To call after the model's weights changed: drops KV pages and, when vision_version moved, image features. Nothing may
 // be pending.
 status_t engine_weights_changed(engine_t *engine) STATUS_CHECKED;
+// The time of a step counts from within it (in a sink).
 engine_statistics_t engine_get_statistics(const engine_t *engine);
 
 #endif

@@ -196,6 +196,8 @@ static status_t on_completion(void *context, const engine_completion_t *completi
              (unsigned long long)completion->key);
     char *text;
     TRY(tokenizer_decode(worker->tokenizer, completion->tokens, completion->length, true, &text));
+    // Before the last completion: what follows from that one (a plan) must not overtake the numbers of its making.
+    status_t status = engine_pending(worker->engine) ? STATUS_OK : send_statistics(worker);
     // Packing copies; the message only reads what it points to.
     message_t message = {.type = MESSAGE_COMPLETION,
                          .completion = {.serial = completion->key,
@@ -209,7 +211,7 @@ static status_t on_completion(void *context, const engine_completion_t *completi
                                         .text = text,
                                         .truncated = !completion->stopped,
                                         .seconds = completion->seconds}};
-    status_t status = send_message(worker, &message);
+    if (!status) status = send_message(worker, &message);
     free(text);
     TRY(status);
     if (--worker->group[place].unfinished == 0) close_group(worker, place);
@@ -380,10 +382,7 @@ static status_t turn(rollout_worker_t *worker, double wait_s) {
     if (worker->stopped) return send_statistics(worker);
     TRY(submit_ready(worker));
     TRY(take_weights(worker));
-    if (engine_pending(worker->engine)) {
-        TRY(engine_step(worker->engine, on_completion, worker));
-        if (!engine_pending(worker->engine) && !worker->works) TRY(send_statistics(worker));
-    }
+    TRY(engine_step(worker->engine, on_completion, worker));
     return check_waiting(worker);
 }
 
