@@ -47,3 +47,9 @@ same "tokens generated and trained on under staleness" "$(sum rollout/generated_
 must_job other-seed 3 grpo seed=6
 [ "$(hash_of other-seed)" != "$wanted" ] || fail "another seed ends in the same weights"
 echo "another seed: $(hash_of other-seed)"
+# Adapters alone are trained, published and sampled with: the same holds.
+full=$wanted
+wanted=""
+compare lora-one-one 3 roles.learners=1 roles.rollouts=1 lora.rank=2
+compare lora-two-two 5 roles.learners=2 roles.rollouts=2 lora.rank=2 rollout.batch_rows=17 grpo.launch_leaves=1
+[ "$wanted" != "$full" ] || fail "adapters end in the weights of full training"
