@@ -172,14 +172,22 @@ static status_t answer_all(eval_t *eval) {
     // Enough questions to keep every row of a step busy, and no more images in memory than that needs.
     int ahead = eval->config->rollout.batch_rows + 16;
     while (next < eval->count || engine_pending(eval->engine)) {
-        if (job_stop_requested(eval->job))
-            FAIL(STATUS_CANCELLED, "stopped; start the same command again to go on from here");
+        eval->stopped = job_stop_requested(eval->job);
+        if (eval->stopped) break;
         for (; next < eval->count && engine_pending(eval->engine) < ahead; next += eval->ranks)
             if (!eval->done[next]) TRY(ask(eval, next));
         TRY(engine_step(eval->engine, on_answer, eval));
         if (eval->rank == 0) progress_show(&progress, eval->finished, "");
     }
     if (eval->rank == 0) progress_end(&progress);
+    return STATUS_OK;
+}
+
+// A rank that was done before the others were stopped ends as they do.
+static status_t agree_stop(eval_t *eval) {
+    int64_t stopped = eval->stopped;
+    TRY(comm_all_reduce_i64(eval->job->world, &stopped, 1, COMM_MAX, "stop request"));
+    if (stopped) FAIL(STATUS_CANCELLED, "stopped; start the same command again to go on from here");
     return STATUS_OK;
 }
 
@@ -194,6 +202,7 @@ status_t eval_run(job_t *job) {
         double seconds = clock_seconds() - started;
         comm_set_deadline(job->world, job->config->deadline.collective_s + seconds);
         status = eval_agree(&eval, status, "evaluation");
+        if (!status) status = agree_stop(&eval);
         comm_set_deadline(job->world, job->config->deadline.collective_s);
     }
     int64_t answered = eval.finished;

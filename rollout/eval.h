@@ -25,6 +25,7 @@ typedef struct eval {
     char *path;            // of that file
     bool *done;            // [count] samples whose line is written, by any run
     int64_t finished;      // of this rank's, in this run
+    bool stopped;          // this rank was asked to stop before its share was done
     question_t *questions; // in the engine
 } eval_t;
 // Gives every rank the same outcome: an error of one becomes an error of all. Collective.
