@@ -62,11 +62,15 @@ typedef struct engine_statistics {
 } engine_statistics_t;
 
 typedef struct engine engine_t;
+typedef struct packed packed_t; // common/data/packed.h
 
 // Plans the memory by a dry run over the worst step. Errors: a pool smaller than one sequence could need is reported at
 // submit.
 status_t engine_open(model_t *model, const engine_options_t *options, engine_t **out) STATUS_CHECKED;
 void engine_close(engine_t *engine);
+// Plans for the largest image of a packed file now, so that the memory table has it; a larger one is planned for when
+// it is submitted.
+status_t engine_plan_images(engine_t *engine, packed_t *packed) STATUS_CHECKED;
 // Prints the memory table of the dry run.
 void engine_print_memory(const engine_t *engine, FILE *stream);
 // Queues a request. STATUS_INVALID: prompt + budget can never fit the pool or the request is malformed.

@@ -54,7 +54,8 @@ static status_t open_parts(eval_t *eval) {
     TRY(eval_collect_words(eval));
     TRY(eval_identify(eval));
     engine_options_t options = engine_options_of(config);
-    return engine_open(eval->model, &options, &eval->engine);
+    TRY(engine_open(eval->model, &options, &eval->engine));
+    return engine_plan_images(eval->engine, eval->packed);
 }
 
 static void eval_close(eval_t *eval) {

@@ -58,14 +58,19 @@ status_t rollout_print_plan(job_t *job, FILE *stream) {
     device_t *device;
     model_t *model = NULL;
     engine_t *engine = NULL;
+    packed_t *packed = NULL;
+    const char *data = job->config->data.train;
     engine_options_t options = engine_options_of(job->config);
     TRY(device_open(job->config->device, job->config->threads, &device));
     status_t status = model_start(job->config, device, &model);
     if (!status) status = engine_open(model, &options, &engine);
+    if (!status && data && *data) status = packed_open(data, &packed);
+    if (!status && packed) status = engine_plan_images(engine, packed);
     if (!status) {
         fprintf(stream, "one rollout worker (of %d):\n", job->rollout_count);
         engine_print_memory(engine, stream);
     }
+    packed_close(packed);
     engine_close(engine);
     model_close(model);
     device_close(device);
@@ -89,7 +94,8 @@ static status_t open_parts(rollout_worker_t *worker, model_t *model) {
         TRY(patch_cache_open(&worker->model->config.image, (size_t)config->data.patch_cache_mb << 20,
                              &worker->patches));
     engine_options_t options = engine_options_of(config);
-    return engine_open(worker->model, &options, &worker->engine);
+    TRY(engine_open(worker->model, &options, &worker->engine));
+    return engine_plan_images(worker->engine, worker->packed);
 }
 
 static status_t join(rollout_worker_t *worker) {

@@ -99,6 +99,7 @@ dry() { # RANKS PATTERN COMMAND...
 }
 dry 2 '^# ranks: 2 learners \(world size 2\)' "${sft[@]}" --set "output=$work/dry"
 dry 4 '^# ranks: 1 learner, 2 rollouts, 1 reward \(world size 4\)' "${grpo[@]}" --set "output=$work/dry"
+holds "$work/out" '^ *vision launch +[0-9.]*[1-9][0-9.]* MiB'
 [ ! -e "$work/dry" ] || fail "a dry run made its output folder"
 right '^ *steps: 7' "$POISE" config -c "$POISE_SOURCE_DIR/configs/quickstart/sft.yaml" --set optimizer.steps=7
 cp "$work/out" "$work/printed.yaml"
