@@ -29,6 +29,9 @@ enum {
 // Ratios are counted in bins of log ratio, so that quantiles need no floating-point sums over ranks.
 enum { RATIO_BINS_PER_UNIT = 1024, RATIO_BIN_LIMIT = 8192, RATIO_BINS = 2 * RATIO_BIN_LIMIT + 1 };
 
+// Versions that rollouts may report on before a step's line is written: staleness is at most 16.
+enum { STATISTICS_VERSIONS = 32 };
+
 // A group that this learner computes.
 typedef struct grpo_leaf {
     const message_group_t *group;
@@ -70,7 +73,7 @@ typedef struct grpo_run {
     size_t pending_count, pending_capacity;
     bool stopped; // the reward rank said stop
     char stop_reason[256];
-    message_statistics_t statistics; // sums since the last report
+    message_statistics_t statistics[STATISTICS_VERSIONS]; // sums by the weights' version, at its number modulo
     grpo_batch_t batch;
     bool first_update;  // log-probs of this pass are compared with the rollout's
     bool count_metrics; // false while a step's leaves are summed again
@@ -92,6 +95,9 @@ status_t grpo_send(grpo_run_t *run, const message_t *message) STATUS_CHECKED;
 status_t grpo_wait_batch(grpo_run_t *run, int64_t step) STATUS_CHECKED;
 // Waits until the reward rank says stop.
 status_t grpo_wait_stop(grpo_run_t *run) STATUS_CHECKED;
+
+// What the rollouts reported of the groups of `step` (and of any before); it is forgotten.
+message_statistics_t grpo_take_statistics(grpo_run_t *run, int64_t step);
 
 // ---- grpo_batch.c ----
 // Checks the fetched groups and lays this learner's out as leaves. Collective (counts are summed).

@@ -103,9 +103,8 @@ static void add_policy(grpo_run_t *run, double normaliser) {
     metrics_add(metrics, "redone", run->redos);
 }
 
-static void add_times(grpo_run_t *run) {
+static void add_times(grpo_run_t *run, const message_statistics_t *rollout) {
     const grpo_times_t *times = &run->times;
-    const message_statistics_t *rollout = &run->statistics;
     const message_plan_t *plan = run->batch.plan;
     metrics_t *metrics = run->metrics;
     double tokens = (double)run->batch.tokens;
@@ -151,6 +150,7 @@ static void tell_mismatch(grpo_run_t *run) {
 
 static status_t write_line(grpo_run_t *run, int64_t completed) {
     const learner_t *learner = &run->learner;
+    message_statistics_t rollout = grpo_take_statistics(run, completed - 1);
     double normaliser = grpo_normaliser(learner->config->grpo.aggregation, run->batch.sequences, run->batch.tokens);
     tell_mismatch(run);
     if (run->report.skipped)
@@ -163,15 +163,13 @@ static status_t write_line(grpo_run_t *run, int64_t completed) {
     if (completed % learner->config->metrics.every != 0 && !final) return STATUS_OK;
     add_rewards(run);
     add_policy(run, normaliser > 0.0 ? normaliser : 1.0);
-    add_times(run);
+    add_times(run, &rollout);
     if (final) {
         char hash[65];
         TRY(optimizer_weights_hash(learner->optimizer, hash));
         metrics_add_text(run->metrics, "weights_hash", hash);
     }
-    TRY(metrics_write(run->metrics, completed));
-    run->statistics = (message_statistics_t){0};
-    return STATUS_OK;
+    return metrics_write(run->metrics, completed);
 }
 
 status_t grpo_report(grpo_run_t *run, int64_t completed) {

@@ -68,6 +68,26 @@ static void add_statistics(message_statistics_t *sum, const message_statistics_t
     sum->sync_s += more->sync_s;
 }
 
+static status_t keep_statistics(grpo_run_t *run, const message_statistics_t *more) {
+    if (more->version < 0) FAIL(STATUS_PEER, "rollout statistics name version %lld", (long long)more->version);
+    message_statistics_t *sum = &run->statistics[more->version % STATISTICS_VERSIONS];
+    add_statistics(sum, more);
+    sum->version = more->version;
+    return STATUS_OK;
+}
+
+message_statistics_t grpo_take_statistics(grpo_run_t *run, int64_t step) {
+    message_statistics_t out = {0};
+    int64_t version = step - run->learner.config->grpo.staleness; // the step's groups are sampled from it
+    for (int i = 0; i < STATISTICS_VERSIONS; i++) {
+        message_statistics_t *sum = &run->statistics[i];
+        if (sum->version > (version > 0 ? version : 0)) continue;
+        add_statistics(&out, sum);
+        *sum = (message_statistics_t){0};
+    }
+    return out;
+}
+
 static status_t keep_group(grpo_run_t *run, message_t *message) {
     grpo_batch_t *batch = &run->batch;
     for (int i = 0; batch->plan && i < batch->plan->groups; i++) {
@@ -91,8 +111,7 @@ static status_t file_message(grpo_run_t *run, message_t *message) {
     case MESSAGE_GROUP:
         return keep_group(run, message);
     case MESSAGE_STATISTICS:
-        add_statistics(&run->statistics, &message->statistics);
-        return STATUS_OK;
+        return keep_statistics(run, &message->statistics);
     case MESSAGE_STOP:
         run->stopped = true;
         memcpy(run->stop_reason, message->stop.reason, sizeof(run->stop_reason));

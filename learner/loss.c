@@ -83,7 +83,6 @@ void grpo_completion_loss(const grpo_options_t *options, double advantage, const
     for (int i = 0; i < count; i++) {
         double rho = exp((double)logprob[i] - (double)logprob_old[i]), gradient = 0.0;
         if (ratio) ratio[i] = (float)rho;
-        sums->ratio_sum += rho;
         if (fabs(rho - 1.0) > sums->ratio_max_deviation) sums->ratio_max_deviation = fabs(rho - 1.0);
         if (advantage != 0.0) {
             double clipped = rho < low ? low : rho > high ? high : rho;

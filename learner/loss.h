@@ -31,8 +31,8 @@ typedef struct grpo_options {
     int max_new_tokens;
 } grpo_options_t;
 typedef struct grpo_sums {
-    double policy_loss, kl_loss, entropy; // sums under the aggregation's inner weights; entropy: sum over tokens
-    double ratio_sum, ratio_max_deviation;
+    double policy_loss, kl_loss; // sums under the aggregation's inner weights
+    double ratio_max_deviation;
     int64_t tokens, clipped_low, clipped_high, sequences;
 } grpo_sums_t;
 // l_tok = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + kl * k3, rho = exp(logp - logp_old), k3 = exp(d) - d

@@ -1,18 +1,13 @@
 // The engine's door: opening, requests, the step around schedule and forward.
 #include "rollout/engine_internal.h"
 
+#include "common/comm/clock.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { COPY_ROWS = 1024 };
-
-static double now_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 // ---- opening ----
 
@@ -90,6 +85,13 @@ static status_t open_rows(engine_t *engine) {
             engine->banned[engine->banned_count++] = rules->media_tokens[i];
     TRY(engine->device->table->allocate(engine->device, sizeof(engine->banned), (void **)&engine->device_banned));
     return engine->device->table->upload(engine->device, engine->device_banned, engine->banned, sizeof(engine->banned));
+}
+
+engine_options_t engine_options_of(const config_t *config) {
+    return (engine_options_t){.pages = config->rollout.pages,
+                              .batch_rows = config->rollout.batch_rows,
+                              .prefill_chunk = config->rollout.prefill_chunk,
+                              .feature_cache_bytes = (size_t)config->rollout.feature_cache_mb << 20};
 }
 
 status_t engine_open(model_t *model, const engine_options_t *options, engine_t **out) {
@@ -389,7 +391,7 @@ static status_t finish(engine_t *engine, sequence_t *sequence, engine_sink_t sin
                                       .logprobs = sequence->logprobs,
                                       .entropy = sequence->entropy,
                                       .stopped = is_end(engine, sequence->tokens[sequence->length - 1]),
-                                      .seconds = now_seconds() - group->admitted_s};
+                                      .seconds = clock_seconds() - group->admitted_s};
     engine_sequence_release(engine, sequence);
     sequence->state = SEQUENCE_FINISHED;
     group->unfinished--;
@@ -399,7 +401,7 @@ static status_t finish(engine_t *engine, sequence_t *sequence, engine_sink_t sin
 
 status_t engine_step(engine_t *engine, engine_sink_t sink, void *context) {
     if (!engine->pending) return STATUS_OK;
-    double started = now_seconds();
+    engine->step_started = clock_seconds();
     TRY(engine_schedule(engine));
     TRY(engine_forward(engine));
     for (int i = 0; i < engine->draws; i++) {
@@ -416,7 +418,8 @@ status_t engine_step(engine_t *engine, engine_sink_t sink, void *context) {
         if (!group->unfinished) remove_group(engine, group);
         group = next;
     }
-    engine->statistics.busy_s += now_seconds() - started;
+    engine->statistics = engine_get_statistics(engine);
+    engine->step_started = 0;
     return STATUS_OK;
 }
 
@@ -428,5 +431,7 @@ status_t engine_weights_changed(engine_t *engine) {
 }
 
 engine_statistics_t engine_get_statistics(const engine_t *engine) {
-    return engine->statistics;
+    engine_statistics_t statistics = engine->statistics;
+    if (engine->step_started > 0) statistics.busy_s += clock_seconds() - engine->step_started;
+    return statistics;
 }

@@ -9,6 +9,7 @@
 #ifndef ROLLOUT_ENGINE_H
 #define ROLLOUT_ENGINE_H
 
+#include "common/config/config.h"
 #include "common/model/batch.h"
 #include "common/model/model.h"
 
@@ -20,6 +21,8 @@ typedef struct engine_options {
     int prefill_chunk;          // most prefill rows of one sequence per step
     size_t feature_cache_bytes; // image features kept by (content hash, vision version)
 } engine_options_t;
+// The rollout settings of a configuration.
+engine_options_t engine_options_of(const config_t *config);
 
 typedef struct engine_request {
     uint64_t key; // group serial, or a hash of the request's id
@@ -59,11 +62,15 @@ typedef struct engine_statistics {
 } engine_statistics_t;
 
 typedef struct engine engine_t;
+typedef struct packed packed_t; // common/data/packed.h
 
 // Plans the memory by a dry run over the worst step. Errors: a pool smaller than one sequence could need is reported at
 // submit.
 status_t engine_open(model_t *model, const engine_options_t *options, engine_t **out) STATUS_CHECKED;
 void engine_close(engine_t *engine);
+// Plans for the largest image of a packed file now, so that the memory table has it; a larger one is planned for when
+// it is submitted.
+status_t engine_plan_images(engine_t *engine, packed_t *packed) STATUS_CHECKED;
 // Prints the memory table of the dry run.
 void engine_print_memory(const engine_t *engine, FILE *stream);
 // Queues a request. STATUS_INVALID: prompt + budget can never fit the pool or the request is malformed.
@@ -77,6 +84,7 @@ void engine_cancel(engine_t *engine, uint64_t key);
 // To call after the model's weights changed: drops KV pages and, when vision_version moved, image features. Nothing may
 // be pending.
 status_t engine_weights_changed(engine_t *engine) STATUS_CHECKED;
+// The time of a step counts from within it (in a sink).
 engine_statistics_t engine_get_statistics(const engine_t *engine);
 
 #endif

@@ -107,6 +107,7 @@ struct engine {
     group_t *first, *last;
     int pending, running;
     engine_statistics_t statistics;
+    double step_started; // 0: not inside a step
 
     // One step's rows.
     int rows, sequences, keys, feature_rows, draws, copies, images;

@@ -1,6 +1,8 @@
 // Memory of the engine's steps, by dry runs.
 #include "rollout/engine_internal.h"
 
+#include "common/data/packed.h"
+
 #include <string.h>
 
 enum { VISION_ROWS = 1024, SLACK_BYTES = 1 << 16 };
@@ -108,4 +110,44 @@ status_t engine_plan_vision(engine_t *engine, const image_patches_t *largest) {
     engine->vision_memory = memory;
     engine->vision_rows = count * largest->rows;
     return reopen(engine);
+}
+
+// The image with most placeholder tokens: each run of them in a prompt stands for one image, in order.
+static status_t largest_image(packed_t *packed, int32_t image_token, int32_t *out) {
+    int64_t count = packed_count(packed);
+    int most = 0;
+    *out = -1;
+    for (int64_t i = 0; i < count; i++) {
+        packed_sample_t sample;
+        TRY(packed_sample(packed, i, &sample));
+        int image = -1, run = 0;
+        for (int j = 0; j < sample.prompt_length; j++) {
+            if (sample.tokens[j] != image_token) {
+                run = 0;
+                continue;
+            }
+            if (!run++) image++;
+            if (run <= most || image >= sample.image_count) continue;
+            most = run;
+            *out = sample.images[image];
+        }
+    }
+    return STATUS_OK;
+}
+
+status_t engine_plan_images(engine_t *engine, packed_t *packed) {
+    const image_rules_t *rules = &engine->model->config.image;
+    const void *bytes;
+    size_t size;
+    uint64_t hash;
+    int32_t image;
+    image_patches_t *patches;
+    if (!engine->model->config.has_vision) return STATUS_OK;
+    TRY(largest_image(packed, rules->image_token, &image));
+    if (image < 0) return STATUS_OK;
+    TRY(packed_image(packed, image, &bytes, &size, &hash));
+    TRY(image_patches_make(rules, bytes, size, &patches));
+    status_t status = engine_plan_vision(engine, patches);
+    image_patches_free(patches);
+    return status;
 }

@@ -2,13 +2,7 @@
 // back or are scored, then prompts. Only the choice of rows depends on what else is there, never their results.
 #include "rollout/engine_internal.h"
 
-#include <time.h>
-
-static double now_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
+#include "common/comm/clock.h"
 
 static int room(const engine_t *engine) {
     return engine->options.batch_rows - engine->rows;
@@ -132,7 +126,7 @@ static status_t begin_prefill(engine_t *engine, group_t *group, bool *began) {
     if (!*began) return STATUS_OK;
     while (group->pages < pages) group->page[group->pages++] = engine_page_take(engine);
     group->state = GROUP_PREFILLING;
-    if (group->admitted_s == 0) group->admitted_s = now_seconds();
+    if (group->admitted_s == 0) group->admitted_s = clock_seconds();
     return STATUS_OK;
 }
 

@@ -50,13 +50,12 @@ static status_t open_parts(eval_t *eval) {
     if (config->eval.limit && config->eval.limit < eval->count) eval->count = config->eval.limit;
     if (!eval->count) FAIL(STATUS_INVALID, "%s holds no samples", config->data.test);
     TRY(ALLOCATE(&eval->done, eval->count));
+    TRY(eval_check_answers(eval));
     TRY(eval_collect_words(eval));
     TRY(eval_identify(eval));
-    engine_options_t options = {.pages = config->rollout.pages,
-                                .batch_rows = config->rollout.batch_rows,
-                                .prefill_chunk = config->rollout.prefill_chunk,
-                                .feature_cache_bytes = (size_t)config->rollout.feature_cache_mb << 20};
-    return engine_open(eval->model, &options, &eval->engine);
+    engine_options_t options = engine_options_of(config);
+    TRY(engine_open(eval->model, &options, &eval->engine));
+    return engine_plan_images(eval->engine, eval->packed);
 }
 
 static void eval_close(eval_t *eval) {
@@ -177,8 +176,8 @@ static status_t answer_all(eval_t *eval) {
     // Enough questions to keep every row of a step busy, and no more images in memory than that needs.
     int ahead = eval->config->rollout.batch_rows + 16;
     while (next < eval->count || engine_pending(eval->engine)) {
-        if (job_stop_requested(eval->job))
-            FAIL(STATUS_CANCELLED, "stopped; start the same command again to go on from here");
+        eval->stopped = job_stop_requested(eval->job);
+        if (eval->stopped) break;
         for (; next < eval->count && engine_pending(eval->engine) < ahead; next += eval->ranks)
             if (!eval->done[next]) TRY(ask(eval, next));
         TRY(engine_step(eval->engine, on_answer, eval));
@@ -205,6 +204,14 @@ status_t eval_print_plan(job_t *job, FILE *stream) {
     return status;
 }
 
+// A rank that was done before the others were stopped ends as they do.
+static status_t agree_stop(eval_t *eval) {
+    int64_t stopped = eval->stopped;
+    TRY(comm_all_reduce_i64(eval->job->world, &stopped, 1, COMM_MAX, "stop request"));
+    if (stopped) FAIL(STATUS_CANCELLED, "stopped; start the same command again to go on from here");
+    return STATUS_OK;
+}
+
 status_t eval_run(job_t *job) {
     eval_t eval = eval_of(job);
     double started = clock_seconds();
@@ -216,6 +223,7 @@ status_t eval_run(job_t *job) {
         double seconds = clock_seconds() - started;
         comm_set_deadline(job->world, job->config->deadline.collective_s + seconds);
         status = eval_agree(&eval, status, "evaluation");
+        if (!status) status = agree_stop(&eval);
         comm_set_deadline(job->world, job->config->deadline.collective_s);
     }
     int64_t answered = eval.finished;

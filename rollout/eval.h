@@ -25,12 +25,15 @@ typedef struct eval {
     char *path;            // of that file
     bool *done;            // [count] samples whose line is written, by any run
     int64_t finished;      // of this rank's, in this run
+    bool stopped;          // this rank was asked to stop before its share was done
     question_t *questions; // in the engine
 } eval_t;
 // Gives every rank the same outcome: an error of one becomes an error of all. Collective.
 status_t eval_agree(eval_t *eval, status_t status, const char *phase) STATUS_CHECKED;
 
 // ---- scoring (eval_score.c) ----
+// Rank 0 says on stderr when no sample has an answer to compare with.
+status_t eval_check_answers(eval_t *eval) STATUS_CHECKED;
 // Fills eval->words.
 status_t eval_collect_words(eval_t *eval) STATUS_CHECKED;
 // Appends the JSON line of one answered sample.

@@ -4,6 +4,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+status_t eval_check_answers(eval_t *eval) {
+    for (int64_t i = 0; i < eval->count; i++) {
+        packed_sample_t sample;
+        TRY(packed_sample(eval->packed, i, &sample));
+        if (*sample.answer) return STATUS_OK;
+    }
+    if (eval->rank == 0)
+        fprintf(stderr,
+                "poise: no sample of %s that is evaluated has an 'answer': accuracies say nothing, only the answers in "
+                "samples.jsonl do\n",
+                eval->config->data.test);
+    return STATUS_OK;
+}
+
 status_t eval_collect_words(eval_t *eval) {
     int64_t count = packed_count(eval->packed);
     for (int64_t i = 0; i < count; i++) {

@@ -54,25 +54,23 @@ static status_t send_message(rollout_worker_t *worker, const message_t *message)
 
 // ---- opening ----
 
-static engine_options_t engine_options_of(const config_t *config) {
-    return (engine_options_t){.pages = config->rollout.pages,
-                              .batch_rows = config->rollout.batch_rows,
-                              .prefill_chunk = config->rollout.prefill_chunk,
-                              .feature_cache_bytes = (size_t)config->rollout.feature_cache_mb << 20};
-}
-
 status_t rollout_print_plan(job_t *job, FILE *stream) {
     device_t *device;
     model_t *model = NULL;
     engine_t *engine = NULL;
+    packed_t *packed = NULL;
+    const char *data = job->config->data.train;
     engine_options_t options = engine_options_of(job->config);
     TRY(device_open(job->config->device, job->config->threads, &device));
     status_t status = model_start(job->config, device, &model);
     if (!status) status = engine_open(model, &options, &engine);
+    if (!status && data && *data) status = packed_open(data, &packed);
+    if (!status && packed) status = engine_plan_images(engine, packed);
     if (!status) {
         fprintf(stream, "one rollout worker (of %d):\n", job->rollout_count);
         engine_print_memory(engine, stream);
     }
+    packed_close(packed);
     engine_close(engine);
     model_close(model);
     device_close(device);
@@ -96,7 +94,8 @@ static status_t open_parts(rollout_worker_t *worker, model_t *model) {
         TRY(patch_cache_open(&worker->model->config.image, (size_t)config->data.patch_cache_mb << 20,
                              &worker->patches));
     engine_options_t options = engine_options_of(config);
-    return engine_open(worker->model, &options, &worker->engine);
+    TRY(engine_open(worker->model, &options, &worker->engine));
+    return engine_plan_images(worker->engine, worker->packed);
 }
 
 static status_t join(rollout_worker_t *worker) {
@@ -203,6 +202,8 @@ static status_t on_completion(void *context, const engine_completion_t *completi
              (unsigned long long)completion->key);
     char *text;
     TRY(tokenizer_decode(worker->tokenizer, completion->tokens, completion->length, true, &text));
+    // Before the last completion: what follows from that one (a plan) must not overtake the numbers of its making.
+    status_t status = engine_pending(worker->engine) ? STATUS_OK : send_statistics(worker);
     // Packing copies; the message only reads what it points to.
     message_t message = {.type = MESSAGE_COMPLETION,
                          .completion = {.serial = completion->key,
@@ -216,7 +217,7 @@ static status_t on_completion(void *context, const engine_completion_t *completi
                                         .text = text,
                                         .truncated = !completion->stopped,
                                         .seconds = completion->seconds}};
-    status_t status = send_message(worker, &message);
+    if (!status) status = send_message(worker, &message);
     free(text);
     TRY(status);
     if (--worker->group[place].unfinished == 0) close_group(worker, place);
@@ -387,10 +388,7 @@ static status_t turn(rollout_worker_t *worker, double wait_s) {
     if (worker->stopped) return send_statistics(worker);
     TRY(submit_ready(worker));
     TRY(take_weights(worker));
-    if (engine_pending(worker->engine)) {
-        TRY(engine_step(worker->engine, on_completion, worker));
-        if (!engine_pending(worker->engine) && !worker->works) TRY(send_statistics(worker));
-    }
+    TRY(engine_step(worker->engine, on_completion, worker));
     return check_waiting(worker);
 }
 

@@ -69,8 +69,8 @@ typedef struct config {
         int launch_leaves; // groups per launch (micro-batch); does not change results
         int max_new_tokens;
         double temperature, clip_low, clip_high, kl, advantage_eps;
-        double reward_tag, reward_answer; // lambdas
-        bool strict_tags;                 // strict-newline tag style
+        double reward_tag, reward_answer, reward_length; // lambdas
+        bool strict_tags;                                // strict-newline tag style
         config_aggregation_t aggregation;
         int staleness;
         double excluded_limit; // share of excluded completions above which the run stops

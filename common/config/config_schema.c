@@ -83,6 +83,8 @@ const config_key_t config_schema[] = {
     REAL("grpo.advantage_eps", grpo.advantage_eps, "1e-4", 0, 1, true, "added to a group's standard deviation"),
     REAL("grpo.reward_tag", grpo.reward_tag, "1", 0, 1e6, true, "lambda of r_tag (0.25 per correctly placed tag)"),
     REAL("grpo.reward_answer", grpo.reward_answer, "1", 0, 1e6, true, "lambda of r_ans (exact match)"),
+    REAL("grpo.reward_length", grpo.reward_length, "0", -1e6, 1e6, true,
+         "lambda of the length, tokens / max_new_tokens (below 0: shorter is better)"),
     FLAG("grpo.strict_tags", grpo.strict_tags, "false", true, "tags count only on lines of their own"),
     ENUM("grpo.aggregation", grpo.aggregation, "token_mean", "token_mean|sequence_mean|constant", true,
          "how token losses become one number (DAPO, GRPO, Dr.GRPO)"),

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_IMAGES = 1024, MOST_OPTIONS = 256, IMAGE_LIMIT = 1 << 30 };
+enum { MOST_IMAGES = 1024, IMAGE_LIMIT = 1 << 30 };
 #define LIST_LIMIT ((size_t)4 << 30)
 
 // A list that grows, of any item size.
@@ -200,8 +200,8 @@ static status_t check_fields(const json_t *line) {
     }
     const json_t *options = json_object_get(line, "options");
     if (options && !json_is_null(options) && !json_is_array(options)) FAIL(STATUS_INVALID, "'options' must be a list");
-    if (json_array_size(options) > MOST_OPTIONS)
-        FAIL(STATUS_INVALID, "a question may have at most %d options", MOST_OPTIONS);
+    if (json_array_size(options) > ANSWER_MOST_OPTIONS)
+        FAIL(STATUS_INVALID, "a question may have at most %d options", ANSWER_MOST_OPTIONS);
     for (size_t i = 0; i < json_array_size(options); i++)
         if (!json_is_string(json_array_get(options, i))) FAIL(STATUS_INVALID, "'options' must be a list of texts");
     return STATUS_OK;

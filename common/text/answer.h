@@ -6,6 +6,8 @@
 
 #include "common/text/tokenizer.h"
 
+enum { ANSWER_MOST_OPTIONS = 256 }; // of one question; packing refuses more
+
 typedef enum segment { SEGMENT_NONE = 0, SEGMENT_THINK = 1, SEGMENT_ANSWER = 2, SEGMENT_COUNT = 3 } segment_t;
 
 // Labels the tokens of an assistant turn by the characters they cover: everything before "</think>" is think; a token

@@ -13,6 +13,7 @@ static status_t reward_answer(const reward_input_t *input, double *out) {
     const char *start;
     size_t span;
     *out = 0;
+    if (!input->answer) return STATUS_OK;
     if (!*input->answer) FAIL(STATUS_INVALID, "the sample has no gold answer to compare with");
     if (!answer_extract(input->completion, strlen(input->completion), &start, &span)) return STATUS_OK;
     bool equal = false;
@@ -21,9 +22,10 @@ static status_t reward_answer(const reward_input_t *input, double *out) {
     return STATUS_OK;
 }
 
-// The number of tokens: for canaries ("longer is better").
+// The used share of the budget.
 static status_t reward_length(const reward_input_t *input, double *out) {
-    *out = input->tokens;
+    if (input->budget < 1) FAIL(STATUS_INVALID, "a length is scored against a budget of at least one token");
+    *out = (double)input->tokens / input->budget;
     return STATUS_OK;
 }
 

@@ -8,19 +8,19 @@
 
 typedef struct reward_input {
     const char *completion; // text, special tokens left out
-    const char *answer;     // gold
+    const char *answer;     // gold; NULL: the answer part is not paid and counts as 0
     const char *kind;
     const char *const *options;
     int option_count;
     tag_style_t tag_style;
-    int tokens; // length of the completion
+    int tokens, budget; // length of the completion, and the most it could have had
 } reward_input_t;
 
 typedef enum reward_outcome { REWARD_OK, REWARD_TIMEOUT, REWARD_ERROR } reward_outcome_t;
 
 typedef struct reward_function {
     const char *name; // "tag", "answer", "length"
-    // Score in [0, 1] (length: any). An error means "no reward", never 0.
+    // Score in [0, 1]. An error means "no reward", never 0.
     status_t (*score)(const reward_input_t *input, double *out);
 } reward_function_t;
 // Registered rewards, ended by a NULL name.

@@ -275,12 +275,13 @@ static status_t do_score(reward_rank_t *r, const coordinator_action_t *action) {
     packed_sample_t sample;
     TRY(packed_sample(r->packed, packed_order(r->packed, (uint64_t)config->seed, (int64_t)action->serial), &sample));
     reward_input_t input = {.completion = action->text,
-                            .answer = sample.answer,
+                            .answer = config->grpo.reward_answer > 0 ? sample.answer : NULL,
                             .kind = sample.kind,
                             .options = sample.options,
                             .option_count = sample.option_count,
                             .tag_style = config->grpo.strict_tags ? TAG_STRICT_NEWLINE : TAG_WHITESPACE_TOLERANT,
-                            .tokens = action->tokens};
+                            .tokens = action->tokens,
+                            .budget = config->grpo.max_new_tokens};
     return scorer_submit(r->scorers, action->serial, action->index, &input);
 }
 
@@ -411,16 +412,34 @@ static status_t serve(reward_rank_t *r) {
     return STATUS_OK;
 }
 
+// A group without a gold answer can have no reward: said now, not after the first step's generation.
+static status_t check_answers(const reward_rank_t *r) {
+    const config_t *config = r->job->config;
+    int64_t count = packed_count(r->packed), missing = 0;
+    if (config->grpo.reward_answer <= 0) return STATUS_OK;
+    for (int64_t i = 0; i < count; i++) {
+        packed_sample_t sample;
+        TRY(packed_sample(r->packed, i, &sample));
+        missing += !*sample.answer;
+    }
+    if (!missing) return STATUS_OK;
+    FAIL(STATUS_INVALID,
+         "%lld of %lld samples of %s have no 'answer'; pack data with answers, or set grpo.reward_answer to 0 to train "
+         "without them",
+         (long long)missing, (long long)count, config->data.train);
+}
+
 static status_t reward_rank_open(reward_rank_t *r) {
     const config_t *config = r->job->config;
     scorer_options_t scorers = {.program = r->job->program,
                                 .scorers = config->reward.scorers,
                                 .timeout_s = config->reward.timeout_s,
                                 .memory_mb = config->reward.memory_mb,
-                                .tag_style = config->grpo.strict_tags ? TAG_STRICT_NEWLINE : TAG_WHITESPACE_TOLERANT,
                                 .tag_weight = config->grpo.reward_tag,
-                                .answer_weight = config->grpo.reward_answer};
+                                .answer_weight = config->grpo.reward_answer,
+                                .length_weight = config->grpo.reward_length};
     TRY(packed_open(config->data.train, &r->packed));
+    TRY(check_answers(r));
     TRY(scorer_pool_open(&scorers, &r->scorers));
     link_options_t options = job_link_options(r->job);
     TRY(hub_open(job_bind_endpoint(r->job), &options, &r->hub));

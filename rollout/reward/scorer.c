@@ -135,9 +135,10 @@ status_t scorer_submit(scorer_pool_t *pool, uint64_t serial, int32_t index, cons
     json_t *options = json_array();
     for (int i = 0; options && i < input->option_count; i++)
         json_array_append_new(options, json_string(input->options[i]));
-    json_t *request = json_pack("{s:s, s:s, s:s, s:o, s:b, s:i}", "completion", input->completion, "answer",
-                                input->answer, "kind", input->kind, "options", options, "strict",
-                                input->tag_style == TAG_STRICT_NEWLINE, "tokens", input->tokens);
+    json_t *request =
+        json_pack("{s:s, s:s?, s:s, s:o, s:b, s:i, s:i}", "completion", input->completion, "answer", input->answer,
+                  "kind", input->kind, "options", options, "strict", input->tag_style == TAG_STRICT_NEWLINE, "tokens",
+                  input->tokens, "budget", input->budget);
     char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
     json_decref(request);
     if (!text) FAIL(STATUS_INVALID, "the completion or its sample is not valid UTF-8, or memory is short");
@@ -165,12 +166,15 @@ status_t scorer_submit(scorer_pool_t *pool, uint64_t serial, int32_t index, cons
 // Parses a child's answer line into the result.
 static void child_parse(const scorer_pool_t *pool, const child_t *child, scorer_result_t *out) {
     json_t *answer = json_loadb(child->answer, child->answer_size, 0, NULL);
-    const json_t *tag = json_object_get(answer, "tag"), *match = json_object_get(answer, "answer");
-    if (json_is_true(json_object_get(answer, "ok")) && json_is_number(tag) && json_is_number(match)) {
+    const json_t *tag = json_object_get(answer, "tag"), *match = json_object_get(answer, "answer"),
+                 *length = json_object_get(answer, "length");
+    if (json_is_true(json_object_get(answer, "ok")) && json_is_number(tag) && json_is_number(match) &&
+        json_is_number(length)) {
         out->outcome = REWARD_OK;
         out->tag = json_number_value(tag);
         out->answer = json_number_value(match);
-        out->reward = pool->options.tag_weight * out->tag + pool->options.answer_weight * out->answer;
+        out->reward = pool->options.tag_weight * out->tag + pool->options.answer_weight * out->answer +
+                      pool->options.length_weight * json_number_value(length);
     } else {
         const char *why = json_string_value(json_object_get(answer, "why"));
         out->outcome = REWARD_ERROR;

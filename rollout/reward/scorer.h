@@ -16,9 +16,8 @@ typedef struct scorer_options {
     const char *program; // this executable
     int scorers;
     double timeout_s;
-    int64_t memory_mb;     // address space of a child
-    tag_style_t tag_style; // of r_tag
-    double tag_weight, answer_weight;
+    int64_t memory_mb; // address space of a child
+    double tag_weight, answer_weight, length_weight;
 } scorer_options_t;
 
 typedef struct scorer_result {

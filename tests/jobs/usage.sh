@@ -92,6 +92,23 @@ echo "== other commands under mpirun"
 right '^ok +MPI test +a collective over 2 ranks worked' "$launch" -n 2 doctor
 [ "$(grep -Ec '^[0-9]+ problems?, [0-9]+ warnings?$' "$work/out")" = 1 ] || fail "not one summary of two doctors" "$work/out"
 
+echo "== data without answers"
+sed 's/"answer": *[^,}]*, *//' "$work/data/rl.jsonl" | head -n 6 >"$work/data/bare.jsonl"
+head -n 2 "$work/data/rl.jsonl" >>"$work/data/bare.jsonl"
+"$POISE" pack --prompts --model "$model" --input "$work/data/bare.jsonl" --output "$work/data/bare.h5" >"$work/out" 2>&1 || fail "pack failed" "$work/out"
+wrong "6 of 8 samples of .*bare.h5 have no 'answer'.*grpo.reward_answer" "$launch" -n 3 "${grpo[@]}" --set "data.train=$work/data/bare.h5"
+sft_settings
+settings+=(--set "data.train=$work/data/bare.h5" --set "data.test=$work/data/bare.h5")
+must_job unpaid 3 grpo grpo.reward_answer=0 grpo.reward_length=2 grpo.prompts=2 grpo.completions=2 grpo.max_new_tokens=4 optimizer.steps=1
+all unpaid completions/excluded 'x == 0'
+all unpaid reward/answer 'x == 0'
+all unpaid reward 'x >= 0.5'
+must_job eval-few 2 eval eval.limit=6 eval.max_new_tokens=2
+[ "$(grep -c "no sample of .*bare.h5.* has an 'answer'" "$work/eval-few.log")" = 1 ] || fail "eval does not say once that there are no answers" "$work/eval-few.log"
+must_job eval-some 1 eval eval.max_new_tokens=2
+grep -q "has an 'answer'" "$work/eval-some.log" && fail "eval says that there are no answers" "$work/eval-some.log"
+sft_settings
+
 echo "== resume"
 must_job run 1 sft optimizer.stop_after=1
 holds "$work/run/result.json" '"state": *"done"'
@@ -114,6 +131,7 @@ dry() { # RANKS PATTERN COMMAND...
 dry 2 '^rank 1: learner 1$' "${sft[@]}" --set "output=$work/dry"
 dry 4 '^rank 2: rollout 1$' "${grpo[@]}" --set "output=$work/dry"
 holds "$work/out" '^rank 3: reward$'
+holds "$work/out" '^ *vision launch +[0-9.]*[1-9][0-9.]* MiB'
 dry 3 '^rank 1: learner 1 \+ rollout 1$' "${grpo[@]}" --set "output=$work/dry" --set roles.colocated=true --set grpo.staleness=0
 wrong "colocated generates from the current weights only" "$launch" -n 2 "${grpo[@]}" --set roles.colocated=true --set grpo.staleness=1 --dry-run
 wrong "under another training configuration" "$launch" -n 2 "${sft[@]}" --set optimizer.learning_rate=1e-5 --dry-run
