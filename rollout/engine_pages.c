@@ -47,7 +47,7 @@ static void preempt(engine_t *engine, sequence_t *sequence) {
 
 bool engine_reclaim(engine_t *engine, sequence_t *sequence) {
     group_t *youngest = sequence->group;
-    for (group_t *group = sequence->group; group; group = group->next)
+    for (group_t *group = youngest->next; group; group = group->next)
         if (group->pages || group->running) youngest = group;
     if (!youngest->running) {
         engine_group_reset(engine, youngest);

@@ -222,7 +222,7 @@ static status_t config_apply_yaml(config_t *config, const char *name, const char
     diag_options.fp = NULL;
     struct fy_diag *diag = fy_diag_create(&diag_options);
     if (diag) fy_diag_set_collect_errors(diag, true);
-    struct fy_parse_cfg options = {.flags = FYPCF_QUIET | FYPCF_DEFAULT_DOC, .diag = diag};
+    struct fy_parse_cfg options = {.flags = FYPCF_DEFAULT_DOC, .diag = diag};
     struct fy_document *document = fy_document_build_from_string(&options, text, length);
     if (!document) return yaml_error(diag, name);
     struct fy_node *root = fy_document_root(document);

@@ -24,7 +24,7 @@ static status_t make_header(const safetensors_item_t *items, int count, const ch
         for (int j = 0; j < items[i].dimensions; j++)
             failed |= json_array_append_new(shape, json_integer(items[i].shape[j])) != 0;
         json_t *entry = json_pack("{s:s,s:o,s:[I,I]}", "dtype", names[items[i].dtype], "shape", shape, "data_offsets",
-                                  (json_int_t)at, (json_int_t)(at + bytes));
+                                  (json_int_t)at, (json_int_t)at + (json_int_t)bytes);
         failed |= !entry || json_object_set_new(header, items[i].name, entry) != 0;
         at += bytes;
     }
