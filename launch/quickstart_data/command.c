@@ -223,8 +223,8 @@ static status_t data_make(const data_options_t *options) {
 status_t command_quickstart_data(int argc, char **argv) {
     data_options_t o = {.fashion = "/usr/share/datasets/fashion-mnist",
                         .base = 24000,
-                        .text = 9600,
-                        .sft = 8192,
+                        .text = 12000,
+                        .sft = 10240,
                         .rl = 4096,
                         .dev = 200,
                         .test = 500};

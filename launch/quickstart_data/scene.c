@@ -7,7 +7,7 @@
 enum { TSHIRT, TROUSER, PULLOVER, DRESS, SANDAL, SNEAKER, BAG, BOOT };
 
 static const int cluster[2][3] = {{BOOT, SANDAL, SNEAKER}, {PULLOVER, DRESS, TSHIRT}};
-static const double teacher_error = 0.7;
+static const double teacher_error = 0.6;
 
 int draws_below(draws_t *draws, int bound) {
     return (int)philox_below(draws->seed, PHILOX_DATA, draws->item, draws->split, draws->next++, (uint32_t)bound);
