@@ -83,7 +83,7 @@ has 'think .* "<think"' "$poise" inspect "$dir/sft.h5" --model $model --sample 0
          END { exit !(sum["prompt"] == 0 && sum["think"] > 0.999 && sum["think"] < 1.001 && sum["answer"] > 0.999 && sum["answer"] < 1.001) }' ||
     fail "the weights of a sample's tokens do not add up to 1 a segment"
 has 'completed steps  *3' "$poise" inspect "$dir/sft/checkpoints/step-3.h5"
-has '92 with 1598912 elements' "$poise" inspect "$dir/sft/checkpoints/step-3.h5"
+has '50 with 953472 elements' "$poise" inspect "$dir/sft/checkpoints/step-3.h5"
 has '4 with 16 completions' "$poise" inspect "$dir/grpo/trajectories/step-1.h5"
 has 'result  *done' "$poise" inspect "$dir/grpo"
 has 'samples  *24' "$poise" inspect "$dir/sft_eval"
