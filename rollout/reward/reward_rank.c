@@ -343,11 +343,12 @@ static status_t act(reward_rank_t *r) {
     return STATUS_OK;
 }
 
-static status_t take_scores(reward_rank_t *r) {
+// Takes what the scorers have finished, waiting at most wait_s for a first result, and keeps them busy.
+static status_t take_scores(reward_rank_t *r, double wait_s) {
     for (;;) {
         scorer_result_t result;
         bool have;
-        TRY(scorer_take(r->scorers, 0, &result, &have));
+        TRY(scorer_take(r->scorers, wait_s, &result, &have));
         if (!have) return STATUS_OK;
         r->moved = clock_seconds();
         if (result.outcome != REWARD_OK)
@@ -395,7 +396,9 @@ static status_t serve(reward_rank_t *r) {
     double started = r->moved = clock_seconds();
     while (!r->finished || r->learners_here) {
         hub_event_t event;
-        TRY(hub_receive(r->hub, 0.01, &event));
+        // While something is being scored the wait is for the scorers: theirs are the short turns.
+        bool scoring = scorer_pool_busy(r->scorers);
+        TRY(hub_receive(r->hub, scoring ? 0 : 0.01, &event));
         status_t status = STATUS_OK;
         if (event.kind != HUB_NOTHING) r->moved = clock_seconds();
         if (event.kind == HUB_JOINED) status = on_joined(r, &event);
@@ -405,7 +408,7 @@ static status_t serve(reward_rank_t *r) {
         link_buffer_free(&event.message);
         TRY(status);
         TRY(act(r));
-        TRY(take_scores(r));
+        TRY(take_scores(r, scoring && event.kind == HUB_NOTHING ? 0.002 : 0));
         drop_stalled(r);
         TRY(check_deadlines(r, started));
     }

@@ -117,6 +117,12 @@ bool scorer_pool_free(const scorer_pool_t *pool) {
     return pool_idle(pool) != NULL;
 }
 
+bool scorer_pool_busy(const scorer_pool_t *pool) {
+    for (int i = 0; i < pool->options.scorers; i++)
+        if (pool->child[i].busy) return true;
+    return false;
+}
+
 // Writes what the socket takes. false: the child is gone.
 static bool child_write(child_t *child) {
     while (child->request_sent < child->request_size) {

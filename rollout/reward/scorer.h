@@ -32,6 +32,8 @@ status_t scorer_pool_open(const scorer_options_t *options, scorer_pool_t **out) 
 void scorer_pool_close(scorer_pool_t *pool); // ends the children
 // Whether scorer_submit would take a request now.
 bool scorer_pool_free(const scorer_pool_t *pool);
+// Whether a request is out.
+bool scorer_pool_busy(const scorer_pool_t *pool);
 // Hands a request to a free child. Strings are copied. STATUS_INVALID when none is free.
 status_t scorer_submit(scorer_pool_t *pool, uint64_t serial, int32_t index, const reward_input_t *input) STATUS_CHECKED;
 // Takes one finished result, waiting at most wait_s; *have says whether there was one. Kills and replaces children as
