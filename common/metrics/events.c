@@ -75,6 +75,7 @@ status_t events_write(events_t *events, double time, int64_t step, const event_v
     for (size_t i = 0; i < count; i++) {
         poise__events__summary__value__init(&value[i]);
         value[i].tag = (char *)(uintptr_t)values[i].tag; // only read
+        value[i].value_case = POISE__EVENTS__SUMMARY__VALUE__VALUE_SIMPLE_VALUE;
         value[i].simple_value = values[i].value;
         list[i] = &value[i];
     }

@@ -237,7 +237,7 @@ static void test_slices(void **state) {
     uint8_t *data = malloc((size_t)COUNT * 8), *back = malloc((size_t)COUNT * 8);
     for (size_t i = 0; i < (size_t)COUNT * 8; i++) data[i] = (uint8_t)(i * 31 + i / 1001);
     store_t *store;
-    char name[8];
+    char name[16];
     CHECK_OK(store_create(place->file, &store));
     for (int d = 0; d < 4; d++) {
         snprintf(name, sizeof(name), "d%d", d);
