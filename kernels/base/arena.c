@@ -21,7 +21,15 @@ status_t arena_open(arena_t *arena, const char *name, size_t capacity) {
 }
 
 status_t arena_open_measuring(arena_t *arena, const char *name) {
-    return arena_map(arena, name, (size_t)1 << 40, true);
+    // Address space only; where that is scarce (limits, sanitizers) a smaller range measures all but the largest models
+    // too.
+    enum { LARGEST = 40, SMALLEST = 32 };
+    for (int bits = LARGEST; bits > SMALLEST; bits--) {
+        status_t status = arena_map(arena, name, (size_t)1 << bits, true);
+        if (!status) return STATUS_OK;
+        status_free(status);
+    }
+    return arena_map(arena, name, (size_t)1 << SMALLEST, true);
 }
 
 void arena_close(arena_t *arena) {

@@ -22,7 +22,8 @@ typedef struct arena {
 
 // Opens a real arena of `capacity` bytes (zeroed pages of the operating system).
 status_t arena_open(arena_t *arena, const char *name, size_t capacity) STATUS_CHECKED;
-// Opens a measuring arena: it takes address space only (1 TiB), and what it hands out must not be touched.
+// Opens a measuring arena: it takes address space only (1 TiB, less where that is not to be had), and what it hands out
+// must not be touched.
 status_t arena_open_measuring(arena_t *arena, const char *name) STATUS_CHECKED;
 void arena_close(arena_t *arena);
 // `bytes` of memory aligned to ARENA_ALIGNMENT, not zeroed. Fails with STATUS_MEMORY, naming the arena and the sizes.
