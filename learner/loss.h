@@ -1,4 +1,4 @@
-// Losses as functions of log-probs (design section 2): each fills dL/dlogprob per entry, unnormalised; sums over leaves
+// Losses as functions of log-probs: each fills dL/dlogprob per entry, unnormalised; sums over leaves
 // and ranks are divided once, at the optimizer, by globally summed counts.
 #ifndef LEARNER_LOSS_H
 #define LEARNER_LOSS_H

@@ -28,7 +28,7 @@ status_t reward_rank_run(job_t *job) STATUS_CHECKED;
 // of file.
 status_t reward_scorer_main(void) STATUS_CHECKED;
 
-// JSON Lines tools (design section 7). Output appears under its final name only when whole.
+// JSON Lines tools (docs/manual.md). Output appears under its final name only when whole.
 typedef struct tool_options {
     const char *model, *adapter; // adapter NULL: none
     const char *input, *output;

@@ -1,6 +1,6 @@
 // Tags and answers: the one extractor that packing, reward and evaluation share.
 //
-// The four tags are plain text: <think>, </think>, <answer>, </answer>. See design sections 5 and 9.
+// The four tags are plain text: <think>, </think>, <answer>, </answer>.
 #ifndef COMMON_TEXT_ANSWER_H
 #define COMMON_TEXT_ANSWER_H
 

@@ -21,7 +21,7 @@ typedef struct chat {
     int images; // total
 } chat_t;
 
-// "messages" as in design section 7: content is a string or a list of {"type":"text","text"} /
+// "messages" as in docs/file-formats.md: content is a string or a list of {"type":"text","text"} /
 // {"type":"image","image"} (or "image_url"). Errors say which message and part; video is refused.
 status_t chat_read(const json_t *messages, chat_t *out) STATUS_CHECKED;
 void chat_free(chat_t *chat);

@@ -37,7 +37,7 @@ status_t status_context(status_t status, const char *format, ...) __attribute__(
 status_kind_t status_kind(status_t status);
 // The sentence for the user; valid until status_free.
 const char *status_message(status_t status);
-// The exit code of design section 7: 0 for NULL and STATUS_CANCELLED, 2 for STATUS_INVALID, 1 for the rest.
+// The exit code of the command (docs/manual.md): 0 for NULL and STATUS_CANCELLED, 2 for STATUS_INVALID, 1 for the rest.
 int status_exit_code(status_t status);
 // Prints "poise: [rank R] message" and, when with_trace, a line a place. rank < 0 leaves the rank out.
 void status_print(status_t status, FILE *stream, int rank, bool with_trace);

@@ -27,7 +27,7 @@ typedef struct reward_function {
 extern const reward_function_t reward_functions[];
 const reward_function_t *reward_find(const char *name); // NULL: unknown
 
-// Group advantage (GRPO; design section 9): A_i = (r_i - mean) / (std + eps), unbiased std over the counted
+// Group advantage (GRPO): A_i = (r_i - mean) / (std + eps), unbiased std over the counted
 // completions. Exactly 0 for all when max == min or fewer than two count; excluded ones get 0. spread: whether any
 // advantage is non-zero.
 void reward_group_advantages(const double *rewards, const bool *excluded, int count, double eps, double *advantages,
