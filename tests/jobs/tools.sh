@@ -78,9 +78,10 @@ identical "samples of 1 and 3 ranks" "$work/eval-1/samples.jsonl" "$work/eval-3/
 [ "$(wc -l <"$work/eval-1/samples.jsonl")" = 24 ] || fail "$(wc -l <"$work/eval-1/samples.jsonl") samples"
 holds "$work/eval-1/summary.json" '"n": *24'
 [ "$(grep -v seconds "$work/eval-1/summary.json")" = "$(grep -v seconds "$work/eval-3/summary.json")" ] || fail "summaries differ"
-samples_there() { [ "$(cat "$work"/eval-killed/samples.rank-*.jsonl 2>/dev/null | wc -l)" -ge 3 ]; }
+# The portable kernels are slow enough to be caught in the middle, and give the same bits; where even they were done first, try again.
+samples_there() { [ -e "$work/eval-killed/samples.jsonl" ] || [ "$(cat "$work"/eval-killed/samples.rank-*.jsonl 2>/dev/null | wc -l)" -ge 3 ]; }
 for try in 1 2 3 4; do
-    start_job eval-killed 2 eval rollout.batch_rows=1
+    start_job eval-killed 2 eval rollout.batch_rows=1 device=cpu:portable
     within "$limit" samples_there || fail "no samples came" "$work/eval-killed.log"
     kill_all
     end_job
