@@ -100,10 +100,8 @@ static status_t load(patch_cache_t *cache, packed_t *packed, int32_t image, entr
     TRY(packed_image(packed, image, &bytes, &size, &hash));
     TRY(ALLOCATE(&entry, 1));
     status_t status = image_patches_make(&cache->rules, bytes, size, &entry->patches);
-    if (status) {
-        free(entry);
-        return status_context(status, "picture %d of the packed data", (int)image);
-    }
+    if (status) free(entry);
+    TRY(status_context(status, "picture %d of the packed data", (int)image));
     entry->bytes = sizeof(*entry) + sizeof(*entry->patches) +
                    sizeof(float) * (size_t)entry->patches->rows * (size_t)entry->patches->columns;
     entry_t **link = find(cache, hash);
@@ -129,8 +127,8 @@ status_t patch_cache_get(patch_cache_t *cache, packed_t *packed, int32_t image, 
         TRY(load(cache, packed, image, &entry));
     }
     entry->pinned = true;
-    shrink(cache);
     *out = entry->patches;
+    shrink(cache);
     return STATUS_OK;
 }
 

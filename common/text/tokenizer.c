@@ -376,8 +376,9 @@ static size_t replace_invalid(const char *bytes, size_t length, bool final, char
             *kept = length - at;
             break;
         } else {
-            memcpy(out + used, "\xef\xbf\xbd", 3);
-            used += 3;
+            static const unsigned char replacement[3] = {0xef, 0xbf, 0xbd}; // U+FFFD
+            memcpy(out + used, replacement, sizeof(replacement));
+            used += sizeof(replacement);
             at += bad;
         }
     }
