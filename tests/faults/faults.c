@@ -1,0 +1,257 @@
+// Faults: what makes the Nth allocation, write, send, ... of a process fail, hang or kill it. Linked into a second
+// `poise`, build/NAME/tests/poise_faults, by the linker's --wrap: calls of Poise's own objects come through here, those
+// of libraries do not (HDF5's pwrite apart, which is how stores reach the disk). Production code knows nothing of it.
+//
+//   POISE_FAULT=CLASS:N[+][:ACTION][@RANK][,...]     CLASS: one of fault_name; N counts from 1, "N+": that and all
+//   later
+//                                                    ACTION: fail (default), kill (SIGKILL), stop (SIGSTOP), hang
+//   POISE_FAULT_COUNTS=PREFIX                        writes "CLASS COUNT" lines to PREFIX.RANK when the process ends
+//
+// RANK is the rank in MPI_COMM_WORLD (0 without mpirun); left out: every rank. Scorer children take no part.
+#include <errno.h>
+#include <fcntl.h>
+#include <mpi.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <zmq.h>
+
+typedef enum fault_class {
+    FAULT_ALLOC,
+    FAULT_OPEN,
+    FAULT_WRITE,
+    FAULT_FSYNC,
+    FAULT_RENAME,
+    FAULT_SEND,
+    FAULT_RECEIVE,
+    FAULT_COLLECTIVE,
+    FAULT_CLASSES
+} fault_class_t;
+static const char *const fault_name[FAULT_CLASSES] = {"alloc",  "open", "write",   "fsync",
+                                                      "rename", "send", "receive", "collective"};
+static const int fault_errno[FAULT_CLASSES] = {ENOMEM, ENOSPC, ENOSPC, EIO, EIO, EHOSTUNREACH, EAGAIN, EIO};
+
+typedef enum fault_action { ACTION_FAIL, ACTION_KILL, ACTION_STOP, ACTION_HANG } fault_action_t;
+static const char *const action_name[] = {"fail", "kill", "stop", "hang"};
+
+enum { MOST_FAULTS = 8 };
+typedef struct fault {
+    fault_class_t class;
+    fault_action_t action;
+    long number;
+    bool later;
+} fault_t;
+static fault_t fault[MOST_FAULTS];
+static int faults;
+static bool counting;
+static atomic_long count[FAULT_CLASSES];
+static char rank_text[16] = "0";
+
+static bool is_scorer(void) {
+    char line[4096];
+    int file = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+    ssize_t size = file < 0 ? 0 : read(file, line, sizeof(line) - 1);
+    if (file >= 0) close(file);
+    return size > 0 && memmem(line, (size_t)size, "__scorer", 8);
+}
+
+static bool fault_parse(const char *text, size_t length) {
+    char copy[128], class[32], action[16] = "fail";
+    if (length >= sizeof(copy)) return false;
+    memcpy(copy, text, length);
+    copy[length] = 0;
+    char *at = strchr(copy, '@');
+    if (at) *at = 0;
+    fault_t parsed = {0};
+    char *colon = strchr(copy, ':'), *end;
+    if (!colon || (size_t)(colon - copy) >= sizeof(class)) return false;
+    snprintf(class, sizeof(class), "%.*s", (int)(colon - copy), copy);
+    parsed.number = strtol(colon + 1, &end, 10);
+    if (*end == '+') parsed.later = true, end++;
+    if (*end == ':') snprintf(action, sizeof(action), "%s", end + 1);
+    int c = 0, a = 0;
+    while (c < FAULT_CLASSES && strcmp(class, fault_name[c]) != 0) c++;
+    while (a < 4 && strcmp(action, action_name[a]) != 0) a++;
+    if (c == FAULT_CLASSES || a == 4 || parsed.number < 1 || faults == MOST_FAULTS) return false;
+    parsed.class = (fault_class_t)c;
+    parsed.action = (fault_action_t)a;
+    if (!at || !strcmp(at + 1, rank_text)) fault[faults++] = parsed;
+    return true;
+}
+
+__attribute__((constructor)) static void faults_open(void) {
+    const char *text = getenv("POISE_FAULT"), *rank = getenv("OMPI_COMM_WORLD_RANK");
+    if (!rank) rank = getenv("PMIX_RANK");
+    if (!rank) rank = getenv("SLURM_PROCID");
+    if (rank) snprintf(rank_text, sizeof(rank_text), "%s", rank);
+    if (is_scorer()) return;
+    while (text && *text) {
+        size_t length = strcspn(text, ",");
+        if (!fault_parse(text, length)) {
+            dprintf(2, "POISE_FAULT: '%s' is not CLASS:N[+][:ACTION][@RANK]\n", text);
+            _exit(99);
+        }
+        text += length + (text[length] == ',');
+    }
+    counting = getenv("POISE_FAULT_COUNTS") != NULL;
+}
+
+static void counts_write(void) {
+    if (!counting) return;
+    counting = false;
+    char path[4096];
+    snprintf(path, sizeof(path), "%s.%s", getenv("POISE_FAULT_COUNTS"), rank_text);
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    for (int c = 0; file >= 0 && c < FAULT_CLASSES; c++) dprintf(file, "%s %ld\n", fault_name[c], (long)count[c]);
+    if (file >= 0) close(file);
+}
+__attribute__((destructor)) static void faults_close(void) {
+    counts_write();
+}
+
+// Counts a call; true: it must fail, errno is set.
+static bool fault_hits(fault_class_t class, const void *caller) {
+    long number = atomic_fetch_add(&count[class], 1) + 1;
+    for (int i = 0; i < faults; i++) {
+        const fault_t *f = &fault[i];
+        if (f->class != class || (f->later ? number < f->number : number != f->number)) continue;
+        if (number == f->number)
+            dprintf(2, "fault: rank %s: %s of %s %ld, called from %p\n", rank_text, action_name[f->action],
+                    fault_name[class], number, caller);
+        if (f->action == ACTION_KILL) raise(SIGKILL);
+        if (f->action == ACTION_STOP) raise(SIGSTOP);
+        while (f->action == ACTION_HANG) pause();
+        if (f->action != ACTION_FAIL) continue;
+        errno = fault_errno[class];
+        return true;
+    }
+    return false;
+}
+#define HITS(class) fault_hits((class), __builtin_return_address(0))
+// WRAP declares the real function and begins its replacement.
+#define WRAP(type, name, ...)                                                                                          \
+    extern type __real_##name(__VA_ARGS__);                                                                            \
+    extern type __wrap_##name(__VA_ARGS__);                                                                            \
+    type __wrap_##name(__VA_ARGS__)
+
+WRAP(void *, malloc, size_t size) {
+    return HITS(FAULT_ALLOC) ? NULL : __real_malloc(size);
+}
+WRAP(void *, calloc, size_t number, size_t size) {
+    return HITS(FAULT_ALLOC) ? NULL : __real_calloc(number, size);
+}
+WRAP(void *, realloc, void *old, size_t size) {
+    return HITS(FAULT_ALLOC) ? NULL : __real_realloc(old, size);
+}
+WRAP(int, posix_memalign, void **out, size_t alignment, size_t size) {
+    return HITS(FAULT_ALLOC) ? ENOMEM : __real_posix_memalign(out, alignment, size);
+}
+WRAP(char *, strdup, const char *text) {
+    return HITS(FAULT_ALLOC) ? NULL : __real_strdup(text);
+}
+WRAP(char *, strndup, const char *text, size_t size) {
+    return HITS(FAULT_ALLOC) ? NULL : __real_strndup(text, size);
+}
+WRAP(int, vasprintf, char **out, const char *format, va_list arguments) {
+    return HITS(FAULT_ALLOC) ? -1 : __real_vasprintf(out, format, arguments);
+}
+extern int __wrap_asprintf(char **out, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int __wrap_asprintf(char **out, const char *format, ...) {
+    if (HITS(FAULT_ALLOC)) return -1;
+    va_list arguments;
+    va_start(arguments, format);
+    int length = __real_vasprintf(out, format, arguments);
+    va_end(arguments);
+    return length;
+}
+WRAP(void *, mmap, void *address, size_t size, int protection, int flags, int file, off_t offset) {
+    return HITS(FAULT_ALLOC) ? MAP_FAILED : __real_mmap(address, size, protection, flags, file, offset);
+}
+
+extern int __real_open(const char *path, int flags, ...);
+extern int __wrap_open(const char *path, int flags, ...);
+int __wrap_open(const char *path, int flags, ...) {
+    va_list arguments;
+    va_start(arguments, flags);
+    mode_t mode = flags & O_CREAT ? va_arg(arguments, mode_t) : 0;
+    va_end(arguments);
+    return (flags & O_CREAT) && HITS(FAULT_OPEN) ? -1 : __real_open(path, flags, mode);
+}
+WRAP(FILE *, fopen, const char *path, const char *mode) {
+    return *mode != 'r' && HITS(FAULT_OPEN) ? NULL : __real_fopen(path, mode);
+}
+WRAP(ssize_t, write, int file, const void *data, size_t size) {
+    return HITS(FAULT_WRITE) ? -1 : __real_write(file, data, size);
+}
+WRAP(size_t, fwrite, const void *data, size_t size, size_t number, FILE *stream) {
+    return HITS(FAULT_WRITE) ? 0 : __real_fwrite(data, size, number, stream);
+}
+WRAP(int, fflush, FILE *stream) {
+    return stream && HITS(FAULT_WRITE) ? EOF : __real_fflush(stream);
+}
+WRAP(int, fclose, FILE *stream) {
+    bool fails = HITS(FAULT_WRITE);
+    int result = __real_fclose(stream); // a failing fclose closes all the same
+    if (fails) errno = fault_errno[FAULT_WRITE];
+    return fails ? EOF : result;
+}
+WRAP(int, fsync, int file) {
+    return HITS(FAULT_FSYNC) ? -1 : __real_fsync(file);
+}
+WRAP(int, rename, const char *from, const char *to) {
+    return HITS(FAULT_RENAME) ? -1 : __real_rename(from, to);
+}
+// Defined in the executable, this is the one that HDF5 finds.
+extern ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset);
+extern ssize_t __pwrite64(int file, const void *data, size_t size, off64_t offset);
+ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset) {
+    return HITS(FAULT_WRITE) ? -1 : __pwrite64(file, data, size, offset);
+}
+
+WRAP(int, zmq_send, void *socket, const void *data, size_t size, int flags) {
+    return HITS(FAULT_SEND) ? -1 : __real_zmq_send(socket, data, size, flags);
+}
+WRAP(int, zmq_msg_recv, zmq_msg_t *message, void *socket, int flags) {
+    return HITS(FAULT_RECEIVE) ? -1 : __real_zmq_msg_recv(message, socket, flags);
+}
+
+#define WRAP_MPI(name, parameters, arguments)                                                                          \
+    extern int __real_##name parameters;                                                                               \
+    extern int __wrap_##name parameters;                                                                               \
+    int __wrap_##name parameters {                                                                                     \
+        return HITS(FAULT_COLLECTIVE) ? MPI_ERR_OTHER : __real_##name arguments;                                       \
+    }
+WRAP_MPI(MPI_Ibarrier, (MPI_Comm comm, MPI_Request *request), (comm, request))
+WRAP_MPI(MPI_Ibcast, (void *data, int n, MPI_Datatype type, int root, MPI_Comm comm, MPI_Request *request),
+         (data, n, type, root, comm, request))
+WRAP_MPI(MPI_Iallreduce,
+         (const void *in, void *out, int n, MPI_Datatype type, MPI_Op op, MPI_Comm comm, MPI_Request *request),
+         (in, out, n, type, op, comm, request))
+WRAP_MPI(MPI_Ireduce,
+         (const void *in, void *out, int n, MPI_Datatype type, MPI_Op op, int root, MPI_Comm comm,
+          MPI_Request *request),
+         (in, out, n, type, op, root, comm, request))
+WRAP_MPI(MPI_Iallgatherv,
+         (const void *in, int n, MPI_Datatype type, void *out, const int *counts, const int *at, MPI_Datatype out_type,
+          MPI_Comm comm, MPI_Request *request),
+         (in, n, type, out, counts, at, out_type, comm, request))
+
+extern _Noreturn void __real__exit(int code);
+extern _Noreturn void __wrap__exit(int code);
+_Noreturn void __wrap__exit(int code) {
+    counts_write();
+    __real__exit(code);
+}
+
+// Open MPI unloads its plugins before leaks are looked for, and then none of its own can be told from ours by name.
+extern int dlclose(void *handle);
+int dlclose(void *handle) {
+    (void)handle;
+    return 0;
+}
