@@ -21,6 +21,7 @@ status_t command_tokenize(int argc, char **argv) STATUS_CHECKED;
 status_t command_pack(int argc, char **argv) STATUS_CHECKED;
 status_t command_merge(int argc, char **argv) STATUS_CHECKED;
 status_t command_inspect(int argc, char **argv) STATUS_CHECKED;
+status_t command_replay(int argc, char **argv) STATUS_CHECKED;
 status_t command_report(int argc, char **argv) STATUS_CHECKED;
 status_t command_doctor(int argc, char **argv) STATUS_CHECKED;
 status_t command_config(int argc, char **argv) STATUS_CHECKED;

@@ -26,6 +26,8 @@ static const command_t commands[] = {
      "completions of prompts", command_generate},
     {"tokenize", "--model DIR --input FILE --output FILE", "token ids of text or messages", command_tokenize},
     {"merge", "--model DIR --adapter DIR --output DIR [--threads N]", "adapter into weights", command_merge},
+    {"replay", "RUN --step N [--json] [--set KEY=VALUE]...",
+     "repeat a logged GRPO step and compare bits (alone or mpirun)", command_replay},
     {"inspect", "PATH [--model DIR] [--sample N]", "what a model, adapter, data file, checkpoint or run holds",
      command_inspect},
     {"doctor", "", "check this machine and say what is wrong", command_doctor},

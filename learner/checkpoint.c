@@ -27,10 +27,9 @@ static int newest_first(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-// Steps of all checkpoint files, newest first. *out is malloc'd.
-static status_t list_steps(const char *output, int64_t **out, size_t *count) {
+status_t checkpoint_list(const char *output, const char *folder, int64_t **out, size_t *count) {
     char path[PATH_BYTES];
-    snprintf(path, sizeof(path), "%s/checkpoints", output);
+    snprintf(path, sizeof(path), "%s/%s", output, folder);
     *out = NULL;
     *count = 0;
     DIR *directory = opendir(path);
@@ -55,7 +54,7 @@ status_t checkpoint_newest(const char *output, int64_t *step) {
     int64_t *steps;
     size_t count;
     *step = -1;
-    TRY(list_steps(output, &steps, &count));
+    TRY(checkpoint_list(output, "checkpoints", &steps, &count));
     for (size_t i = 0; i < count && *step < 0; i++) {
         char path[PATH_BYTES];
         file_path(output, steps[i], path);
@@ -111,7 +110,7 @@ static status_t remove_old(const config_t *config) {
     if (config->checkpoint.keep < 1) return STATUS_OK;
     int64_t *steps;
     size_t count;
-    TRY(list_steps(config->output, &steps, &count));
+    TRY(checkpoint_list(config->output, "checkpoints", &steps, &count));
     status_t status = STATUS_OK;
     for (size_t i = (size_t)config->checkpoint.keep; i < count && !status; i++) {
         char path[PATH_BYTES];
@@ -176,12 +175,15 @@ static status_t check_header(const learner_t *learner, store_t *store, const cha
     return STATUS_OK;
 }
 
-static status_t open_checked(learner_t *learner, const char *kind, int64_t step, store_t **store) {
+status_t checkpoint_open(const learner_t *learner, const char *kind, int64_t step, store_t **store) {
     char path[PATH_BYTES];
     file_path(learner->config->output, step, path);
     TRY(store_open(path, store));
     status_t status = check_header(learner, *store, kind, step);
-    return status ? status_context(status, "cannot go on from %s", path) : STATUS_OK;
+    if (!status) return STATUS_OK;
+    store_close(*store);
+    *store = NULL;
+    return status_context(status, "cannot go on from %s", path);
 }
 
 static void sweep(const learner_t *learner) {
@@ -210,7 +212,7 @@ static status_t find_checked(learner_t *learner, const char *kind, store_t **sto
     TRY(learner_agree(learner, learner->first ? find(learner, step) : STATUS_OK, "looking for checkpoints"));
     TRY(comm_broadcast(learner->comm, step, sizeof(*step), 0, "looking for checkpoints"));
     if (*step < 0) return STATUS_OK;
-    status_t status = learner_agree(learner, open_checked(learner, kind, *step, store), "opening a checkpoint");
+    status_t status = learner_agree(learner, checkpoint_open(learner, kind, *step, store), "opening a checkpoint");
     if (!status) return STATUS_OK;
     store_close(*store);
     *store = NULL;

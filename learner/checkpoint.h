@@ -28,5 +28,10 @@ status_t checkpoint_resume(learner_t *learner, const char *kind, checkpoint_part
 status_t checkpoint_check(learner_t *learner, const char *kind, int64_t *completed) STATUS_CHECKED;
 // The step of the newest checkpoint in OUTPUT that can be opened; -1: none. A torn file is passed over with a warning.
 status_t checkpoint_newest(const char *output, int64_t *step) STATUS_CHECKED;
+// Steps of the files step-N.h5 in a folder of OUTPUT ("checkpoints", "trajectories"), newest first, whole or not; a
+// folder that does not exist holds none. *out is malloc'd.
+status_t checkpoint_list(const char *output, const char *folder, int64_t **out, size_t *count) STATUS_CHECKED;
+// Opens the checkpoint of one step for reading, with the checks of checkpoint_resume. Not collective.
+status_t checkpoint_open(const learner_t *learner, const char *kind, int64_t step, store_t **store) STATUS_CHECKED;
 
 #endif

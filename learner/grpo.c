@@ -1,85 +1,8 @@
 // A learner rank of `poise grpo`: publish version t, wait for the batch of step t, update, again.
-#include "learner/grpo_internal.h"
+#include "learner/trajectory.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-enum { MOST_REDOS = 24 };
-
-// ---- one step ----
-
-static launch_options_t launch_settings(const grpo_run_t *run, bool recording, bool entropy) {
-    const config_t *config = run->learner.config;
-    return (launch_options_t){(float)config->grpo.temperature, entropy, recording, config->grpo.launch_leaves};
-}
-
-// The reference's log-probs of the batch, once, before the weights move.
-static status_t score_reference(grpo_run_t *run) {
-    learner_t *learner = &run->learner;
-    if (!learner->reference) return STATUS_OK;
-    launch_options_t options = launch_settings(run, false, false);
-    status_t status = launch_leaves(&learner->launcher, learner->reference, run->batch.leaf, run->batch.leaf_count,
-                                    &options, grpo_reference, run);
-    return learner_agree(learner, status, "reference log-probs");
-}
-
-// One optimizer step over the whole batch, its leaves summed again as long as a sum overflows.
-static status_t update(grpo_run_t *run, int number, double normaliser) {
-    learner_t *learner = &run->learner;
-    const config_t *config = learner->config;
-    bool last = number == config->grpo.updates - 1;
-    run->first_update = number == 0;
-    for (int tries = 0;; tries++) {
-        run->count_metrics = tries == 0;
-        launch_options_t options = launch_settings(run, true, number == 0 && tries == 0);
-        TRY(optimizer_begin(learner->optimizer));
-        status_t status = launch_leaves(&learner->launcher, learner->model, run->batch.leaf, run->batch.leaf_count,
-                                        &options, grpo_loss, run);
-        double computed = clock_seconds();
-        TRY(learner_agree(learner, status, "gradients"));
-        run->times.wait_s += clock_seconds() - computed;
-        link_progress(run->link);
-        TRY(optimizer_step(learner->optimizer, normaliser, run->batch.step, last, &run->report));
-        run->times.reduce_s += run->report.reduce_s;
-        run->times.update_s += run->report.update_s + run->report.gather_s;
-        if (!run->report.redo) return STATUS_OK;
-        run->redos++;
-        if (tries == MOST_REDOS)
-            FAIL(STATUS_FAILED, "the gradients of step %lld do not fit after %d tries", (long long)run->batch.step,
-                 MOST_REDOS);
-    }
-}
-
-// The version counts steps, also past a step that changed nothing (skipped, or without a completion that counts).
-static status_t set_version(learner_t *learner, int64_t version) {
-    if (learner->model->version == version) return STATUS_OK;
-    bool *changed;
-    TRY(ALLOCATE(&changed, learner->model->parameter_count));
-    status_t status = model_parameters_changed(learner->model, changed, version);
-    free(changed);
-    return status;
-}
-
-static status_t train_step(grpo_run_t *run, int64_t step) {
-    learner_t *learner = &run->learner;
-    const config_t *config = learner->config;
-    run->redos = 0;
-    run->report = (optimizer_report_t){.learning_rate = optimizer_learning_rate(config, step)};
-    TRY(grpo_batch_prepare(run));
-    double started = clock_seconds();
-    launcher_clear_times(&learner->launcher);
-    TRY(score_reference(run));
-    double normaliser = grpo_normaliser(config->grpo.aggregation, run->batch.sequences, run->batch.tokens);
-    bool skipped = false;
-    for (int u = 0; u < config->grpo.updates && normaliser > 0.0; u++) {
-        TRY(update(run, u, normaliser));
-        skipped = skipped || run->report.skipped;
-    }
-    run->report.skipped = skipped;
-    TRY(set_version(learner, step + 1));
-    run->times.train_s = clock_seconds() - started;
-    return STATUS_OK;
-}
 
 // ---- checkpoints: under staleness k the k versions before the current one belong to the state ----
 
@@ -179,7 +102,8 @@ static status_t after_step(grpo_run_t *run, int64_t completed, bool stop) {
 static status_t one_step(grpo_run_t *run, int64_t step, bool *stop) {
     learner_t *learner = &run->learner;
     TRY(grpo_wait_batch(run, step));
-    TRY(train_step(run, step));
+    TRY(grpo_batch_prepare(run));
+    TRY(grpo_train_step(run, step));
     status_t status = STATUS_OK;
     if (learner->first && learner->config->metrics.trajectories) status = trajectory_write(run, step + 1);
     TRY(learner_agree(learner, status, "trajectories"));
@@ -210,7 +134,9 @@ static status_t grpo_run(grpo_run_t *run, job_t *job, old_versions_t *old) {
     TRY(learner_open(job, true, learner));
     int64_t completed;
     TRY(checkpoint_resume(learner, "grpo", load_versions, old, &completed));
-    TRY(set_version(learner, completed));
+    TRY(grpo_set_version(learner, completed));
+    if (learner->config->metrics.trajectories)
+        TRY(learner_agree(learner, grpo_record_open(run), "memory of the trajectories"));
     TRY(learner_plan_memory(learner, true, false));
     TRY(learner_open_metrics(learner, "grpo", completed, &run->metrics, &run->progress));
     if (completed >= learner->last && learner->first)
@@ -246,6 +172,7 @@ status_t learner_grpo_run_with(job_t *job, const learner_colocated_t *colocated)
     if (colocated && colocated->end) colocated->end(colocated->context);
     old_versions_free(&old);
     grpo_batch_close(run);
+    grpo_record_close(run);
     grpo_stream_close(run);
     metrics_close(run->metrics);
     learner_close(&run->learner);

@@ -250,6 +250,7 @@ static status_t completion_loss(grpo_run_t *run, const launch_view_t *view, grpo
                          leaf->reference ? leaf->reference + reference : NULL, item->length, view->dlogprob + entry,
                          NULL, &sums);
     if (!run->count_metrics) return STATUS_OK;
+    grpo_record_completion(run, leaf, completion, &sums, logprob);
     double *slot = slot_of(run, leaf, completion);
     slot[SLOT_POLICY_LOSS] += sums.policy_loss;
     slot[SLOT_KL_LOSS] += sums.kl_loss;

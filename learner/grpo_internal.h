@@ -60,6 +60,24 @@ typedef struct grpo_batch {
     double policy_loss, kl_loss; // filled from the slots
 } grpo_batch_t;
 
+// What a step computed, to the bit, for its trajectories: a replay compares with it. Off unless `on`.
+enum { RECORD_POLICY_LOSS, RECORD_KL_LOSS, RECORD_RATIO_DEVIATION, RECORD_LOGPROB_HASH, RECORD_FIELDS };
+typedef struct grpo_update_record {
+    double policy_loss, kl_loss, ratio_deviation; // of all learners, after aggregation
+    double gradient_norm;
+    int64_t skipped;
+} grpo_update_record_t;
+typedef struct grpo_record {
+    bool on;
+    int updates;                  // done in this step
+    grpo_update_record_t *update; // [grpo.updates]
+    // [grpo.updates][prompts * completions][RECORD_FIELDS]: the bits of doubles, and the hash of a completion's
+    // log-probs; of all learners once a step is done.
+    int64_t *share;
+    int64_t *before, *after; // [tensors] hashes of the trained tensors; learner 0
+    int64_t hashed_version;  // of `after`; -1: not known
+} grpo_record_t;
+
 typedef struct grpo_times {
     double step_started, idle_s, fetch_s, data_s, wait_s, reduce_s, update_s, sync_s, train_s;
 } grpo_times_t;
@@ -79,6 +97,8 @@ typedef struct grpo_run {
     bool count_metrics; // false while a step's leaves are summed again
     optimizer_report_t report;
     int redos;
+    int update; // the number of the one under way
+    grpo_record_t record;
     bool mismatch_told;
     grpo_times_t times;
     metrics_t *metrics; // learner 0
@@ -99,6 +119,26 @@ status_t grpo_wait_stop(grpo_run_t *run) STATUS_CHECKED;
 // What the rollouts reported of the groups of `step` (and of any before); it is forgotten.
 message_statistics_t grpo_take_statistics(grpo_run_t *run, int64_t step);
 
+// ---- grpo_step.c ----
+// The updates of a step on run->batch, which is prepared: log-probs, losses, exact sums, AdamW; then the model holds
+// version step + 1. Collective.
+status_t grpo_train_step(grpo_run_t *run, int64_t step) STATUS_CHECKED;
+// The version counts steps, also past a step that changed nothing (skipped, or without a completion that counts).
+status_t grpo_set_version(learner_t *learner, int64_t version) STATUS_CHECKED;
+
+// ---- grpo_record.c ----
+status_t grpo_record_open(grpo_run_t *run) STATUS_CHECKED;
+void grpo_record_close(grpo_run_t *run);
+// The hashes of the weights that the step begins with; clears what the step before left.
+status_t grpo_record_begin(grpo_run_t *run) STATUS_CHECKED;
+// A completion's numbers in the update under way.
+void grpo_record_completion(grpo_run_t *run, const grpo_leaf_t *leaf, int completion, const grpo_sums_t *sums,
+                            const float *logprob);
+// After an update: keeps run->report.
+void grpo_record_update(grpo_run_t *run);
+// Shares the completions' numbers, adds them up, hashes the weights. Collective.
+status_t grpo_record_end(grpo_run_t *run, double normaliser) STATUS_CHECKED;
+
 // ---- grpo_batch.c ----
 // Checks the fetched groups and lays this learner's out as leaves. Collective (counts are summed).
 status_t grpo_batch_prepare(grpo_run_t *run) STATUS_CHECKED;
@@ -110,9 +150,5 @@ status_t grpo_reference(void *context, const launch_view_t *view) STATUS_CHECKED
 // ---- grpo_metrics.c ----
 // Collective; learner 0 writes the line of `completed`.
 status_t grpo_report(grpo_run_t *run, int64_t completed) STATUS_CHECKED;
-
-// ---- trajectory.c ----
-// OUTPUT/trajectories/step-N.h5 with all groups of the batch (learner 0, which has fetched them all).
-status_t trajectory_write(const grpo_run_t *run, int64_t completed) STATUS_CHECKED;
 
 #endif

@@ -31,4 +31,19 @@ typedef struct learner_colocated {
 // learner_grpo_run for a colocated rank. Older versions are not kept in place: job_open refuses grpo.staleness > 0.
 status_t learner_grpo_run_with(job_t *job, const learner_colocated_t *colocated) STATUS_CHECKED;
 
+// `poise replay`: repeats a logged GRPO step from RUN/trajectories and compares bits.
+typedef struct replay_options {
+    const char *run; // the run's folder
+    int64_t step;    // completed steps, as in the names of files
+    bool json;
+} replay_options_t;
+// The configuration that the step was run with, read from its file, then the settings. STATUS_INVALID says which steps
+// can be replayed when this one is not logged.
+status_t learner_replay_config(const replay_options_t *options, const char *const *settings, int setting_count,
+                               config_t *out) STATUS_CHECKED;
+// Repeats and compares, and prints the report to stdout on learner 0. *sentence says what differs first ("": nothing).
+// Starts from the newest checkpoint before the step from which all steps are logged, or from the weights that the run
+// began with.
+status_t learner_replay(job_t *job, const replay_options_t *options, char sentence[512]) STATUS_CHECKED;
+
 #endif

@@ -41,5 +41,11 @@ status_t optimizer_save(optimizer_t *optimizer, store_t *store) STATUS_CHECKED;
 status_t optimizer_load(optimizer_t *optimizer, store_t *store) STATUS_CHECKED;
 // SHA-256 (hex) over the published trained tensors in order: equal bits, equal hash.
 status_t optimizer_weights_hash(optimizer_t *optimizer, char out[65]) STATUS_CHECKED;
+// The trained tensors, in order: how many, their names, and XXH3-64 of each one's published bytes (out: [tensors]).
+int optimizer_tensors(const optimizer_t *optimizer);
+const trained_tensor_t *optimizer_tensor(const optimizer_t *optimizer, int number);
+// The published bytes of one on the host; valid until the next call of any function here.
+status_t optimizer_tensor_bytes(optimizer_t *optimizer, int number, const void **bytes, size_t *size) STATUS_CHECKED;
+status_t optimizer_tensor_hashes(optimizer_t *optimizer, int64_t *out) STATUS_CHECKED;
 
 #endif

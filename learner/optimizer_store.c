@@ -2,6 +2,7 @@
 
 #include <sodium.h>
 #include <string.h>
+#include <xxhash.h>
 
 static status_t write_array(optimizer_t *optimizer, store_t *store, const float *own, const char *kind) {
     TRY(optimizer_gather(optimizer, own, "checkpoint gather"));
@@ -101,19 +102,43 @@ status_t optimizer_load(optimizer_t *optimizer, store_t *store) {
     return optimizer_publish(optimizer, version);
 }
 
+status_t optimizer_tensor_bytes(optimizer_t *optimizer, int number, const void **bytes, size_t *size) {
+    device_t *device = optimizer->device;
+    const trained_tensor_t *tensor = &optimizer->tensor[number];
+    *bytes = tensor->parameter->value.data;
+    *size = (size_t)tensor->elements * sizeof(float);
+    if (optimizer->host_memory) return STATUS_OK;
+    TRY(device->table->download(device, optimizer->flat, *bytes, *size));
+    *bytes = optimizer->flat;
+    return STATUS_OK;
+}
+
+int optimizer_tensors(const optimizer_t *optimizer) {
+    return optimizer->tensors;
+}
+
+const trained_tensor_t *optimizer_tensor(const optimizer_t *optimizer, int number) {
+    return &optimizer->tensor[number];
+}
+
+status_t optimizer_tensor_hashes(optimizer_t *optimizer, int64_t *out) {
+    for (int i = 0; i < optimizer->tensors; i++) {
+        const void *bytes;
+        size_t size;
+        TRY(optimizer_tensor_bytes(optimizer, i, &bytes, &size));
+        out[i] = (int64_t)XXH3_64bits(bytes, size);
+    }
+    return STATUS_OK;
+}
+
 status_t optimizer_weights_hash(optimizer_t *optimizer, char out[65]) {
     if (sodium_init() < 0) FAIL(STATUS_UNAVAILABLE, "libsodium could not be initialised");
-    device_t *device = optimizer->device;
     crypto_hash_sha256_state state;
     crypto_hash_sha256_init(&state);
     for (int i = 0; i < optimizer->tensors; i++) {
-        const trained_tensor_t *tensor = &optimizer->tensor[i];
-        const unsigned char *bytes = tensor->parameter->value.data;
-        size_t size = (size_t)tensor->elements * sizeof(float);
-        if (!optimizer->host_memory) {
-            TRY(device->table->download(device, optimizer->flat, bytes, size));
-            bytes = (const unsigned char *)optimizer->flat;
-        }
+        const void *bytes;
+        size_t size;
+        TRY(optimizer_tensor_bytes(optimizer, i, &bytes, &size));
         crypto_hash_sha256_update(&state, bytes, size);
     }
     unsigned char digest[crypto_hash_sha256_BYTES];

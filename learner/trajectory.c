@@ -2,19 +2,14 @@
 //
 // groups: serial, sample, version [P] and completion_start [P + 1]; completions: index, token_start [C + 1], reward,
 // reward_tag, reward_answer, advantage (f32), flags (1 truncated, 2 excluded); tokens and logprobs, one after another.
-// exact/reward and exact/advantage are the bits of the doubles, for replay.
-#include "learner/grpo_internal.h"
+// exact/reward and exact/advantage are the bits of the doubles; updates/ and tensors/ are what the step computed.
+#include "learner/trajectory.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct trajectory {
-    int64_t groups, completions, tokens;
-    int64_t *serial, *sample, *version, *completion_start;
-    int64_t *token_start, *reward_bits, *advantage_bits;
-    int32_t *index, *flags, *token;
-    float *reward, *tag, *answer, *advantage, *logprob;
-} trajectory_t;
+enum { TRAJECTORY_SCHEMA = 2 };
 
 static status_t allocate(trajectory_t *t) {
     TRY(ALLOCATE(&t->serial, t->groups));
@@ -34,12 +29,20 @@ static status_t allocate(trajectory_t *t) {
     return ALLOCATE(&t->logprob, t->tokens);
 }
 
-static void release(trajectory_t *t) {
-    void *const all[] = {t->serial,      t->sample,      t->version, t->completion_start,
-                         t->token_start, t->reward_bits, t->index,   t->advantage_bits,
-                         t->flags,       t->token,       t->reward,  t->tag,
-                         t->answer,      t->advantage,   t->logprob};
+void trajectory_free(trajectory_t *t) {
+    void *const all[] = {t->serial,         t->sample,        t->version,   t->completion_start,
+                         t->token_start,    t->reward_bits,   t->index,     t->flags,
+                         t->advantage_bits, t->token,         t->reward,    t->tag,
+                         t->answer,         t->advantage,     t->logprob,   t->policy_loss,
+                         t->kl_loss,        t->norm,          t->deviation, t->skipped,
+                         t->logprob_hash,   t->before,        t->after,     t->names,
+                         t->config,         t->training_hash, t->data_hash};
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]);
+    *t = (trajectory_t){0};
+}
+
+void trajectory_path(const char *output, int64_t completed, char path[4096]) {
+    snprintf(path, 4096, "%s/trajectories/step-%lld.h5", output, (long long)completed);
 }
 
 static void copy_group(trajectory_t *t, const message_group_t *group, int64_t g, int64_t *completion) {
@@ -64,7 +67,7 @@ static void copy_group(trajectory_t *t, const message_group_t *group, int64_t g,
     t->completion_start[g + 1] = *completion;
 }
 
-static status_t write_all(const trajectory_t *t, store_t *store) {
+status_t trajectory_write_groups(const trajectory_t *t, store_t *store) {
     const struct {
         const char *name;
         dtype_t dtype;
@@ -90,29 +93,127 @@ static status_t write_all(const trajectory_t *t, store_t *store) {
     return STATUS_OK;
 }
 
-status_t trajectory_write(const grpo_run_t *run, int64_t completed) {
+status_t trajectory_take_groups(const grpo_run_t *run, trajectory_t *out) {
     const grpo_batch_t *batch = &run->batch;
-    trajectory_t t = {.groups = batch->plan->groups};
-    for (int64_t g = 0; g < t.groups; g++) {
+    *out = (trajectory_t){.groups = batch->plan->groups};
+    for (int64_t g = 0; g < out->groups; g++) {
         const message_group_t *group = &batch->group[g].group;
-        t.completions += group->count;
-        for (int i = 0; i < group->count; i++) t.tokens += group->item[i].length;
+        out->completions += group->count;
+        for (int i = 0; i < group->count; i++) out->tokens += group->item[i].length;
     }
+    status_t status = allocate(out);
+    int64_t completion = 0;
+    for (int64_t g = 0; g < out->groups && !status; g++) copy_group(out, &batch->group[g].group, g, &completion);
+    if (status) trajectory_free(out);
+    return status;
+}
+
+// ---- what the step computed ----
+
+static int64_t bits_of(double value) {
+    int64_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
+static status_t take_names(const optimizer_t *optimizer, char **out) {
+    size_t size = 1, at = 0;
+    int tensors = optimizer_tensors(optimizer);
+    for (int i = 0; i < tensors; i++) size += strlen(optimizer_tensor(optimizer, i)->name) + 1;
+    TRY(ALLOCATE(out, size));
+    for (int i = 0; i < tensors; i++)
+        at += (size_t)snprintf(*out + at, size - at, "%s\n", optimizer_tensor(optimizer, i)->name);
+    return STATUS_OK;
+}
+
+static status_t take_record(const grpo_run_t *run, trajectory_t *t) {
+    const grpo_record_t *record = &run->record;
+    const optimizer_t *optimizer = run->learner.optimizer;
+    int completions = run->learner.config->grpo.completions, slots = run->learner.config->grpo.prompts * completions;
+    t->updates = record->updates;
+    t->tensors = optimizer_tensors(optimizer);
+    int64_t **const columns[] = {&t->policy_loss, &t->kl_loss, &t->deviation, &t->norm, &t->skipped};
+    for (size_t i = 0; i < sizeof(columns) / sizeof(*columns); i++) TRY(ALLOCATE(columns[i], t->updates));
+    TRY(ALLOCATE(&t->logprob_hash, t->updates * t->completions));
+    TRY(ALLOCATE(&t->before, t->tensors));
+    TRY(ALLOCATE(&t->after, t->tensors));
+    memcpy(t->before, record->before, (size_t)t->tensors * sizeof(int64_t));
+    memcpy(t->after, record->after, (size_t)t->tensors * sizeof(int64_t));
+    for (int64_t u = 0; u < t->updates; u++) {
+        const grpo_update_record_t *update = &record->update[u];
+        t->policy_loss[u] = bits_of(update->policy_loss);
+        t->kl_loss[u] = bits_of(update->kl_loss);
+        t->deviation[u] = bits_of(update->ratio_deviation);
+        t->norm[u] = bits_of(update->gradient_norm);
+        t->skipped[u] = update->skipped;
+        for (int64_t g = 0; g < t->groups; g++) {
+            for (int64_t c = t->completion_start[g]; c < t->completion_start[g + 1]; c++) {
+                const int64_t *fields = record->share + (u * slots + g * completions + t->index[c]) * RECORD_FIELDS;
+                t->logprob_hash[u * t->completions + c] = fields[RECORD_LOGPROB_HASH];
+            }
+        }
+    }
+    uint64_t fingerprint;
+    TRY(device_fingerprint(run->learner.device, &fingerprint));
+    t->fingerprint = (int64_t)fingerprint;
+    return take_names(optimizer, &t->names);
+}
+
+static status_t write_configuration(const config_t *config, store_t *store) {
+    char *text = NULL, hash[17];
+    size_t size = 0;
+    FILE *stream = open_memstream(&text, &size);
+    if (!stream) FAIL(STATUS_MEMORY, "no memory for the configuration's text");
+    status_t status = config_print(config, stream);
+    fclose(stream);
+    if (!status) status = store_write_string(store, "config", text ? text : "");
+    free(text);
+    snprintf(hash, sizeof(hash), "%016" PRIx64, config_training_hash(config));
+    return status ? status : store_write_string(store, "training_hash", hash);
+}
+
+static status_t write_record(const trajectory_t *t, store_t *store) {
+    const struct {
+        const char *name;
+        const int64_t *data;
+        int64_t count;
+    } sets[] = {{"updates/policy_loss", t->policy_loss, t->updates},
+                {"updates/kl_loss", t->kl_loss, t->updates},
+                {"updates/ratio_deviation", t->deviation, t->updates},
+                {"updates/gradient_norm", t->norm, t->updates},
+                {"updates/skipped", t->skipped, t->updates},
+                {"updates/logprob_hash", t->logprob_hash, t->updates * t->completions},
+                {"tensors/before", t->before, t->tensors},
+                {"tensors/after", t->after, t->tensors}};
+    for (size_t i = 0; i < sizeof(sets) / sizeof(*sets); i++)
+        TRY(store_write(store, sets[i].name, DTYPE_I64, sets[i].data, sets[i].count, false));
+    TRY(store_write_number(store, "fingerprint", t->fingerprint));
+    return store_write_string(store, "tensors/names", t->names);
+}
+
+static status_t write_file(const grpo_run_t *run, const trajectory_t *t, store_t *store) {
+    TRY(store_write_number(store, "schema", TRAJECTORY_SCHEMA));
+    TRY(store_write_number(store, "step", t->step));
+    TRY(store_write_string(store, "data_hash", packed_hash(run->learner.packed)));
+    TRY(write_configuration(run->learner.config, store));
+    TRY(trajectory_write_groups(t, store));
+    TRY(write_record(t, store));
+    return store_commit(store);
+}
+
+status_t trajectory_write(const grpo_run_t *run, int64_t completed) {
+    trajectory_t t;
     char path[4096];
     store_t *store = NULL;
-    status_t status = allocate(&t);
-    int64_t completion = 0;
-    for (int64_t g = 0; g < t.groups && !status; g++) copy_group(&t, &batch->group[g].group, g, &completion);
+    TRY(trajectory_take_groups(run, &t));
+    t.step = completed;
+    status_t status = take_record(run, &t);
     snprintf(path, sizeof(path), "%s/trajectories", run->learner.config->output);
     if (!status) status = file_make_directory(path);
-    snprintf(path, sizeof(path), "%s/trajectories/step-%lld.h5", run->learner.config->output, (long long)completed);
+    trajectory_path(run->learner.config->output, completed, path);
     if (!status) status = store_create(path, &store);
-    if (!status) status = store_write_number(store, "schema", 1);
-    if (!status) status = store_write_number(store, "step", completed);
-    if (!status) status = store_write_string(store, "data_hash", packed_hash(run->learner.packed));
-    if (!status) status = write_all(&t, store);
-    release(&t);
-    if (!status) status = store_commit(store);
+    if (!status) status = write_file(run, &t, store);
     store_close(store);
+    trajectory_free(&t);
     return status;
 }

@@ -264,23 +264,38 @@ static status_t config_apply_setting(config_t *config, const char *setting) {
     return config_apply_yaml(config, "--set", equals + 1, strlen(equals + 1), (origin_t){0}, path);
 }
 
-status_t config_read(const char *path, const char *const *settings, int setting_count, config_t *out) {
+static status_t config_start(config_t *out) {
     *out = (config_t){0};
     string_pool_t *pool;
     TRY(ALLOCATE(&pool, 1));
     out->owned = pool;
-    status_t status = STATUS_OK;
-    for (int i = 0; !status && i < config_schema_count; i++) {
+    for (int i = 0; i < config_schema_count; i++) {
         const config_key_t *key = &config_schema[i];
         if (key->kind == KIND_LIST)
-            status = config_apply_yaml(out, "default", key->initial, strlen(key->initial), (origin_t){0}, key->path);
+            TRY(config_apply_yaml(out, "default", key->initial, strlen(key->initial), (origin_t){0}, key->path));
         else
-            status = config_set_text(out, key, key->initial, "default");
+            TRY(config_set_text(out, key, key->initial, "default"));
     }
-    if (!status && path) status = config_apply_file(out, path);
-    for (int i = 0; !status && i < setting_count; i++) status = config_apply_setting(out, settings[i]);
-    if (status) config_free(out);
+    return STATUS_OK;
+}
+
+static status_t config_finish(config_t *config, status_t status, const char *const *settings, int setting_count) {
+    for (int i = 0; !status && i < setting_count; i++) status = config_apply_setting(config, settings[i]);
+    if (status) config_free(config);
     return status;
+}
+
+status_t config_read(const char *path, const char *const *settings, int setting_count, config_t *out) {
+    status_t status = config_start(out);
+    if (!status && path) status = config_apply_file(out, path);
+    return config_finish(out, status, settings, setting_count);
+}
+
+status_t config_read_text(const char *text, const char *name, const char *const *settings, int setting_count,
+                          config_t *out) {
+    status_t status = config_start(out);
+    if (!status) status = config_apply_yaml(out, name, text, strlen(text), (origin_t){.file = name, .line = 1}, "");
+    return config_finish(out, status, settings, setting_count);
 }
 
 void config_free(config_t *config) {

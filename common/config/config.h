@@ -111,6 +111,9 @@ typedef struct config {
 // Defaults, then the file (NULL: none), then settings ("a.b=c") in order. Errors: STATUS_INVALID with file, line and
 // what to write.
 status_t config_read(const char *path, const char *const *settings, int setting_count, config_t *out) STATUS_CHECKED;
+// The same from text (what config_print wrote); `name` stands for the file in errors.
+status_t config_read_text(const char *text, const char *name, const char *const *settings, int setting_count,
+                          config_t *out) STATUS_CHECKED;
 void config_free(config_t *config);
 // The whole resolved configuration as YAML, every key, in schema order.
 status_t config_print(const config_t *config, FILE *stream) STATUS_CHECKED;
