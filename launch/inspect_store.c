@@ -57,18 +57,42 @@ static status_t list_datasets(const char *path, names_t *out) {
 
 // ---- checkpoints ----
 
-static status_t hash_dataset(store_t *store, const char *name, crypto_hash_sha256_state *state, int64_t *elements) {
-    float *block;
+static status_t hash_dataset(store_t *store, const char *name, dtype_t dtype, crypto_hash_sha256_state *state,
+                             int64_t *elements) {
+    unsigned char *block;
     TRY(store_count(store, name, elements));
-    TRY(ALLOCATE(&block, HASH_BLOCK));
+    TRY(ALLOCATE(&block, HASH_BLOCK * dtype_bytes(dtype)));
     status_t status = STATUS_OK;
     for (int64_t first = 0; !status && first < *elements; first += HASH_BLOCK) {
         int64_t count = *elements - first < HASH_BLOCK ? *elements - first : HASH_BLOCK;
-        status = store_read(store, name, DTYPE_F32, first, count, block);
-        if (!status) crypto_hash_sha256_update(state, (unsigned char *)block, (size_t)count * sizeof(*block));
+        status = store_read(store, name, dtype, first, count, block);
+        if (!status) crypto_hash_sha256_update(state, block, (size_t)count * dtype_bytes(dtype));
     }
     free(block);
     return status;
+}
+
+// One hash over the datasets whose names begin with one of the prefixes, in the order of their names.
+static status_t print_hash(store_t *store, const names_t *names, const char *key, const char *const *prefixes,
+                           int64_t *datasets, int64_t *elements) {
+    crypto_hash_sha256_state state;
+    unsigned char digest[crypto_hash_sha256_BYTES];
+    char hex[2 * crypto_hash_sha256_BYTES + 1];
+    crypto_hash_sha256_init(&state);
+    for (size_t i = 0; i < names->count; i++) {
+        const char *const *prefix = prefixes;
+        while (*prefix && strncmp(names->name[i], *prefix, strlen(*prefix)) != 0) prefix++;
+        if (!*prefix) continue;
+        dtype_t dtype = !strncmp(*prefix, "weights/", 8) ? DTYPE_U8 : strstr(*prefix, "scales") ? DTYPE_I64 : DTYPE_F32;
+        int64_t count;
+        TRY(hash_dataset(store, names->name[i], dtype, &state, &count));
+        *elements += count;
+        ++*datasets;
+    }
+    crypto_hash_sha256_final(&state, digest);
+    sodium_bin2hex(hex, sizeof(hex), digest, sizeof(digest));
+    inspect_line(key, "%s", hex);
+    return STATUS_OK;
 }
 
 static status_t print_text(store_t *store, const char *key, const char *name) {
@@ -90,23 +114,15 @@ static status_t print_number(store_t *store, const char *key, const char *name) 
 
 static status_t print_tensors(store_t *store, const names_t *names) {
     static const char prefix[] = "optimizer/master/";
-    crypto_hash_sha256_state state;
-    unsigned char digest[crypto_hash_sha256_BYTES];
-    char hex[2 * crypto_hash_sha256_BYTES + 1];
-    int64_t sum = 0, tensors = 0;
+    static const char *const masters[] = {prefix, NULL};
+    static const char *const all[] = {
+        prefix, "optimizer/first_moment/", "optimizer/second_moment/", "optimizer/scales", "weights/version-", NULL};
+    int64_t sum = 0, tensors = 0, datasets = 0, everything = 0;
     if (sodium_init() < 0) FAIL(STATUS_UNAVAILABLE, "libsodium could not be initialised");
-    crypto_hash_sha256_init(&state);
-    for (size_t i = 0; i < names->count; i++) {
-        int64_t elements;
-        if (strncmp(names->name[i], prefix, strlen(prefix)) != 0) continue;
-        TRY(hash_dataset(store, names->name[i], &state, &elements));
-        sum += elements;
-        tensors++;
-    }
-    crypto_hash_sha256_final(&state, digest);
-    sodium_bin2hex(hex, sizeof(hex), digest, sizeof(digest));
+    // In the order of their names; equal for two runs that go on alike, whatever their ranks.
+    TRY(print_hash(store, names, "SHA-256 of the masters", masters, &tensors, &sum));
+    TRY(print_hash(store, names, "SHA-256 of the state", all, &datasets, &everything));
     inspect_line("trained tensors", "%" PRId64 " with %" PRId64 " elements, each with two moments", tensors, sum);
-    inspect_line("SHA-256 of the masters", "%s (in the order of their names)", hex);
     for (size_t i = 0; i < names->count; i++) {
         int64_t elements;
         if (strncmp(names->name[i], prefix, strlen(prefix)) != 0) continue;

@@ -58,12 +58,12 @@ static inline void fixture_images(fixture_t *f, int index) {
     free(values);
 }
 
-static inline void fixture_open(fixture_t *f, const char *name) {
+static inline void fixture_open_on(fixture_t *f, const char *device, int threads, const char *name) {
     char folder[512], path[600];
     *f = (fixture_t){0};
     snprintf(folder, sizeof(folder), "%s/tests/goldens/qwen2_5_vl/%s", POISE_SOURCE_DIR, name);
     snprintf(path, sizeof(path), "%s/golden.safetensors", folder);
-    CHECK_OK(device_open("cpu", 2, &f->device));
+    CHECK_OK(device_open(device, threads, &f->device));
     CHECK_OK(model_open(folder, f->device, &f->model));
     CHECK_OK(model_load(f->model, folder));
     CHECK_OK(safetensors_open(path, &f->golden));
@@ -76,6 +76,10 @@ static inline void fixture_open(fixture_t *f, const char *name) {
         CHECK_OK(safetensors_read_i32(ids, f->prompt[i].tokens));
         fixture_images(f, i);
     }
+}
+
+static inline void fixture_open(fixture_t *f, const char *name) {
+    fixture_open_on(f, "cpu", 2, name);
 }
 
 static inline void fixture_close(fixture_t *f) {
