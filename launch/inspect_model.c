@@ -51,25 +51,33 @@ static void print_sizes(const model_config_t *config) {
     inspect_line("end tokens", "%s", ends);
 }
 
-static void print_vision(const char *directory, const model_config_t *config) {
+// What cannot be read is said in the table, and the rest still told; without memory there is no saying anything.
+static status_t note_unreadable(const char *key, status_t status) {
+    if (!status || status_kind(status) == STATUS_MEMORY) return status;
+    inspect_line(key, "cannot be read: %s", status_message(status));
+    status_free(status);
+    return STATUS_OK;
+}
+
+static status_t print_vision(const char *directory, const model_config_t *config) {
     json_t *json;
     const image_rules_t *image = &config->image;
     if (!config->has_vision) {
         inspect_line("vision", "none: text only");
-        return;
+        return STATUS_OK;
     }
     inspect_line("image", "patches of %d, %d x %d merged, %" PRId64 " to %" PRId64 " pixels, placeholder %d",
                  image->patch, image->merge, image->merge, image->min_pixels, image->max_pixels, image->image_token);
-    status_t status = inspect_json(directory, "config.json", &json);
+    TRY(inspect_json(directory, "config.json", &json));
     const char *key;
     const json_t *value;
-    if (!status) json_object_foreach(json_object_get(json, "vision_config"), key, value) {
-            char name[80];
-            snprintf(name, sizeof(name), "vision %s", key);
-            if (json_is_integer(value)) inspect_line(name, "%lld", (long long)json_integer_value(value));
-        }
+    json_object_foreach(json_object_get(json, "vision_config"), key, value) {
+        char name[80];
+        snprintf(name, sizeof(name), "vision %s", key);
+        if (json_is_integer(value)) inspect_line(name, "%lld", (long long)json_integer_value(value));
+    }
     json_decref(json);
-    status_free(status);
+    return STATUS_OK;
 }
 
 static void print_parameters(const model_t *model) {
@@ -84,51 +92,45 @@ static void print_parameters(const model_t *model) {
 }
 
 // Names the tensors that the architecture has and the files lack, up to three.
-static void print_missing(const model_t *model, const safetensors_t *file) {
+static status_t print_missing(const model_t *model, const safetensors_t *file) {
     int missing = 0;
     bool *seen;
-    status_t status = ALLOCATE(&seen, model->parameter_count);
-    for (int i = 0; !status && i < safetensors_count(file); i++) {
+    TRY(ALLOCATE(&seen, model->parameter_count));
+    for (int i = 0; i < safetensors_count(file); i++) {
         char name[512];
         const char *found = safetensors_at(file, i)->name;
         int index = model->family->map_name(model, found, name, sizeof(name)) ? model_find(model, name) : -1;
         if (index >= 0) seen[index] = true;
     }
-    for (int i = 0; !status && i < model->parameter_count; i++)
+    for (int i = 0; i < model->parameter_count; i++)
         if (!seen[i] && missing++ < 3) inspect_line("lacking", "%s", model->spec[i].name);
     if (missing > 3) inspect_line("lacking", "and %d more", missing - 3);
     free(seen);
-    status_free(status);
+    return STATUS_OK;
 }
 
-static void print_weights(const char *directory, const model_t *model) {
+static status_t print_weights(const char *directory, const model_t *model) {
     safetensors_t *file;
     if (!inspect_has(directory, "model.safetensors") && !inspect_has(directory, "model.safetensors.index.json")) {
         inspect_line("weights", "none in this folder (init_std starts from random ones)");
-        return;
+        return STATUS_OK;
     }
     status_t status = safetensors_open_folder(directory, &file);
-    if (status) {
-        inspect_line("weights", "cannot be read: %s", status_message(status));
-    } else {
-        tally_t tally = count_tensors(file);
-        print_tally("weights", &tally);
-        print_missing(model, file);
-        safetensors_close(file);
-    }
-    status_free(status);
+    if (status) return note_unreadable("weights", status);
+    tally_t tally = count_tensors(file);
+    print_tally("weights", &tally);
+    status = print_missing(model, file);
+    safetensors_close(file);
+    return status;
 }
 
-static void print_tokenizer(const char *directory) {
+static status_t print_tokenizer(const char *directory) {
     tokenizer_t *tokenizer;
     status_t status = tokenizer_open(directory, &tokenizer);
-    if (status) {
-        inspect_line("tokenizer", "cannot be read: %s", status_message(status));
-        status_free(status);
-        return;
-    }
+    if (status) return note_unreadable("tokenizer", status);
     inspect_line("tokenizer", "%d ids", tokenizer_size(tokenizer));
     tokenizer_close(tokenizer);
+    return STATUS_OK;
 }
 
 status_t inspect_model(const char *directory) {
@@ -136,12 +138,12 @@ status_t inspect_model(const char *directory) {
     TRY(model_open(directory, NULL, &model));
     printf("%s: a model\n", directory);
     print_sizes(&model->config);
-    print_vision(directory, &model->config);
+    status_t status = print_vision(directory, &model->config);
     print_parameters(model);
-    print_weights(directory, model);
-    print_tokenizer(directory);
+    if (!status) status = print_weights(directory, model);
+    if (!status) status = print_tokenizer(directory);
     model_close(model);
-    return STATUS_OK;
+    return status;
 }
 
 // ---- adapters ----

@@ -55,6 +55,10 @@ static bool wants_help(int argc, char **argv) {
     return false;
 }
 
+static status_t output_failure(void) {
+    FAIL(STATUS_IO, "cannot write all of the output to standard output; is the disk full, or the reader gone?");
+}
+
 int main(int argc, char **argv) {
     if (argc >= 2 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))) {
         print_usage(stdout);
@@ -78,6 +82,8 @@ int main(int argc, char **argv) {
         return 0;
     }
     status_t status = command->run(argc - 1, argv + 1);
+    if ((!status || !status_exit_code(status)) && (fflush(stdout) != 0 || ferror(stdout)))
+        status = status_first(output_failure(), status);
     int code = status_exit_code(status);
     // The trace is for whoever changes the code; users ask for it.
     status_print(status, stderr, -1, getenv("POISE_TRACE") != NULL);

@@ -2,6 +2,7 @@
 #ifndef ROLLOUT_TOOL_H
 #define ROLLOUT_TOOL_H
 
+#include "common/store/store.h"
 #include "common/text/chat.h"
 #include "common/vision/image.h"
 #include "rollout/engine.h"
@@ -26,9 +27,8 @@ status_t tool_reader_blame(const tool_reader_t *reader, int64_t line, status_t s
 
 // Output that appears under its name when it is whole. "-" or NULL is standard output, written as it comes.
 typedef struct tool_writer {
-    const char *path;
-    char *temporary;
-    FILE *file;
+    FILE *file; // stdout, or that of `whole`
+    file_writer_t whole;
 } tool_writer_t;
 status_t tool_writer_open(const char *path, tool_writer_t *out) STATUS_CHECKED;
 status_t tool_writer_finish(tool_writer_t *writer) STATUS_CHECKED;

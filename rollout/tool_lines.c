@@ -1,12 +1,10 @@
 #include "rollout/tool.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 status_t tool_reader_open(const char *path, tool_reader_t *out) {
     *out = (tool_reader_t){.path = path};
@@ -60,42 +58,25 @@ status_t tool_reader_next(tool_reader_t *reader, json_t **out) {
 }
 
 status_t tool_writer_open(const char *path, tool_writer_t *out) {
-    *out = (tool_writer_t){.path = path};
-    if (!path || !strcmp(path, "-")) {
-        out->file = stdout;
-        return STATUS_OK;
-    }
-    size_t bytes = strlen(path) + 32;
-    TRY(memory_allocate(bytes, 1, (void **)&out->temporary));
-    snprintf(out->temporary, bytes, "%s.tmp.%ld", path, (long)getpid());
-    out->file = fopen(out->temporary, "w");
-    if (!out->file) {
-        status_t status = STATUS_NEW(STATUS_IO, "cannot write %s: %s", out->temporary, strerror(errno));
-        free(out->temporary);
-        *out = (tool_writer_t){0};
-        return status;
-    }
-    return STATUS_OK;
+    *out = (tool_writer_t){.file = stdout};
+    if (!path || !strcmp(path, "-")) return STATUS_OK;
+    status_t status = file_writer_open(path, &out->whole);
+    out->file = out->whole.stream;
+    return status;
 }
 
 status_t tool_writer_finish(tool_writer_t *writer) {
-    bool bad = fflush(writer->file) != 0 || ferror(writer->file);
-    if (!bad && writer->temporary) {
-        bad = fsync(fileno(writer->file)) != 0;
-        bad = fclose(writer->file) != 0 || bad;
+    if (writer->whole.stream) {
         writer->file = NULL;
-        bad = bad || rename(writer->temporary, writer->path) != 0;
+        return file_writer_finish(&writer->whole);
     }
-    if (bad) FAIL(STATUS_IO, "cannot write %s: %s", writer->path ? writer->path : "standard output", strerror(errno));
-    free(writer->temporary);
-    *writer = (tool_writer_t){0};
+    if (fflush(writer->file) != 0 || ferror(writer->file))
+        FAIL(STATUS_IO, "cannot write to standard output: %s", strerror(errno));
     return STATUS_OK;
 }
 
 void tool_writer_close(tool_writer_t *writer) {
-    if (writer->file && writer->temporary) fclose(writer->file);
-    if (writer->temporary) unlink(writer->temporary);
-    free(writer->temporary);
+    file_writer_close(&writer->whole);
     *writer = (tool_writer_t){0};
 }
 

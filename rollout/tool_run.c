@@ -37,7 +37,7 @@ typedef struct run {
 
 static void line_free(run_line_t *line) {
     if (!line) return;
-    for (int i = 0; i < line->samples; i++) free(line->text[i].data);
+    for (int i = 0; line->text && i < line->samples; i++) free(line->text[i].data);
     free(line->text);
     tool_item_free(&line->item);
     free(line);

@@ -83,6 +83,50 @@ done:
     return status;
 }
 
+// Sweeps the folder that `path` lies in; what cannot be swept stays.
+static void sweep_beside(const char *path) {
+    const char *slash = strrchr(path, '/');
+    char *folder;
+    status_t status = memory_copy_bytes(slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1, &folder);
+    if (!status) store_sweep(folder);
+    if (!status) free(folder);
+    status_free(status);
+}
+
+status_t file_writer_open(const char *path, file_writer_t *out) {
+    *out = (file_writer_t){0};
+    sweep_beside(path);
+    TRY(memory_copy_string(path, &out->path));
+    status_t status = file_temporary_name(path, &out->temporary);
+    if (!status && !(out->stream = fopen(out->temporary, "we"))) {
+        status = STATUS_NEW(STATUS_IO, "cannot create '%s': %s", out->temporary, strerror(errno));
+        free(out->temporary); // there is nothing to remove
+        out->temporary = NULL;
+    }
+    if (status) file_writer_close(out);
+    return status;
+}
+
+status_t file_writer_finish(file_writer_t *writer) {
+    bool failed = fflush(writer->stream) != 0 || ferror(writer->stream);
+    int why = errno;
+    if (fclose(writer->stream) != 0 && !failed) failed = true, why = errno;
+    writer->stream = NULL;
+    if (failed) FAIL(STATUS_IO, "cannot write '%s': %s", writer->path, strerror(why ? why : EIO));
+    TRY(file_publish(writer->temporary, writer->path));
+    free(writer->temporary);
+    writer->temporary = NULL;
+    return STATUS_OK;
+}
+
+void file_writer_close(file_writer_t *writer) {
+    if (writer->stream) fclose(writer->stream);
+    if (writer->temporary) unlink(writer->temporary);
+    free(writer->temporary);
+    free(writer->path);
+    *writer = (file_writer_t){0};
+}
+
 // Reads until the end or until more than `limit` bytes came.
 static status_t file_read_all(int fd, size_t expected, size_t limit, const char *path, char **out, size_t *size) {
     char *buffer = NULL;
@@ -180,6 +224,16 @@ static bool process_has_ended(long pid) {
     return end && end[1] == ' ' && (end[2] == 'Z' || end[2] == 'X');
 }
 
+// A folder is removed if it holds nothing but files.
+static void sweep_one(int folder, const char *name, bool is_folder) {
+    int inside = is_folder ? openat(folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+    DIR *listing = inside >= 0 ? fdopendir(inside) : NULL;
+    if (inside >= 0 && !listing) close(inside);
+    for (struct dirent *entry; listing && (entry = readdir(listing));) unlinkat(inside, entry->d_name, 0);
+    if (listing) closedir(listing);
+    unlinkat(folder, name, is_folder ? AT_REMOVEDIR : 0);
+}
+
 void store_sweep(const char *directory) {
     DIR *folder = opendir(directory);
     if (!folder) return;
@@ -191,11 +245,11 @@ void store_sweep(const char *directory) {
         long pid;
         struct stat about;
         if (!file_is_temporary(entry->d_name, &host, &length, &pid)) continue;
-        if (fstatat(dirfd(folder), entry->d_name, &about, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(about.st_mode))
-            continue;
+        if (fstatat(dirfd(folder), entry->d_name, &about, AT_SYMLINK_NOFOLLOW) != 0) continue;
+        if (!S_ISREG(about.st_mode) && !S_ISDIR(about.st_mode)) continue;
         bool here = length == strlen(own) && memcmp(host, own, length) == 0;
         bool dead = here ? process_has_ended(pid) : time(NULL) - about.st_mtime > FOREIGN_AGE_SECONDS;
-        if (dead) unlinkat(dirfd(folder), entry->d_name, 0);
+        if (dead) sweep_one(dirfd(folder), entry->d_name, S_ISDIR(about.st_mode));
     }
     closedir(folder);
 }

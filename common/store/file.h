@@ -4,8 +4,6 @@
 
 #include "common/store/store.h"
 
-// PATH.tmp.HOST.PID; malloc'd.
-status_t file_temporary_name(const char *path, char **out) STATUS_CHECKED;
 // Flushes the temporary file, renames it to `path` and flushes the folder.
 status_t file_publish(const char *temporary, const char *path) STATUS_CHECKED;
 

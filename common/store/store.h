@@ -8,6 +8,8 @@
 
 #include "kernels/device.h"
 
+#include <stdio.h>
+
 typedef struct store store_t;
 
 status_t store_create(const char *path, store_t **out) STATUS_CHECKED;
@@ -18,7 +20,7 @@ status_t store_commit(store_t *store) STATUS_CHECKED;
 status_t store_open(const char *path, store_t **out) STATUS_CHECKED;
 // Closes a reader, or drops a file that was not committed (its temporary file is removed). NULL is allowed.
 void store_close(store_t *store);
-// Removes NAME.tmp.HOST.PID files from a folder: of this host, when the process no longer runs; of other hosts, when
+// Removes NAME.tmp.HOST.PID files, and folders with nothing but files in them, from a folder: of this host, when the process no longer runs; of other hosts, when
 // untouched for a day. What cannot be removed stays.
 void store_sweep(const char *directory);
 
@@ -45,6 +47,17 @@ status_t store_read_real(store_t *store, const char *name, double *out) STATUS_C
 
 // Text files with the same promise: writes NAME.tmp.HOST.PID, flushes, renames.
 status_t file_write_whole(const char *path, const void *bytes, size_t size) STATUS_CHECKED;
+// The same for a text that is written bit by bit: to `stream`, then finish. Every writer that was opened is closed;
+// closing one that was not finished removes what it wrote. Temporary files of dead processes in that folder are swept.
+typedef struct file_writer {
+    FILE *stream;
+    char *path, *temporary;
+} file_writer_t;
+status_t file_writer_open(const char *path, file_writer_t *out) STATUS_CHECKED;
+status_t file_writer_finish(file_writer_t *writer) STATUS_CHECKED; // fails, too, if an earlier write did
+void file_writer_close(file_writer_t *writer);
+// PATH.tmp.HOST.PID, malloc'd: a name that store_sweep knows, for a file or a folder.
+status_t file_temporary_name(const char *path, char **out) STATUS_CHECKED;
 // Reads a whole file (malloc'd, 0-terminated); refuses more than `limit` bytes.
 status_t file_read_whole(const char *path, size_t limit, char **out, size_t *size) STATUS_CHECKED;
 // mkdir -p.

@@ -15,6 +15,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef enum split { SPLIT_BASE = 1, SPLIT_TEXT, SPLIT_SFT, SPLIT_RL, SPLIT_DEV, SPLIT_TEST } split_t;
 
@@ -26,27 +27,21 @@ typedef struct data_options {
 typedef struct writer {
     const data_options_t *options;
     const char *name; // of the split
-    FILE *lines;
-    char path[4096], temporary[4200];
+    file_writer_t lines;
 } writer_t;
 
 static status_t writer_open(writer_t *writer, const data_options_t *options, const char *name) {
     writer->options = options;
     writer->name = name;
-    if (snprintf(writer->path, sizeof(writer->path), "%s/%s.jsonl", options->output, name) >= (int)sizeof(writer->path))
+    char path[4096];
+    if (snprintf(path, sizeof(path), "%s/%s.jsonl", options->output, name) >= (int)sizeof(path))
         FAIL(STATUS_INVALID, "the path %s is too long", options->output);
-    snprintf(writer->temporary, sizeof(writer->temporary), "%s.tmp", writer->path);
-    writer->lines = fopen(writer->temporary, "w");
-    if (!writer->lines) FAIL(STATUS_IO, "cannot write %s: %s", writer->temporary, strerror(errno));
-    return STATUS_OK;
+    return file_writer_open(path, &writer->lines);
 }
 
 static status_t writer_close(writer_t *writer, status_t status) {
-    if (!writer->lines) return status;
-    if (fclose(writer->lines) && !status)
-        status = STATUS_NEW(STATUS_IO, "cannot write %s: %s", writer->temporary, strerror(errno));
-    if (!status && rename(writer->temporary, writer->path))
-        status = STATUS_NEW(STATUS_IO, "cannot rename %s: %s", writer->temporary, strerror(errno));
+    if (!status) status = file_writer_finish(&writer->lines);
+    file_writer_close(&writer->lines);
     return status;
 }
 
@@ -63,10 +58,12 @@ static status_t writer_image(const writer_t *writer, const scene_t *scene, const
     snprintf(path, sizeof(path), "%s/%s", writer->options->output, name);
     FILE *file = fopen(path, "wb");
     bool good = file && fwrite(png, 1, size, file) == size;
-    if (file && fclose(file)) good = false;
+    int why = errno;
+    if (file && fclose(file) && good) good = false, why = errno;
     free(png);
-    if (!good) FAIL(STATUS_IO, "cannot write %s: %s", path, strerror(errno));
-    return STATUS_OK;
+    if (good) return STATUS_OK;
+    if (file) unlink(path); // no torn pictures
+    FAIL(STATUS_IO, "cannot write %s: %s", path, strerror(why));
 }
 
 // One line. image NULL: text only. turn NULL: a prompt without the assistant's turn.
@@ -84,9 +81,10 @@ static status_t writer_line(const writer_t *writer, int64_t number, const char *
     json_t *line =
         json_pack("{s:s, s:o, s:s, s:s, s:o, s:s}", "id", id, "messages", messages, "answer", question->answer, "kind",
                   question_kind(question->type), "options", options, "listing", listing);
-    bool good = line && !json_dumpf(line, writer->lines, JSON_COMPACT) && putc('\n', writer->lines) != EOF;
+    bool good =
+        line && !json_dumpf(line, writer->lines.stream, JSON_COMPACT) && putc('\n', writer->lines.stream) != EOF;
     json_decref(line);
-    if (!good) FAIL(STATUS_IO, "cannot write %s: %s", writer->temporary, strerror(errno));
+    if (!good) FAIL(STATUS_IO, "cannot write '%s': %s", writer->lines.path, strerror(errno));
     return STATUS_OK;
 }
 

@@ -7,7 +7,12 @@
 //                                                    ACTION: fail (default), kill (SIGKILL), stop (SIGSTOP), hang
 //   POISE_FAULT_COUNTS=PREFIX                        writes "CLASS COUNT" lines to PREFIX.RANK when the process ends
 //
+//   POISE_FAULT_EACH=...                             one run for each N, see tests/faults/each.h
+//
 // RANK is the rank in MPI_COMM_WORLD (0 without mpirun); left out: every rank. Scorer children take no part.
+#include "tests/faults/each.h"
+
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <mpi.h>
@@ -100,14 +105,30 @@ __attribute__((constructor)) static void faults_open(void) {
         text += length + (text[length] == ',');
     }
     counting = getenv("POISE_FAULT_COUNTS") != NULL;
+    if (getenv("POISE_FAULT_EACH")) each_run();
 }
+
+int fault_class_of(const char *name) {
+    int c = 0;
+    while (c < FAULT_CLASSES && strcmp(name, fault_name[c]) != 0) c++;
+    return c == FAULT_CLASSES ? -1 : c;
+}
+
+void fault_begin(int class, long number) {
+    for (int c = 0; c < FAULT_CLASSES; c++) count[c] = 0;
+    counting = getenv("POISE_FAULT_COUNTS") != NULL;
+    faults = number > 0;
+    fault[0] = (fault_t){.class = (fault_class_t) class, .number = number};
+}
+
+extern int __real_open(const char *path, int flags, ...);
 
 static void counts_write(void) {
     if (!counting) return;
     counting = false;
     char path[4096];
     snprintf(path, sizeof(path), "%s.%s", getenv("POISE_FAULT_COUNTS"), rank_text);
-    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    int file = __real_open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     for (int c = 0; file >= 0 && c < FAULT_CLASSES; c++) dprintf(file, "%s %ld\n", fault_name[c], (long)count[c]);
     if (file >= 0) close(file);
 }
@@ -121,9 +142,10 @@ static bool fault_hits(fault_class_t class, const void *caller) {
     for (int i = 0; i < faults; i++) {
         const fault_t *f = &fault[i];
         if (f->class != class || (f->later ? number < f->number : number != f->number)) continue;
-        if (number == f->number)
-            dprintf(2, "fault: rank %s: %s of %s %ld, called from %p\n", rank_text, action_name[f->action],
-                    fault_name[class], number, caller);
+        Dl_info place = {0};
+        if (number == f->number && dladdr(caller, &place))
+            dprintf(2, "fault: rank %s: %s of %s %ld, called from %#lx\n", rank_text, action_name[f->action],
+                    fault_name[class], number, (unsigned long)((const char *)caller - (const char *)place.dli_fbase));
         if (f->action == ACTION_KILL) raise(SIGKILL);
         if (f->action == ACTION_STOP) raise(SIGSTOP);
         while (f->action == ACTION_HANG) pause();
@@ -174,7 +196,6 @@ WRAP(void *, mmap, void *address, size_t size, int protection, int flags, int fi
     return HITS(FAULT_ALLOC) ? MAP_FAILED : __real_mmap(address, size, protection, flags, file, offset);
 }
 
-extern int __real_open(const char *path, int flags, ...);
 extern int __wrap_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...) {
     va_list arguments;
@@ -189,11 +210,17 @@ WRAP(FILE *, fopen, const char *path, const char *mode) {
 WRAP(ssize_t, write, int file, const void *data, size_t size) {
     return HITS(FAULT_WRITE) ? -1 : __real_write(file, data, size);
 }
+// A stream that failed says so to ferror as well; glibc keeps that in a flag of the FILE.
+static size_t spoil(FILE *stream, size_t result) {
+    enum { GLIBC_ERROR_SEEN = 0x20 };
+    stream->_flags |= GLIBC_ERROR_SEEN;
+    return result;
+}
 WRAP(size_t, fwrite, const void *data, size_t size, size_t number, FILE *stream) {
-    return HITS(FAULT_WRITE) ? 0 : __real_fwrite(data, size, number, stream);
+    return HITS(FAULT_WRITE) ? spoil(stream, 0) : __real_fwrite(data, size, number, stream);
 }
 WRAP(int, fflush, FILE *stream) {
-    return stream && HITS(FAULT_WRITE) ? EOF : __real_fflush(stream);
+    return stream && HITS(FAULT_WRITE) ? (int)spoil(stream, (size_t)EOF) : __real_fflush(stream);
 }
 WRAP(int, fclose, FILE *stream) {
     bool fails = HITS(FAULT_WRITE);
