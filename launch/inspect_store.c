@@ -2,58 +2,12 @@
 #include "common/store/store.h"
 #include "launch/inspect_parts.h"
 
-#include <hdf5.h>
 #include <inttypes.h>
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { HASH_BLOCK = 1 << 16, MAX_DATASETS = 1 << 20 };
-
-// ---- names of the datasets ----
-
-typedef struct names {
-    char **name;
-    size_t count, capacity;
-    status_t status;
-} names_t;
-
-static herr_t take_object(hid_t file, const char *name, const H5O_info_t *info, void *context) {
-    (void)file;
-    names_t *names = context;
-    if (info->type != H5O_TYPE_DATASET || names->status || names->count >= MAX_DATASETS) return names->status ? -1 : 0;
-    names->status = memory_grow((void **)&names->name, &names->capacity, names->count + 1, sizeof(*names->name));
-    if (!names->status) names->status = memory_copy_string(name, &names->name[names->count]);
-    if (!names->status) names->count++;
-    return names->status ? -1 : 0;
-}
-
-static int by_text(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-static void names_free(names_t *names) {
-    for (size_t i = 0; i < names->count; i++) free(names->name[i]);
-    free(names->name);
-    status_free(names->status);
-    *names = (names_t){0};
-}
-
-// All datasets of a file, in the order of their names. Links are not followed.
-static status_t list_datasets(const char *path, names_t *out) {
-    *out = (names_t){0};
-    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    if (file < 0) FAIL(STATUS_INVALID, "the HDF5 file %s cannot be read", path);
-    herr_t result = H5Ovisit1(file, H5_INDEX_NAME, H5_ITER_INC, take_object, out);
-    H5Fclose(file);
-    status_t status = out->status;
-    out->status = STATUS_OK;
-    if (!status && result < 0) status = STATUS_NEW(STATUS_INVALID, "the HDF5 file %s is damaged", path);
-    if (status) names_free(out);
-    if (!status && out->count > 1) qsort(out->name, out->count, sizeof(*out->name), by_text);
-    return status;
-}
+enum { HASH_BLOCK = 1 << 16 };
 
 // ---- checkpoints ----
 
@@ -73,19 +27,19 @@ static status_t hash_dataset(store_t *store, const char *name, dtype_t dtype, cr
 }
 
 // One hash over the datasets whose names begin with one of the prefixes, in the order of their names.
-static status_t print_hash(store_t *store, const names_t *names, const char *key, const char *const *prefixes,
-                           int64_t *datasets, int64_t *elements) {
+static status_t print_hash(store_t *store, const char *key, const char *const *prefixes, int64_t *datasets,
+                           int64_t *elements) {
     crypto_hash_sha256_state state;
     unsigned char digest[crypto_hash_sha256_BYTES];
     char hex[2 * crypto_hash_sha256_BYTES + 1];
     crypto_hash_sha256_init(&state);
-    for (size_t i = 0; i < names->count; i++) {
-        const char *const *prefix = prefixes;
-        while (*prefix && strncmp(names->name[i], *prefix, strlen(*prefix)) != 0) prefix++;
-        if (!*prefix) continue;
+    for (size_t i = 0; i < store_names(store); i++) {
+        const char *const *prefix = prefixes, *name = store_name(store, i);
+        while (name && *prefix && strncmp(name, *prefix, strlen(*prefix)) != 0) prefix++;
+        if (!name || !*prefix) continue;
         dtype_t dtype = !strncmp(*prefix, "weights/", 8) ? DTYPE_U8 : strstr(*prefix, "scales") ? DTYPE_I64 : DTYPE_F32;
         int64_t count;
-        TRY(hash_dataset(store, names->name[i], dtype, &state, &count));
+        TRY(hash_dataset(store, name, dtype, &state, &count));
         *elements += count;
         ++*datasets;
     }
@@ -112,7 +66,7 @@ static status_t print_number(store_t *store, const char *key, const char *name) 
     return STATUS_OK;
 }
 
-static status_t print_tensors(store_t *store, const names_t *names) {
+static status_t print_tensors(store_t *store) {
     static const char prefix[] = "optimizer/master/";
     static const char *const masters[] = {prefix, NULL};
     static const char *const all[] = {
@@ -120,19 +74,20 @@ static status_t print_tensors(store_t *store, const names_t *names) {
     int64_t sum = 0, tensors = 0, datasets = 0, everything = 0;
     if (sodium_init() < 0) FAIL(STATUS_UNAVAILABLE, "libsodium could not be initialised");
     // In the order of their names; equal for two runs that go on alike, whatever their ranks.
-    TRY(print_hash(store, names, "SHA-256 of the masters", masters, &tensors, &sum));
-    TRY(print_hash(store, names, "SHA-256 of the state", all, &datasets, &everything));
+    TRY(print_hash(store, "SHA-256 of the masters", masters, &tensors, &sum));
+    TRY(print_hash(store, "SHA-256 of the state", all, &datasets, &everything));
     inspect_line("trained tensors", "%" PRId64 " with %" PRId64 " elements, each with two moments", tensors, sum);
-    for (size_t i = 0; i < names->count; i++) {
+    for (size_t i = 0; i < store_names(store); i++) {
         int64_t elements;
-        if (strncmp(names->name[i], prefix, strlen(prefix)) != 0) continue;
-        TRY(store_count(store, names->name[i], &elements));
-        printf("    %s %" PRId64 "\n", names->name[i] + strlen(prefix), elements);
+        const char *name = store_name(store, i);
+        if (!name || strncmp(name, prefix, strlen(prefix)) != 0) continue;
+        TRY(store_count(store, name, &elements));
+        printf("    %s %" PRId64 "\n", name + strlen(prefix), elements);
     }
     return STATUS_OK;
 }
 
-static status_t print_checkpoint(store_t *store, const names_t *names) {
+static status_t print_checkpoint(store_t *store) {
     static const char *const parts[] = {"vision", "projector", "language", "head"};
     TRY(print_text(store, "command", "kind"));
     TRY(print_number(store, "completed steps", "step"));
@@ -151,9 +106,10 @@ static status_t print_checkpoint(store_t *store, const names_t *names) {
         inspect_line(parts[i], "%" PRId64 " trainable, %" PRId64 " frozen parameters", count[0], count[1]);
     }
     int versions = 0;
-    for (size_t i = 0; i < names->count; i++) versions += !strncmp(names->name[i], "weights/version-", 16);
+    for (size_t i = 0; i < store_names(store); i++)
+        versions += store_name(store, i) && !strncmp(store_name(store, i), "weights/version-", 16);
     if (versions) inspect_line("older versions kept", "%d", versions);
-    return print_tensors(store, names);
+    return print_tensors(store);
 }
 
 // ---- trajectories ----
@@ -231,16 +187,11 @@ static status_t recognise(const char *path, content_t *out) {
 }
 
 static status_t inspect_checkpoint(const char *path) {
-    names_t names;
     store_t *store;
-    TRY(list_datasets(path, &names)); // before the store opens the file, in a way of its own
-    status_t status = store_open(path, &store);
-    if (!status) {
-        printf("%s: a checkpoint\n", path);
-        status = print_checkpoint(store, &names);
-        store_close(store);
-    }
-    names_free(&names);
+    TRY(store_open(path, &store));
+    printf("%s: a checkpoint\n", path);
+    status_t status = print_checkpoint(store);
+    store_close(store);
     return status;
 }
 

@@ -16,7 +16,9 @@ status_t store_create(const char *path, store_t **out) STATUS_CHECKED;
 // Finishes a created file: after OK it is whole under its name; after an error it is absent (what had that name before
 // stays). An earlier failed store_write makes it fail. The store still has to be given to store_close.
 status_t store_commit(store_t *store) STATUS_CHECKED;
-// Opens for reading. Errors say whether the file is missing, no HDF5, or torn.
+// Opens for reading. Errors say whether the file is missing, no HDF5, or torn. The file may come from a stranger: it is
+// read by our own reader of what Poise writes (directory.h), never by the HDF5 library, and whatever it claims, an
+// error is the worst it can do.
 status_t store_open(const char *path, store_t **out) STATUS_CHECKED;
 // Closes a reader, or drops a file that was not committed (its temporary file is removed). NULL is allowed.
 void store_close(store_t *store);
@@ -32,7 +34,10 @@ status_t store_write(store_t *store, const char *name, dtype_t dtype, const void
 status_t store_write_part(store_t *store, const char *name, dtype_t dtype, int64_t total, int64_t first, int64_t count,
                           const void *data) STATUS_CHECKED;
 status_t store_count(store_t *store, const char *name, int64_t *count) STATUS_CHECKED; // elements
-bool store_has(store_t *store, const char *name);
+bool store_has(store_t *store, const char *name); // a dataset, or a group of them; of a store that is read
+// All names in the file, sorted: store_name of 0 .. store_names - 1, NULL for one that is a group.
+size_t store_names(const store_t *store);
+const char *store_name(const store_t *store, size_t index);
 // Reads exactly `count` elements starting at `first`; a dataset of another dtype or size is an error that names it.
 status_t store_read(store_t *store, const char *name, dtype_t dtype, int64_t first, int64_t count,
                     void *out) STATUS_CHECKED;

@@ -160,15 +160,8 @@ static void test_torn(void **state) {
         assert_non_null(status);
         status_free(status);
     }
-    // Flipped bytes may or may not be noticed; reading must stay sane. In a child, because HDF5 itself leaks there.
-    pid_t child = fork();
-    if (child == 0) {
-        read_flipped(place->file, bytes, size);
-        _exit(0);
-    }
-    int code;
-    assert_int_equal(waitpid(child, &code, 0), child);
-    assert_int_equal(code, 0);
+    // Flipped bytes may or may not be noticed; reading must stay sane.
+    read_flipped(place->file, bytes, size);
     free(bytes);
 }
 
@@ -187,7 +180,7 @@ static void test_hostile(void **state) {
     H5Pset_deflate(plist, 1);
     H5Dclose(H5Dcreate2(file, "chunked", H5T_STD_U8LE, space, H5P_DEFAULT, plist, H5P_DEFAULT));
     H5Dclose(H5Dcreate2(file, "late", H5T_STD_U8LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
-    H5Lcreate_external(other, "/ids", file, "link", H5P_DEFAULT, H5P_DEFAULT);
+    H5Lcreate_soft("/late", file, "link", H5P_DEFAULT, H5P_DEFAULT);
     hid_t outside = H5Pcreate(H5P_DATASET_CREATE), little = H5Screate_simple(1, &small, NULL);
     H5Pset_external(outside, "/etc/passwd", 0, 4);
     H5Dclose(H5Dcreate2(file, "outside", H5T_STD_U8LE, little, H5P_DEFAULT, outside, H5P_DEFAULT));
@@ -202,6 +195,26 @@ static void test_hostile(void **state) {
     CHECK_FAILS(store_read_all(store, "link", DTYPE_I32, &all, &count), "no dataset");
     CHECK_FAILS(store_read_all(store, "outside", DTYPE_U8, &all, &count), "Poise does not write");
     store_close(store);
+    // A link to another file needs a kind of group that Poise never makes.
+    file = H5Fcreate(place->file, H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    H5Lcreate_external(other, "/ids", file, "link", H5P_DEFAULT, H5P_DEFAULT);
+    H5Fclose(file);
+    CHECK_FAILS(store_open(place->file, &store), "no root group");
+}
+
+// Groups that hold themselves, by hard links, in ever more ways.
+static void test_endless(void **state) {
+    place_t *place = *state;
+    hid_t file = H5Fcreate(place->file, H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    hid_t group = H5Gcreate2(file, "a", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    char name[16];
+    for (int i = 0; i < 100; i++) {
+        snprintf(name, sizeof(name), "a%d", i);
+        H5Lcreate_hard(file, "/a", group, name, H5P_DEFAULT, H5P_DEFAULT);
+    }
+    H5Gclose(group), H5Fclose(file);
+    store_t *store;
+    CHECK_FAILS(store_open(place->file, &store), "damaged");
 }
 
 // A compressed chunk that inflates to less than it should; HDF5's own reader would read past its buffer.
@@ -413,6 +426,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_wrong_reads, setup, teardown),
         cmocka_unit_test_setup_teardown(test_torn, setup, teardown),
         cmocka_unit_test_setup_teardown(test_hostile, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_endless, setup, teardown),
         cmocka_unit_test_setup_teardown(test_short_chunk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slices, setup, teardown),
         cmocka_unit_test_setup_teardown(test_parts, setup, teardown),
