@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_STEPS = 64, SHORT_RUN = 3, SING_STEPS = 10, SING_ENDS = 3, START_STEPS = 120, COLOUR_COUNT = 6 };
+enum { MOST_STEPS = 64, SHORT_RUN = 3, SING_STEPS = 10, SING_ENDS = 3, START_STEPS = 100, COLOUR_COUNT = 6 };
 // Shares of right answers: a model that sees its pictures has more than the first; one that is shown those of other
 // questions has chance plus three standard errors at most.
 static const double seeing = 0.75, chance = 1.0 / COLOUR_COUNT;
