@@ -42,8 +42,7 @@ status_t run_arguments_read(int argc, char **argv, run_arguments_t *out) {
     return STATUS_OK;
 }
 
-// This executable's path, for the scorer children. The buffer must hold 4,096 bytes.
-static status_t own_path(char *out) {
+status_t own_path(char out[4096]) {
     ssize_t length = readlink("/proc/self/exe", out, 4095);
     if (length <= 0) FAIL(STATUS_FAILED, "cannot find the path of this program: %s", strerror(errno));
     out[length] = 0;
@@ -151,6 +150,17 @@ static void print_ranks(const job_t *job, bool grpo, bool evaluates) {
     fflush(stdout);
 }
 
+status_t run_one(const config_t *config, comm_t *world, run_kind_t kind) {
+    static const body_t body[] = {[RUN_SFT] = body_sft, [RUN_GRPO] = body_grpo, [RUN_EVAL] = body_eval};
+    job_t job = {0};
+    char program[4096];
+    TRY(own_path(program));
+    TRY(job_open(config, world, kind == RUN_GRPO, program, &job));
+    status_t status = body[kind](&job, false);
+    job_close(&job);
+    return status;
+}
+
 static status_t run_in_world(const run_arguments_t *arguments, comm_t *world, bool grpo, body_t body) {
     config_t config;
     job_t job = {0};
@@ -173,16 +183,8 @@ static status_t run_in_world(const run_arguments_t *arguments, comm_t *world, bo
     return status;
 }
 
-static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
-    run_arguments_t arguments;
-    comm_t *world;
-    TRY(run_arguments_read(argc, argv, &arguments));
-    if (!arguments.file && !arguments.settings)
-        FAIL(STATUS_INVALID, "poise %s wants -c FILE (a YAML configuration; see configs/)", argv[0]);
-    TRY(job_hold_signals());
-    TRY(comm_open_world(120, &world));
+status_t world_end(comm_t *world, status_t status) {
     int rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
-    status_t status = run_in_world(&arguments, world, grpo, body);
     if (!status || status_kind(status) == STATUS_CANCELLED) {
         status = status_first(status, comm_close_world(world));
         if (status && status_kind(status) == STATUS_CANCELLED && rank > 0) { // rank 0 says it for all
@@ -199,6 +201,17 @@ static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
     fflush(stdout);
     if (rank < 0) exit(code);
     _exit(code);
+}
+
+static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
+    run_arguments_t arguments;
+    comm_t *world;
+    TRY(run_arguments_read(argc, argv, &arguments));
+    if (!arguments.file && !arguments.settings)
+        FAIL(STATUS_INVALID, "poise %s wants -c FILE (a YAML configuration; see configs/)", argv[0]);
+    TRY(job_hold_signals());
+    TRY(comm_open_world(120, &world));
+    return world_end(world, run_in_world(&arguments, world, grpo, body));
 }
 
 status_t command_sft(int argc, char **argv) {

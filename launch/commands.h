@@ -27,6 +27,7 @@ status_t command_doctor(int argc, char **argv) STATUS_CHECKED;
 status_t command_config(int argc, char **argv) STATUS_CHECKED;
 status_t command_scorer(int argc, char **argv) STATUS_CHECKED;
 status_t command_quickstart_data(int argc, char **argv) STATUS_CHECKED;
+status_t command_canary(int argc, char **argv) STATUS_CHECKED;
 
 // What sft, grpo and eval share: -c FILE, --set KEY=VALUE ..., --dry-run.
 typedef struct run_arguments {
@@ -36,6 +37,17 @@ typedef struct run_arguments {
     bool dry_run;
 } run_arguments_t;
 status_t run_arguments_read(int argc, char **argv, run_arguments_t *out) STATUS_CHECKED;
+
+// One run inside a world that is open, for commands that are made of several. Collective over the world; leaves no
+// result file.
+typedef enum run_kind { RUN_SFT, RUN_GRPO, RUN_EVAL } run_kind_t;
+status_t run_one(const config_t *config, comm_t *world, run_kind_t kind) STATUS_CHECKED;
+// Closes the world at the end of a command, whose status this is, and returns what is left to be said; after a failure
+// it says it and ends the process, since collectives may hang.
+status_t world_end(comm_t *world, status_t status) STATUS_CHECKED;
+// This executable's path.
+status_t own_path(char out[4096]) STATUS_CHECKED;
+
 // Parses a whole number option; the error names it.
 status_t argument_whole(const char *option, const char *text, int64_t least, int64_t most, int64_t *out) STATUS_CHECKED;
 status_t argument_real(const char *option, const char *text, double least, double most, double *out) STATUS_CHECKED;

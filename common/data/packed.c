@@ -193,6 +193,10 @@ int32_t packed_images(const packed_t *p) {
     return (int32_t)p->a.images;
 }
 
+const char *packed_model(const packed_t *p) {
+    return p->model_hash;
+}
+
 uint64_t packed_image_hash(const packed_t *p, int32_t image) {
     return image >= 0 && image < p->a.images ? (uint64_t)p->a.image_hash[image] : 0;
 }

@@ -64,6 +64,12 @@ const char *packed_hash(const packed_t *packed);
 uint64_t packed_hash_number(const packed_t *packed);
 status_t packed_check_model(const packed_t *packed, const char *model_directory) STATUS_CHECKED;
 
+// Writes `count` samples of an open file (index: which, in this order) as a file of their own, with the images they
+// use. Tokens of the segments in `unlearnt` (a bit for each segment_t) become SEGMENT_NONE there: no loss is taken on
+// them.
+status_t packed_excerpt(packed_t *packed, const int64_t *index, int64_t count, unsigned unlearnt,
+                        const char *output) STATUS_CHECKED;
+
 // Patches of an image, cached by content hash in a process-wide budget of `capacity_bytes` (least recently used goes
 // first).
 typedef struct patch_cache patch_cache_t;

@@ -29,5 +29,10 @@ typedef struct packed_arrays {
 void packed_content_hash(const packed_arrays_t *arrays, char out[33]);
 // 16 hex digits over what decides about tokens and pixels: tokenizer.json and the image rules.
 status_t packed_model_hash(const char *model_directory, const image_rules_t *rules, char out[17]) STATUS_CHECKED;
+// The model hash recorded in an open file; valid until packed_close.
+const char *packed_model(const packed_t *packed);
+// A file is these arrays, then "image_data" (by the caller), then the hashes.
+status_t packed_write_arrays(store_t *store, const packed_arrays_t *arrays) STATUS_CHECKED;
+status_t packed_write_hashes(store_t *store, const packed_arrays_t *arrays, const char *model_hash) STATUS_CHECKED;
 
 #endif

@@ -48,3 +48,25 @@ status_t packed_model_hash(const char *model_directory, const image_rules_t *rul
     free(tokenizer);
     return STATUS_OK;
 }
+
+status_t packed_write_arrays(store_t *store, const packed_arrays_t *a) {
+    TRY(store_write_number(store, "schema", PACKED_SCHEMA));
+    TRY(store_write(store, "tokens", DTYPE_I32, a->tokens, a->token_count, true));
+    TRY(store_write(store, "segments", DTYPE_U8, a->segments, a->token_count, true));
+    TRY(store_write(store, "sample_start", DTYPE_I64, a->sample_start, a->samples + 1, true));
+    TRY(store_write(store, "prompt_length", DTYPE_I32, a->prompt_length, a->samples, true));
+    TRY(store_write(store, "image_use", DTYPE_I32, a->image_use, a->image_uses, true));
+    TRY(store_write(store, "image_use_start", DTYPE_I64, a->image_use_start, a->samples + 1, true));
+    TRY(store_write(store, "option_start", DTYPE_I64, a->option_start, a->samples + 1, true));
+    TRY(store_write(store, "string_start", DTYPE_I64, a->string_start, a->strings + 1, true));
+    TRY(store_write(store, "string_data", DTYPE_U8, a->string_data, a->string_bytes, true));
+    TRY(store_write(store, "image_start", DTYPE_I64, a->image_start, a->images + 1, true));
+    return store_write(store, "image_hash", DTYPE_I64, a->image_hash, a->images, false);
+}
+
+status_t packed_write_hashes(store_t *store, const packed_arrays_t *a, const char *model_hash) {
+    char content[33];
+    packed_content_hash(a, content);
+    TRY(store_write_string(store, "model_hash", model_hash));
+    return store_write_string(store, "content_hash", content);
+}

@@ -393,24 +393,11 @@ static status_t write_arrays(maker_t *m, store_t *store) {
                          .string_data = m->string_data.data,
                          .image_start = m->image_start.data,
                          .image_hash = m->image_hash.data};
-    char content[33], model[17];
-    packed_content_hash(&a, content);
+    char model[17];
     TRY(packed_model_hash(m->options->model, &m->model->config.image, model));
-    TRY(store_write_number(store, "schema", PACKED_SCHEMA));
-    TRY(store_write(store, "tokens", DTYPE_I32, a.tokens, a.token_count, true));
-    TRY(store_write(store, "segments", DTYPE_U8, a.segments, a.token_count, true));
-    TRY(store_write(store, "sample_start", DTYPE_I64, a.sample_start, a.samples + 1, true));
-    TRY(store_write(store, "prompt_length", DTYPE_I32, a.prompt_length, a.samples, true));
-    TRY(store_write(store, "image_use", DTYPE_I32, a.image_use, a.image_uses, true));
-    TRY(store_write(store, "image_use_start", DTYPE_I64, a.image_use_start, a.samples + 1, true));
-    TRY(store_write(store, "option_start", DTYPE_I64, a.option_start, a.samples + 1, true));
-    TRY(store_write(store, "string_start", DTYPE_I64, a.string_start, a.strings + 1, true));
-    TRY(store_write(store, "string_data", DTYPE_U8, a.string_data, a.string_bytes, true));
-    TRY(store_write(store, "image_start", DTYPE_I64, a.image_start, a.images + 1, true));
-    TRY(store_write(store, "image_hash", DTYPE_I64, a.image_hash, a.images, false));
+    TRY(packed_write_arrays(store, &a));
     TRY(write_images(m, store, a.image_start, a.image_start[a.images]));
-    TRY(store_write_string(store, "model_hash", model));
-    return store_write_string(store, "content_hash", content);
+    return packed_write_hashes(store, &a, model);
 }
 
 static status_t maker_open(maker_t *m) {
