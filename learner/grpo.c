@@ -32,6 +32,7 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
     for (int tries = 0;; tries++) {
         run->count_metrics = tries == 0;
         launch_options_t options = launch_settings(run, true, number == 0 && tries == 0);
+        job_phase(learner->job, "computing gradients");
         TRY(optimizer_begin(learner->optimizer));
         status_t status = launch_leaves(&learner->launcher, learner->model, run->batch.leaf, run->batch.leaf_count,
                                         &options, grpo_loss, run);
@@ -39,6 +40,7 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
         TRY(learner_agree(learner, status, "gradients"));
         run->times.wait_s += clock_seconds() - computed;
         link_progress(run->link);
+        job_phase(learner->job, "updating the weights");
         TRY(optimizer_step(learner->optimizer, normaliser, run->batch.step, last, &run->report));
         run->times.reduce_s += run->report.reduce_s;
         run->times.update_s += run->report.update_s + run->report.gather_s;
@@ -65,6 +67,7 @@ static status_t train_step(grpo_run_t *run, int64_t step) {
     const config_t *config = learner->config;
     run->redos = 0;
     run->report = (optimizer_report_t){.learning_rate = optimizer_learning_rate(config, step)};
+    job_phase(learner->job, "preparing the batch");
     TRY(grpo_batch_prepare(run));
     double started = clock_seconds();
     launcher_clear_times(&learner->launcher);
@@ -181,6 +184,7 @@ static status_t one_step(grpo_run_t *run, int64_t step, bool *stop) {
     TRY(grpo_wait_batch(run, step));
     TRY(train_step(run, step));
     status_t status = STATUS_OK;
+    job_phase(learner->job, "writing metrics");
     if (learner->first && learner->config->metrics.trajectories) status = trajectory_write(run, step + 1);
     TRY(learner_agree(learner, status, "trajectories"));
     TRY(grpo_report(run, step + 1));
@@ -215,6 +219,7 @@ static status_t grpo_run(grpo_run_t *run, job_t *job, old_versions_t *old) {
     TRY(learner_open_metrics(learner, "grpo", completed, &run->metrics, &run->progress));
     if (completed >= learner->last && learner->first)
         fprintf(stderr, "poise: all %lld steps are done already\n", (long long)learner->last);
+    job_phase(learner->job, "joining the reward rank");
     TRY(learner_agree(learner, grpo_stream_open(run, completed), "joining the reward rank"));
     TRY(announce_start(run, old, completed));
     old_versions_free(old);
