@@ -129,7 +129,7 @@ static status_t body_eval(job_t *job, bool dry_run) {
     return dry_run ? eval_print_plan(job, stdout) : eval_run(job);
 }
 
-enum { RANKS_SHOWN = 64 };
+enum { RANKS_SHOWN = 64, DEFAULT_START_S = 120 };
 
 // What each rank of the world would do. In GRPO the last one is the reward rank, and colocated ranks do both of the
 // other jobs.
@@ -161,57 +161,134 @@ status_t run_one(const config_t *config, comm_t *world, run_kind_t kind) {
     return status;
 }
 
-static status_t run_in_world(const run_arguments_t *arguments, comm_t *world, bool grpo, body_t body) {
-    config_t config;
+// Where the watch ends the job, the result is what it found out.
+typedef struct conclusion {
+    const config_t *config;
+    bool dry_run;
+} conclusion_t;
+
+static void conclude(void *context, int exit_code, const char *sentence) {
+    const conclusion_t *conclusion = context;
+    status_t run = STATUS_NEW(exit_code == 2 ? STATUS_INVALID : STATUS_FAILED, "%s", sentence);
+    status_free(result_write(conclusion->config, conclusion->dry_run, run));
+    status_free(run);
+}
+
+// From here on the ranks hear of each other's end.
+static status_t join_watch(job_t *job, bool grpo, const char *role, conclusion_t *conclusion) {
+    watch_options_t options = {.host = grpo && !conclusion->dry_run ? comm_size(job->world) - 1 : 0,
+                               .role = role,
+                               .essential = job->role != ROLE_ROLLOUT,
+                               .link = job_link_options(job),
+                               .bind = job_bind_endpoint(job),
+                               .start_s = job->config->deadline.start_s,
+                               .conclude = conclude,
+                               .context = conclusion};
+    return watch_join(job->watch, job->world, &options);
+}
+
+// `conclusion` must outlive the watch.
+static status_t run_in_world(conclusion_t *conclusion, comm_t *world, watch_t *watch, bool grpo, body_t body) {
+    const config_t *config = conclusion->config;
+    bool dry_run = conclusion->dry_run;
     job_t job = {0};
     char program[4096];
-    TRY(config_read(arguments->file, arguments->setting, arguments->settings, &config));
-    comm_set_deadline(world, config.deadline.collective_s);
     // Before the ranks meet in job_open, so before any of them can write a new one.
-    if (!arguments->dry_run && !comm_world_rank(world)) result_remove(&config);
+    if (!dry_run && !comm_world_rank(world)) result_remove(config);
     status_t status = own_path(program);
-    if (!status) status = job_open(&config, world, grpo, program, &job);
+    if (!status) status = job_open(config, world, grpo, program, &job);
     bool opened = !status;
-    if (!status && arguments->dry_run && !comm_world_rank(world)) status = config_print(&config, stdout);
-    if (!status && arguments->dry_run) print_ranks(&job, grpo, body == body_eval);
-    if (!status) status = body(&job, arguments->dry_run);
+    job.watch = watch;
+    if (!status) status = join_watch(&job, grpo, body == body_eval ? "eval" : role_name(job.role), conclusion);
+    if (!status) job_phase(&job, "loading the model");
+    if (!status && dry_run && !comm_world_rank(world)) status = config_print(config, stdout);
+    if (!status && dry_run) print_ranks(&job, grpo, body == body_eval);
+    if (!status) status = body(&job, dry_run);
     // The reward rank knows best how a GRPO run ended, unless it has nothing to do; elsewhere it is rank 0.
-    bool reporter = grpo && !arguments->dry_run ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
-    if (opened && reporter) status = status_first(status, result_write(&config, arguments->dry_run, status));
+    bool reporter = grpo && !dry_run ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
+    bool failed = status && status_kind(status) != STATUS_CANCELLED;
+    // The trace is for whoever changes the code; what the watch says is the sentence alone.
+    if (opened && failed && getenv("POISE_TRACE")) status_print(status, stderr, comm_world_rank(world), true);
+    if (opened && failed) watch_fail(watch, status); // mostly does not return
+    if (opened) job_phase(&job, "writing the result");
+    if (opened && reporter) status = status_first(status, result_write(config, dry_run, status));
+    if (!failed && status && status_kind(status) != STATUS_CANCELLED) watch_fail(watch, status);
     if (opened) job_close(&job);
-    config_free(&config);
     return status;
 }
 
-status_t world_end(comm_t *world, status_t status) {
+// Everything is written. What is left is to close MPI, which ends with the others or, where one is missing, at once.
+static status_t finish_world(comm_t *world, watch_t *watch, int rank, status_t status) {
+    if (status && rank <= 0) status_print(status, stderr, -1, getenv("POISE_TRACE") != NULL);
+    status_free(status); // rank 0 says for all that the run was asked to stop
+    fflush(stdout);
+    watch_finish(watch, 0);
+    status_t closed = comm_close_world(world);
+    if (closed && watch_finished(watch)) {
+        status_free(closed);
+        comm_abandon(0);
+    }
+    return closed;
+}
+
+// A run that ends before its ranks have joined has no coordinator to write its result; launchers want one all the same.
+static void result_note(status_t status) {
+    const char *extra = getenv("POISE_RESULT");
+    const config_t nowhere = {.output = ""};
+    if (extra && access(extra, F_OK) != 0) status_free(result_write(&nowhere, false, status));
+}
+
+status_t world_end(comm_t *world, watch_t *watch, status_t status) {
     int rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
     if (!status || status_kind(status) == STATUS_CANCELLED) {
-        status = status_first(status, comm_close_world(world));
-        if (status && status_kind(status) == STATUS_CANCELLED && rank > 0) { // rank 0 says it for all
-            status_free(status);
-            status = STATUS_OK;
-        }
-        if (!status || status_kind(status) == STATUS_CANCELLED) return status;
+        status = finish_world(world, watch, rank, status);
+        if (!status) return STATUS_OK;
     }
     // Wrong use is mostly the same on every rank, and rank 0 says it; the others only if they live long enough to.
     // After any other failure collectives may hang, so the process ends here; mpirun and srun then end the other ranks.
     int code = status_exit_code(status);
     if (code == 2 && rank > 0) sleep(3);
+    watch_phase(watch, "ending", 0);
     status_print(status, stderr, code == 2 && rank <= 0 ? -1 : rank, getenv("POISE_TRACE") != NULL);
     fflush(stdout);
+    result_note(status);
     if (rank < 0) exit(code);
     _exit(code);
 }
 
-static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
+static status_t run_ranks(int argc, char **argv, bool grpo, body_t body) {
     run_arguments_t arguments;
+    config_t config = {0};
+    conclusion_t conclusion = {.config = &config};
     comm_t *world;
+    watch_t *watch;
     TRY(run_arguments_read(argc, argv, &arguments));
     if (!arguments.file && !arguments.settings)
         FAIL(STATUS_INVALID, "poise %s wants -c FILE (a YAML configuration; see configs/)", argv[0]);
+    conclusion.dry_run = arguments.dry_run;
     TRY(job_hold_signals());
-    TRY(comm_open_world(120, &world));
-    return world_end(world, run_in_world(&arguments, world, grpo, body));
+    TRY(watch_open(&watch));
+    // Read before MPI starts, for the deadline of starting it; what is wrong in it is said when all ranks are there.
+    status_t status = config_read(arguments.file, arguments.setting, arguments.settings, &config);
+    double start_s = status ? DEFAULT_START_S : config.deadline.start_s;
+    watch_phase(watch, "starting MPI", start_s);
+    status = status_first(status, comm_open_world(start_s, &world));
+    if (!world) {
+        watch_fail(watch, status);
+        PASS_ON(status);
+    }
+    comm_set_watch(world, watch);
+    if (!status) status = run_in_world(&conclusion, world, watch, grpo, body);
+    status = world_end(world, watch, status);
+    watch_close(watch);
+    config_free(&config);
+    return status;
+}
+
+static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
+    status_t status = run_ranks(argc, argv, grpo, body);
+    if (status) result_note(status);
+    return status;
 }
 
 status_t command_sft(int argc, char **argv) {

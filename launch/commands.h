@@ -43,8 +43,8 @@ status_t run_arguments_read(int argc, char **argv, run_arguments_t *out) STATUS_
 typedef enum run_kind { RUN_SFT, RUN_GRPO, RUN_EVAL } run_kind_t;
 status_t run_one(const config_t *config, comm_t *world, run_kind_t kind) STATUS_CHECKED;
 // Closes the world at the end of a command, whose status this is, and returns what is left to be said; after a failure
-// it says it and ends the process, since collectives may hang.
-status_t world_end(comm_t *world, status_t status) STATUS_CHECKED;
+// it says it and ends the process, since collectives may hang. watch: of the ranks, or NULL.
+status_t world_end(comm_t *world, watch_t *watch, status_t status) STATUS_CHECKED;
 // This executable's path.
 status_t own_path(char out[4096]) STATUS_CHECKED;
 

@@ -133,6 +133,7 @@ static status_t create(learner_t *learner, const char *kind, int64_t completed, 
 
 status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, checkpoint_part_t part,
                          void *context) {
+    job_phase(learner->job, "writing a checkpoint");
     store_t *store = NULL;
     status_t status = learner->first ? create(learner, kind, completed, &store) : STATUS_OK;
     // Even when the file could not be made the gathers run: the other ranks are in them.
@@ -234,6 +235,7 @@ status_t checkpoint_resume(learner_t *learner, const char *kind, checkpoint_part
     store_t *store;
     int64_t step;
     *completed = 0;
+    job_phase(learner->job, "reading a checkpoint");
     if (learner->first) sweep(learner);
     TRY(find_checked(learner, kind, &store, &step));
     if (step < 0) return STATUS_OK;

@@ -102,9 +102,11 @@ static status_t after_step(grpo_run_t *run, int64_t completed, bool stop) {
 static status_t one_step(grpo_run_t *run, int64_t step, bool *stop) {
     learner_t *learner = &run->learner;
     TRY(grpo_wait_batch(run, step));
+    job_phase(run->learner.job, "preparing the batch");
     TRY(grpo_batch_prepare(run));
     TRY(grpo_train_step(run, step));
     status_t status = STATUS_OK;
+    job_phase(learner->job, "writing metrics");
     if (learner->first && learner->config->metrics.trajectories) status = trajectory_write(run, step + 1);
     TRY(learner_agree(learner, status, "trajectories"));
     TRY(grpo_report(run, step + 1));
@@ -141,6 +143,7 @@ static status_t grpo_run(grpo_run_t *run, job_t *job, old_versions_t *old) {
     TRY(learner_open_metrics(learner, "grpo", completed, &run->metrics, &run->progress));
     if (completed >= learner->last && learner->first)
         fprintf(stderr, "poise: all %lld steps are done already\n", (long long)learner->last);
+    job_phase(learner->job, "joining the reward rank");
     TRY(learner_agree(learner, grpo_stream_open(run, completed), "joining the reward rank"));
     TRY(announce_start(run, old, completed));
     old_versions_free(old);

@@ -30,6 +30,7 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
     for (int tries = 0;; tries++) {
         run->count_metrics = tries == 0;
         launch_options_t options = launch_settings(run, true, number == 0 && tries == 0);
+        job_phase(learner->job, "computing gradients");
         TRY(optimizer_begin(learner->optimizer));
         status_t status = launch_leaves(&learner->launcher, learner->model, run->batch.leaf, run->batch.leaf_count,
                                         &options, grpo_loss, run);
@@ -37,6 +38,7 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
         TRY(learner_agree(learner, status, "gradients"));
         run->times.wait_s += clock_seconds() - computed;
         if (run->link) link_progress(run->link);
+        job_phase(learner->job, "updating the weights");
         TRY(optimizer_step(learner->optimizer, normaliser, run->batch.step, last, &run->report));
         run->times.reduce_s += run->report.reduce_s;
         run->times.update_s += run->report.update_s + run->report.gather_s;

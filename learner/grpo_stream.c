@@ -47,6 +47,7 @@ void grpo_stream_close(grpo_run_t *run) {
 status_t grpo_announce(grpo_run_t *run, int64_t version) {
     if (!run->server) return STATUS_OK;
     double started = clock_seconds();
+    job_phase(run->learner.job, "announcing the weights");
     message_t message = {.type = MESSAGE_WEIGHTS};
     TRY(weight_server_publish(run->server, run->learner.model, version, &message.weights));
     TRY(grpo_send(run, &message));
@@ -144,6 +145,7 @@ static status_t wait_until(grpo_run_t *run, wait_done_t done, int64_t step, cons
     bool may_idle = run->colocated && run->colocated->idle && !run->stopped, worked = false;
     while (!done(run, step)) {
         bool came;
+        job_phase(run->learner.job, run->colocated ? "generating and waiting" : "waiting for the reward rank");
         TRY(receive(run, worked ? 0.0 : wait_slice_s, &came));
         link_progress(run->link);
         if (came) {

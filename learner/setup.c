@@ -72,6 +72,7 @@ status_t learner_open_metrics(learner_t *learner, const char *label, int64_t com
                               progress_t *progress) {
     const config_t *config = learner->config;
     status_t status = STATUS_OK;
+    job_phase(learner->job, "opening the metrics");
     if (learner->first) {
         learner_print_setup(learner, stderr);
         status = file_make_directory(config->output);
@@ -141,6 +142,7 @@ status_t learner_save_model(learner_t *learner) {
     const config_t *config = learner->config;
     if (!config->save_model) return STATUS_OK;
     status_t status = STATUS_OK;
+    job_phase(learner->job, "saving the model");
     if (learner->first) {
         char path[4096];
         bool adapter = learner->model->adapter_rank > 0;

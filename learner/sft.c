@@ -109,6 +109,7 @@ static sft_sums_t add_slots(const sft_run_t *run) {
 // Computes this rank's packs and, together with the others, the step's sums.
 static status_t compute(sft_run_t *run, sft_sums_t *sums) {
     learner_t *learner = &run->learner;
+    job_phase(learner->job, "computing gradients");
     TRY(optimizer_begin(learner->optimizer));
     launch_options_t options = {.temperature = 1.0f, .recording = true, .leaves = learner->config->sft.launch_leaves};
     status_t status =
@@ -128,6 +129,7 @@ static status_t sft_step(sft_run_t *run, int64_t step, sft_sums_t *sums) {
     run->step_started = clock_seconds();
     run->wait_s = 0.0;
     launcher_clear_times(&learner->launcher);
+    job_phase(learner->job, "preparing samples");
     TRY(learner_agree(learner, prepare(run, step), "samples"));
     run->data_s = clock_seconds() - run->step_started;
     double reduce_s = 0.0;
@@ -139,6 +141,7 @@ static status_t sft_step(sft_run_t *run, int64_t step, sft_sums_t *sums) {
             FAIL(STATUS_INVALID, "no sample of step %lld has a response to learn; pack the data with assistant turns",
                  (long long)step);
         }
+        job_phase(learner->job, "updating the weights");
         TRY(optimizer_step(learner->optimizer, normaliser, step, true, &run->report));
         reduce_s += run->report.reduce_s;
         if (!run->report.redo) break;
@@ -212,6 +215,7 @@ static status_t train(sft_run_t *run, int64_t completed) {
     while (completed < learner->last && !stop) {
         sft_sums_t sums;
         status_t status = sft_step(run, completed, &sums);
+        job_phase(learner->job, "writing metrics");
         if (!status) status = learner_agree(learner, report(run, ++completed, &sums), "metrics");
         finish(run);
         TRY(status);

@@ -176,6 +176,7 @@ static status_t answer_all(eval_t *eval) {
     // Enough questions to keep every row of a step busy, and no more images in memory than that needs.
     int ahead = eval->config->rollout.batch_rows + 16;
     while (next < eval->count || engine_pending(eval->engine)) {
+        job_phase(eval->job, "answering");
         eval->stopped = job_stop_requested(eval->job);
         if (eval->stopped) break;
         for (; next < eval->count && engine_pending(eval->engine) < ahead; next += eval->ranks)
@@ -230,6 +231,7 @@ status_t eval_run(job_t *job) {
     if (!status) status = comm_all_reduce_i64(job->world, &answered, 1, COMM_SUM, "evaluation");
     if (!status) {
         bool first = eval.rank == 0;
+        job_phase(job, "merging the samples");
         status = first ? eval_merge(&eval, clock_seconds() - started, answered > 0) : STATUS_OK;
         status = eval_agree(&eval, status, "merging the samples");
     }

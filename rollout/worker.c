@@ -381,6 +381,7 @@ static status_t check_waiting(rollout_worker_t *worker) {
 
 static status_t turn(rollout_worker_t *worker, double wait_s) {
     bool idle = !engine_pending(worker->engine);
+    if (worker->own_model) job_phase(worker->job, idle ? "waiting for work" : "generating");
     double started = clock_seconds();
     link_progress(worker->link);
     TRY(receive(worker, idle ? wait_s : 0));

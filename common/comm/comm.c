@@ -12,6 +12,7 @@ enum { QUICK_POLLS = 8, SLEEP_FIRST_NS = 20000, SLEEP_LONGEST_NS = 200000, STRIN
 // Open MPI's non-blocking reductions take scratch memory of the size of a piece.
 // Longer than any transfer within a node that is really moving, short beside a rank that is late.
 #define YIELD_S 0.05
+#define HANG_S  10.0
 static const int64_t default_piece_bytes = (int64_t)8 << 20;
 
 static status_t check_usable(const comm_t *comm, const char *phase) {
@@ -63,6 +64,19 @@ static status_t started(comm_t *comm, status_t status, double until, const char 
     }
     if (++comm->pieces < COMM_MAX_PIECES) return STATUS_OK;
     return wait_pieces(comm, until, phase);
+}
+
+// Between these two lies a collective. The deadline looked at here is the first to pass; the watch's is for calls that
+// do not come back.
+static double begin(comm_t *comm, const char *phase) {
+    watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
+    return clock_seconds() + comm->deadline_s;
+}
+
+static status_t finish(comm_t *comm, double until, const char *phase) {
+    TRY(wait_pieces(comm, until, phase));
+    watch_collective(comm->watch, NULL, 0);
+    return STATUS_OK;
 }
 
 status_t comm_open_world(double deadline_s, comm_t **out) {
@@ -123,6 +137,7 @@ status_t comm_split(comm_t *comm, int colour, comm_t **out) {
     part->pieces = 0;
     part->finalizes = false;
     part->state = NULL;
+    watch_phase(comm->watch, "making groups", comm->deadline_s + HANG_S);
     TRY_GOTO(status, done, comm->table->split(comm, members, count, tag, part));
     *out = part;
     part = NULL;
@@ -143,7 +158,10 @@ void comm_close(comm_t *comm) {
 status_t comm_close_world(comm_t *world) {
     if (!world) return STATUS_OK;
     bool finalizes = world->finalizes;
+    watch_t *watch = world->watch;
+    double limit = world->deadline_s + HANG_S;
     status_t status = comm_barrier(world, "end of the run");
+    watch_phase(watch, "closing MPI", limit);
     if (!status) comm_close(world);
     TRY(status);
     return finalizes ? comm_mpi_finalize() : STATUS_OK;
@@ -178,6 +196,10 @@ void comm_set_deadline(comm_t *comm, double deadline_s) {
     comm->deadline_s = deadline_s;
 }
 
+void comm_set_watch(comm_t *comm, watch_t *watch) {
+    comm->watch = watch;
+}
+
 void comm_set_piece_bytes(comm_t *comm, int64_t bytes) {
     comm->piece_bytes = bytes;
 }
@@ -185,9 +207,9 @@ void comm_set_piece_bytes(comm_t *comm, int64_t bytes) {
 status_t comm_barrier(comm_t *comm, const char *phase) {
     TRY(check_usable(comm, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = clock_seconds() + comm->deadline_s;
+    double until = begin(comm, phase);
     TRY(started(comm, comm->table->start_barrier(comm), until, phase));
-    return wait_pieces(comm, until, phase);
+    return finish(comm, until, phase);
 }
 
 // Starts the broadcast of `bytes` bytes in pieces; the last ones may still be under way afterwards.
@@ -204,22 +226,22 @@ status_t comm_broadcast(comm_t *comm, void *data, size_t bytes, int root, const 
     if (root < 0 || root >= comm->size)
         FAIL(STATUS_FAILED, "broadcast in \"%s\" from rank %d of a group of %d", phase, root, comm->size);
     if (comm->size == 1) return STATUS_OK;
-    double until = clock_seconds() + comm->deadline_s;
+    double until = begin(comm, phase);
     TRY(start_broadcasts(comm, data, (int64_t)bytes, root, until, phase));
-    return wait_pieces(comm, until, phase);
+    return finish(comm, until, phase);
 }
 
 static status_t all_reduce(comm_t *comm, char *data, int64_t count, comm_type_t type, comm_operation_t operation,
                            const char *phase) {
     TRY(check_usable(comm, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = clock_seconds() + comm->deadline_s;
+    double until = begin(comm, phase);
     int64_t most = comm->piece_bytes / 8;
     for (int64_t at = 0; at < count; at += most) {
         int piece = (int)(count - at < most ? count - at : most);
         TRY(started(comm, comm->table->start_all_reduce(comm, data + 8 * at, piece, type, operation), until, phase));
     }
-    return wait_pieces(comm, until, phase);
+    return finish(comm, until, phase);
 }
 
 status_t comm_all_reduce_i64(comm_t *comm, int64_t *data, int64_t count, comm_operation_t operation,
@@ -244,7 +266,7 @@ status_t comm_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *off
     TRY(check_usable(comm, phase));
     TRY(check_offsets(comm, offset, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = clock_seconds() + comm->deadline_s;
+    double until = begin(comm, phase);
     int64_t most = comm->piece_bytes / 8;
     for (int root = 0; root < comm->size; root++) {
         for (int64_t at = offset[root]; at < offset[root + 1]; at += most) {
@@ -252,14 +274,14 @@ status_t comm_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *off
             TRY(started(comm, comm->table->start_reduce(comm, data + at, piece, root), until, phase));
         }
     }
-    return wait_pieces(comm, until, phase);
+    return finish(comm, until, phase);
 }
 
 status_t comm_all_gather(comm_t *comm, void *data, const int64_t *offset, const char *phase) {
     TRY(check_usable(comm, phase));
     TRY(check_offsets(comm, offset, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = clock_seconds() + comm->deadline_s;
+    double until = begin(comm, phase);
     if (offset[comm->size] <= comm->piece_bytes) {
         TRY(started(comm, comm->table->start_all_gather(comm, data, offset), until, phase));
     } else { // too long for the int displacements of one call, or for its scratch memory
@@ -267,7 +289,7 @@ status_t comm_all_gather(comm_t *comm, void *data, const int64_t *offset, const 
             TRY(start_broadcasts(comm, (char *)data + offset[root], offset[root + 1] - offset[root], root, until,
                                  phase));
     }
-    return wait_pieces(comm, until, phase);
+    return finish(comm, until, phase);
 }
 
 status_t comm_gather_strings(comm_t *comm, const char *text, char ***out, const char *phase) {

@@ -11,6 +11,7 @@
 #include "kernels/device.h"
 
 typedef struct comm comm_t;
+typedef struct watch watch_t;
 typedef enum comm_operation { COMM_SUM, COMM_MAX, COMM_MIN, COMM_BIT_OR } comm_operation_t;
 
 // MPI_Init_thread (MPI_THREAD_SERIALIZED is asked for) and the world. Without mpirun this is a world of one.
@@ -31,6 +32,9 @@ int comm_local_rank(const comm_t *comm);
 // Number of nodes (by host name) the world runs on.
 int comm_hosts(const comm_t *comm);
 void comm_set_deadline(comm_t *comm, double deadline_s);
+// From now on `watch` is told of collectives of this communicator and of those split from it (a call into MPI may hang
+// where no deadline is looked at). Borrowed; NULL is allowed.
+void comm_set_watch(comm_t *comm, watch_t *watch);
 
 // `phase` is a static string such as "gradient sum"; it stands in timeout messages.
 status_t comm_barrier(comm_t *comm, const char *phase) STATUS_CHECKED;

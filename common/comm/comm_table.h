@@ -6,6 +6,7 @@
 #define COMMON_COMM_COMM_TABLE_H
 
 #include "common/comm/comm.h"
+#include "common/comm/watch.h"
 
 typedef enum comm_type { COMM_BYTE, COMM_I64, COMM_F64 } comm_type_t;
 enum { COMM_MAX_PIECES = 8 }; // started and not yet finished at the same time
@@ -35,6 +36,7 @@ struct comm {
     int splits;          // made so far; tags of the groups
     bool broken;         // a wait ended by its deadline: pieces may still be under way
     bool finalizes;      // the world of this process, to be finalized
+    watch_t *watch;      // is told of every collective; may be NULL
     void *state;         // the member's own
 };
 

@@ -117,11 +117,11 @@ static status_t share_keys(job_t *job) {
     return STATUS_OK;
 }
 
-static status_t open_parts(job_t *job, bool grpo) {
+static status_t open_parts(job_t *job) {
     const config_t *config = job->config;
     comm_set_deadline(job->world, config->deadline.start_s);
     TRY(open_signals(job));
-    if (grpo && comm_hosts(job->world) > 1) TRY(share_keys(job));
+    if (comm_hosts(job->world) > 1) TRY(share_keys(job));
     TRY(comm_split(job->world, job->role == ROLE_LEARNER ? 0 : -1, &job->learners));
     if (job->learners) comm_set_deadline(job->learners, config->deadline.collective_s);
     return STATUS_OK;
@@ -136,7 +136,7 @@ status_t job_open(const config_t *config, comm_t *world, bool grpo, const char *
     out->learner_count = comm_size(world);
     if (grpo) TRY(count_roles(config, comm_size(world), &out->learner_count, &out->rollout_count));
     take_role(out, grpo);
-    status_t status = open_parts(out, grpo);
+    status_t status = open_parts(out);
     if (status) job_close(out);
     return status;
 }
@@ -150,6 +150,10 @@ void job_close(job_t *job) {
     if (job->signal_fd >= 0) close(job->signal_fd);
     memset(job, 0, sizeof(*job));
     job->signal_fd = -1;
+}
+
+void job_phase(const job_t *job, const char *phase) {
+    watch_phase(job->watch, phase, job->config->deadline.step_s);
 }
 
 bool job_stop_requested(job_t *job) {

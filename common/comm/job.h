@@ -4,6 +4,7 @@
 
 #include "common/comm/clock.h"
 #include "common/comm/comm.h"
+#include "common/comm/watch.h"
 #include "common/config/config.h"
 #include "common/wire/link.h"
 
@@ -23,6 +24,7 @@ typedef struct job {
     char *secret_key;
     int signal_fd; // signalfd of USR1, TERM, INT; -1 when there is none
     bool stop_seen;
+    watch_t *watch; // of this process; set by whoever opened it, NULL in tests
 } job_t;
 
 // SFT: every rank learns. GRPO: world = learners + rollouts + 1 (colocated: learners + 1). The last rank is the reward
@@ -37,6 +39,8 @@ void job_close(job_t *job);
 // that a request that comes while ranks are starting waits for job_stop_requested instead of killing them. job_open
 // calls it too.
 status_t job_hold_signals(void) STATUS_CHECKED;
+// Tells the watch what this rank does now: local work of a step, which may take deadline.step_s.
+void job_phase(const job_t *job, const char *phase);
 // Whether this rank has been asked to stop (USR1: at the next step boundary, with a checkpoint). Cheap; not collective.
 // Learners agree on it by a collective of their own.
 bool job_stop_requested(job_t *job);

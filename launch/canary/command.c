@@ -310,5 +310,5 @@ status_t command_canary(int argc, char **argv) {
     config_free(&c->config);
     comm_t *world = c->world;
     free(c);
-    return status_first(world_end(world, status), verdict);
+    return status_first(world_end(world, NULL, status), verdict);
 }

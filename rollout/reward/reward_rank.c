@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TIMED_STEPS = 64 };
+enum { TIMED_STEPS = 64, LEAST_TURN_S = 10 };
 
 typedef struct peer {
     uint32_t number; // of the hub
@@ -394,8 +394,12 @@ static status_t check_deadlines(reward_rank_t *r, double started) {
 
 static status_t serve(reward_rank_t *r) {
     double started = r->moved = clock_seconds();
+    // A turn only routes. The least is for machines that are very busy.
+    double heartbeat_s = r->job->config->deadline.heartbeat_s;
+    double turn_limit_s = heartbeat_s > LEAST_TURN_S ? heartbeat_s : LEAST_TURN_S;
     while (!r->finished || r->learners_here) {
         hub_event_t event;
+        watch_phase(r->job->watch, r->coordinator ? "serving" : "waiting for the learners", turn_limit_s);
         // While something is being scored the wait is for the scorers: theirs are the short turns.
         bool scoring = scorer_pool_busy(r->scorers);
         TRY(hub_receive(r->hub, scoring ? 0 : 0.01, &event));
@@ -459,6 +463,7 @@ status_t reward_rank_run(job_t *job) {
     if (status && r.hub) status = status_first(status, send_stop(&r, status_message(status)));
     if (!status && r.stopped[0])
         status = STATUS_NEW(STATUS_CANCELLED, "%s; the same command goes on from there", r.stopped);
+    job_phase(job, "closing the streams");
     if (r.hub) hub_close(r.hub);
     scorer_pool_close(r.scorers);
     coordinator_close(r.coordinator);

@@ -1,0 +1,249 @@
+// The thread, its limits, and what it leaves in the session's folder.
+#include "common/comm/watch_internal.h"
+
+#include "common/comm/clock.h"
+#include "common/wire/transport.h"
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static const double turn_s = 0.1, late_s = 1.0, notice_s = 8.0;
+
+// ---- the board: text of fixed places, so that a shell can read it and a phase is one copy ----
+
+enum { BOARD_LINE = 32, BOARD_PHASE = 96, BOARD_BYTES = BOARD_PHASE + PHASE_BYTES };
+
+struct board {
+    char text[BOARD_BYTES];
+};
+
+static void board_put(board_t *board, int at, int bytes, const char *text) {
+    if (!board) return;
+    size_t length = strnlen(text, (size_t)bytes - 1);
+    memcpy(board->text + at, text, length);
+    memset(board->text + at + length, ' ', (size_t)bytes - 1 - length);
+    board->text[at + bytes - 1] = '\n';
+}
+
+// Lines: process and Open MPI's number of the job; running or ended; role; phase.
+static board_t *board_open(int rank) {
+    const char *session = getenv("POISE_SESSION"), *job = getenv("OMPI_MCA_ess_base_jobid");
+    char path[4096], line[BOARD_LINE];
+    if (!session || !*session || rank < 0) return NULL;
+    snprintf(path, sizeof(path), "%s/rank.%d", session, rank);
+    int file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (file < 0) return NULL; // another node's folder
+    void *map = MAP_FAILED;
+    if (ftruncate(file, BOARD_BYTES) == 0) map = mmap(NULL, BOARD_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (map == MAP_FAILED) return NULL;
+    board_t *board = map;
+    snprintf(line, sizeof(line), "%ld %s", (long)getpid(), job ? job : "-");
+    board_put(board, 0, BOARD_LINE, line);
+    board_put(board, BOARD_LINE, BOARD_LINE, "running");
+    board_put(board, 2 * BOARD_LINE, BOARD_LINE, "-");
+    board_put(board, BOARD_PHASE, PHASE_BYTES, "starting");
+    return board;
+}
+
+void watch_exit(watch_t *watch, int code) {
+    board_put(watch->board, BOARD_LINE, BOARD_LINE, "ended");
+    _exit(code);
+}
+
+void watch_say(int rank, const char *sentence) {
+    if (rank < 0)
+        dprintf(STDERR_FILENO, "poise: %s\n", sentence);
+    else
+        dprintf(STDERR_FILENO, "poise: [rank %d] %s\n", rank, sentence);
+}
+
+// ---- what the main thread says ----
+
+void watch_phase(watch_t *watch, const char *phase, double limit_s) {
+    if (!watch) return;
+    watch->phase_limit = limit_s;
+    atomic_store(&watch->phase, phase);
+    atomic_store(&watch->since, clock_seconds());
+    atomic_store(&watch->limit, limit_s);
+    board_put(watch->board, BOARD_PHASE, PHASE_BYTES, phase);
+}
+
+void watch_collective(watch_t *watch, const char *phase, double limit_s) {
+    if (!watch) return;
+    if (phase) atomic_fetch_add(&watch->collectives, 1);
+    atomic_store(&watch->collective, phase);
+    atomic_store(&watch->since, clock_seconds());
+    atomic_store(&watch->limit, phase ? limit_s : watch->phase_limit);
+    board_put(watch->board, BOARD_PHASE, PHASE_BYTES, phase ? phase : atomic_load(&watch->phase));
+}
+
+const char *watch_where(watch_t *watch) {
+    const char *collective = atomic_load(&watch->collective);
+    return collective ? collective : atomic_load(&watch->phase);
+}
+
+// ---- the thread ----
+
+// Before the ranks have joined there is nobody to tell: two ranks say it at most, as they all see the same.
+static void overdue(watch_t *watch, double seconds) {
+    failure_t failure = {.weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds()};
+    const char *role = watch->options.role ? watch->options.role : "this";
+    if (watch->done) watch_exit(watch, watch->exit_code); // all is written; only closing MPI hangs
+    if (watch->joined) {
+        snprintf(failure.sentence, sizeof(failure.sentence),
+                 "%s rank %d hangs in \"%s\": nothing has moved for %.0f s; start the run again to go on from its last "
+                 "checkpoint, or raise the deadline if it is only slow (docs/manual.md, Deadlines)",
+                 role, watch->rank, watch_where(watch), seconds);
+        if (watch->failure.weight < FAILURE_CAUSE) watch->failure = failure;
+        return;
+    }
+    snprintf(failure.sentence, sizeof(failure.sentence),
+             "rank %d has waited %.0f s in \"%s\"; a rank has died or hangs: see the other messages, or raise "
+             "deadline.start_s",
+             watch->rank, seconds, watch_where(watch));
+    if (watch->rank <= 1) watch_say(watch->rank, failure.sentence);
+    watch_exit(watch, 1);
+}
+
+static void check_limit(watch_t *watch) {
+    double limit = atomic_load(&watch->limit), since = atomic_load(&watch->since), now = clock_seconds();
+    double late = now - watch->ticked - late_s;
+    watch->ticked = now;
+    if (watch->skipped_since != since) {
+        watch->skipped = 0;
+        watch->skipped_since = since;
+    }
+    if (late > 0) watch->skipped += late;
+    if (limit <= 0 || now - since - watch->skipped <= limit || watch->failure.weight == FAILURE_CAUSE) return;
+    overdue(watch, now - since - watch->skipped);
+}
+
+static void wait_alone(watch_t *watch) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += (long)(turn_s * 1e9);
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&watch->mutex);
+    if (!watch->closing) pthread_cond_timedwait(&watch->changed, &watch->mutex, &until);
+    pthread_mutex_unlock(&watch->mutex);
+}
+
+static void *watch_thread(void *argument) {
+    watch_t *watch = argument;
+    for (bool closing = false; !closing;) {
+        pthread_mutex_lock(&watch->mutex);
+        bool joined = watch->joined;
+        closing = watch->closing;
+        pthread_mutex_unlock(&watch->mutex);
+        if (closing) break;
+        if (joined)
+            watch_ranks_turn(watch);
+        else
+            wait_alone(watch);
+        pthread_mutex_lock(&watch->mutex);
+        if (!watch->closing) check_limit(watch);
+        pthread_mutex_unlock(&watch->mutex);
+    }
+    return NULL;
+}
+
+// ---- the door ----
+
+static int launcher_rank(void) {
+    static const char *const name[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
+    for (size_t i = 0; i < sizeof(name) / sizeof(name[0]); i++) {
+        const char *text = getenv(name[i]);
+        if (text && *text) return (int)strtol(text, NULL, 10);
+    }
+    return -1;
+}
+
+status_t watch_open(watch_t **out) {
+    watch_t *watch;
+    *out = NULL;
+    TRY(ALLOCATE(&watch, 1));
+    watch->rank = launcher_rank();
+    watch->ticked = clock_seconds();
+    watch->board = board_open(watch->rank);
+    watch_phase(watch, "starting", 0);
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_mutex_init(&watch->mutex, NULL);
+    pthread_cond_init(&watch->changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    status_t status = transport_start_thread(&watch->thread, watch_thread, watch);
+    if (status) {
+        pthread_cond_destroy(&watch->changed);
+        pthread_mutex_destroy(&watch->mutex);
+        if (watch->board) munmap(watch->board, BOARD_BYTES);
+        free(watch);
+        PASS_ON(status);
+    }
+    *out = watch;
+    return STATUS_OK;
+}
+
+void watch_close(watch_t *watch) {
+    if (!watch) return;
+    pthread_mutex_lock(&watch->mutex);
+    watch->closing = true;
+    pthread_cond_broadcast(&watch->changed);
+    pthread_mutex_unlock(&watch->mutex);
+    pthread_join(watch->thread, NULL);
+    link_close(watch->link);
+    hub_close(watch->hub);
+    board_put(watch->board, BOARD_LINE, BOARD_LINE, "ended");
+    if (watch->board) munmap(watch->board, BOARD_BYTES);
+    pthread_cond_destroy(&watch->changed);
+    pthread_mutex_destroy(&watch->mutex);
+    free(watch->peer);
+    free(watch);
+}
+
+void watch_fail(watch_t *watch, status_t status) {
+    if (!watch) return;
+    pthread_mutex_lock(&watch->mutex);
+    board_put(watch->board, BOARD_LINE, BOARD_LINE, "ended");
+    if (watch->joined) {
+        status_kind_t kind = status_kind(status);
+        failure_t failure = {.weight = FAILURE_CAUSE, .rank = watch->rank, .since = clock_seconds()};
+        failure.code = status_exit_code(status);
+        failure.overdue = kind == STATUS_TIMEOUT && atomic_load(&watch->collective) != NULL;
+        if (kind == STATUS_PEER || kind == STATUS_TIMEOUT) failure.weight = FAILURE_CONSEQUENCE;
+        snprintf(failure.sentence, sizeof(failure.sentence), "%s", status_message(status));
+        if (watch->failure.weight < failure.weight) watch->failure = failure;
+        // The thread ends the process. If it cannot, the caller does.
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec += (time_t)notice_s;
+        int waited = 0;
+        while (waited == 0 && watch->options.essential)
+            waited = pthread_cond_timedwait(&watch->changed, &watch->mutex, &until);
+        until.tv_sec += 2 - (time_t)notice_s;
+        while (waited == 0) waited = pthread_cond_timedwait(&watch->changed, &watch->mutex, &until);
+    }
+    pthread_mutex_unlock(&watch->mutex);
+}
+
+void watch_finish(watch_t *watch, int exit_code) {
+    if (!watch) return;
+    pthread_mutex_lock(&watch->mutex);
+    watch->finished = true;
+    watch->exit_code = exit_code;
+    if (!watch->joined || watch->hub) watch->done = true;
+    pthread_mutex_unlock(&watch->mutex);
+}
+
+bool watch_finished(watch_t *watch) {
+    if (!watch) return false;
+    pthread_mutex_lock(&watch->mutex);
+    bool done = watch->done;
+    pthread_mutex_unlock(&watch->mutex);
+    return done;
+}

@@ -1,0 +1,72 @@
+// What watch.c (the thread and its limits) and watch_ranks.c (who is lost) share.
+#ifndef COMMON_COMM_WATCH_INTERNAL_H
+#define COMMON_COMM_WATCH_INTERNAL_H
+
+#include "common/comm/watch.h"
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+enum { SENTENCE_BYTES = 2048, PHASE_BYTES = 64, ROLE_BYTES = 16 };
+
+// A consequence (a peer is missing, a deadline passed) gives way to a cause that comes soon after.
+typedef enum failure_weight { FAILURE_NONE, FAILURE_CONSEQUENCE, FAILURE_CAUSE } failure_weight_t;
+
+typedef struct failure {
+    failure_weight_t weight;
+    int code, rank;
+    double since;
+    bool overdue; // a collective's deadline passed: the host names who is missing in it
+    char sentence[SENTENCE_BYTES];
+} failure_t;
+
+typedef struct watch_peer { // the host's view of a rank
+    uint32_t number;
+    bool here, essential, waiting;
+    uint64_t collectives;
+    double since; // in this phase
+    char role[ROLE_BYTES], phase[PHASE_BYTES];
+} watch_peer_t;
+
+typedef struct board board_t; // session/rank.R
+
+struct watch {
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    int rank, size;
+    // Set by the main thread. A reader takes the limit first and a writer sets it last, so that a new limit is never
+    // held against an old beginning.
+    _Atomic(const char *) phase, collective;
+    _Atomic double since, limit;
+    atomic_ullong collectives;
+    double phase_limit; // the main thread's own
+    board_t *board;
+    // Under the mutex:
+    bool closing, joined, finished; // finished: this rank's part is done
+    int exit_code;                  // when finished
+    failure_t failure;              // this rank's own, or what the host has heard so far
+    // The watch thread's, once joined:
+    watch_options_t options;
+    hub_t *hub;         // the host's
+    link_t *link;       // of the others
+    watch_peer_t *peer; // [size], the host's
+    bool done;          // the result is written (under the mutex)
+    bool lost;          // a rank is missing that others could do without
+    bool told, told_done, told_lost;
+    char sent[PHASE_BYTES + 32]; // this rank's last beat
+    double sent_at;
+    // Time that this process itself did not run (stopped, or starved) counts for nobody.
+    double ticked, skipped, skipped_since;
+};
+
+// Ends the process; the board says that it ended by itself.
+_Noreturn void watch_exit(watch_t *watch, int code);
+// What the main thread is in, for messages.
+const char *watch_where(watch_t *watch);
+// Prints the sentence as rank `rank`'s, in one write.
+void watch_say(int rank, const char *sentence);
+// One turn of the thread with the other ranks (about 0.1 s).
+void watch_ranks_turn(watch_t *watch);
+
+#endif
