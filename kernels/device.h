@@ -260,7 +260,8 @@ typedef struct adamw_args {
     int exponent;
     double gradient_scale; // 1 / normaliser, times the clipping factor
     float learning_rate, beta1, beta2, eps, weight_decay;
-    int64_t step; // t, from 1
+    int64_t step;    // t, from 1
+    uint32_t *probe; // device memory: nothing is written but GRADIENT_NOT_FINITE, where a result would be NaN or Inf
 } adamw_args_t;
 
 typedef struct device device_t;

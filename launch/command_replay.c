@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { STEP = 1, SET, JSON, MOST_SETTINGS = 64 };
+enum { STEP = 1, BAD_STEP, SET, JSON, MOST_SETTINGS = 64 };
 
 typedef struct arguments {
     replay_options_t options;
@@ -16,15 +16,19 @@ typedef struct arguments {
 
 static status_t read_arguments(int argc, char **argv, arguments_t *out) {
     static const struct option names[] = {{"step", required_argument, NULL, STEP},
+                                          {"bad-step", required_argument, NULL, BAD_STEP},
                                           {"set", required_argument, NULL, SET},
                                           {"json", no_argument, NULL, JSON},
                                           {NULL, 0, NULL, 0}};
+    int64_t bad = -1;
     *out = (arguments_t){.options.step = -1};
     opterr = 0;
     optind = 0;
     for (int letter; (letter = getopt_long(argc, argv, ":", names, NULL)) != -1;) {
         if (letter == STEP)
             TRY(argument_whole("step", optarg, 1, INT64_MAX, &out->options.step));
+        else if (letter == BAD_STEP)
+            TRY(argument_whole("bad-step", optarg, 1, INT64_MAX, &bad));
         else if (letter == JSON)
             out->options.json = true;
         else if (letter == SET && out->settings < MOST_SETTINGS)
@@ -39,7 +43,9 @@ static status_t read_arguments(int argc, char **argv, arguments_t *out) {
     }
     if (optind != argc - 1) FAIL(STATUS_INVALID, "poise replay wants one RUN folder");
     out->options.run = argv[optind];
-    if (out->options.step < 0) FAIL(STATUS_INVALID, "poise replay wants --step N");
+    if ((out->options.step < 0) == (bad < 0)) FAIL(STATUS_INVALID, "poise replay wants --step N or --bad-step N");
+    out->options.bad = bad > 0;
+    if (out->options.bad) out->options.step = bad;
     return STATUS_OK;
 }
 

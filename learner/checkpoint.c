@@ -122,27 +122,36 @@ static status_t remove_old(const config_t *config) {
     return status;
 }
 
-static status_t create(learner_t *learner, const char *kind, int64_t completed, store_t **store) {
-    char path[PATH_BYTES];
-    snprintf(path, sizeof(path), "%s/checkpoints", learner->config->output);
-    TRY(file_make_directory(path));
-    file_path(learner->config->output, completed, path);
+// Makes the folder too.
+static status_t create(learner_t *learner, const char *path, const char *kind, int64_t completed, store_t **store) {
+    char folder[PATH_BYTES];
+    snprintf(folder, sizeof(folder), "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (slash) *slash = 0;
+    if (slash) TRY(file_make_directory(folder));
     TRY(store_create(path, store));
     return write_header(learner, *store, kind, completed);
 }
 
-status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, checkpoint_part_t part,
-                         void *context) {
+status_t checkpoint_write(learner_t *learner, const char *path, const char *kind, int64_t completed,
+                          checkpoint_part_t part, void *context) {
     job_phase(learner->job, "writing a checkpoint");
     store_t *store = NULL;
-    status_t status = learner->first ? create(learner, kind, completed, &store) : STATUS_OK;
+    status_t status = learner->first ? create(learner, path, kind, completed, &store) : STATUS_OK;
     // Even when the file could not be made the gathers run: the other ranks are in them.
     status = status_first(status, optimizer_save(learner->optimizer, status ? NULL : store));
     if (!status && store && part) status = part(context, store);
     if (!status && store) status = store_commit(store);
     store_close(store);
-    if (!status && learner->first) status = remove_old(learner->config);
     return learner_agree(learner, status, "checkpoint");
+}
+
+status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, checkpoint_part_t part,
+                         void *context) {
+    char path[PATH_BYTES];
+    file_path(learner->config->output, completed, path);
+    TRY(checkpoint_write(learner, path, kind, completed, part, context));
+    return learner_agree(learner, learner->first ? remove_old(learner->config) : STATUS_OK, "checkpoint");
 }
 
 // ---- reading ----
@@ -179,6 +188,11 @@ static status_t check_header(const learner_t *learner, store_t *store, const cha
 status_t checkpoint_open(const learner_t *learner, const char *kind, int64_t step, store_t **store) {
     char path[PATH_BYTES];
     file_path(learner->config->output, step, path);
+    return checkpoint_open_path(learner, path, kind, step, store);
+}
+
+status_t checkpoint_open_path(const learner_t *learner, const char *path, const char *kind, int64_t step,
+                              store_t **store) {
     TRY(store_open(path, store));
     status_t status = check_header(learner, *store, kind, step);
     if (!status) return STATUS_OK;

@@ -19,6 +19,9 @@ typedef status_t (*checkpoint_part_t)(void *context, store_t *store);
 // "grpo". Collective: all fail if learner 0 cannot write.
 status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, checkpoint_part_t part,
                          void *context) STATUS_CHECKED;
+// The same state under any name; makes its folder, removes nothing.
+status_t checkpoint_write(learner_t *learner, const char *path, const char *kind, int64_t completed,
+                          checkpoint_part_t part, void *context) STATUS_CHECKED;
 // Loads the newest whole checkpoint, if there is one and `resume` is set; *completed is its step, else 0. Errors
 // (STATUS_INVALID): written under another training configuration, other data or for another command; or the folder
 // holds checkpoints and `resume` is false. Collective.
@@ -32,6 +35,8 @@ status_t checkpoint_newest(const char *output, int64_t *step) STATUS_CHECKED;
 // folder that does not exist holds none. *out is malloc'd.
 status_t checkpoint_list(const char *output, const char *folder, int64_t **out, size_t *count) STATUS_CHECKED;
 // Opens the checkpoint of one step for reading, with the checks of checkpoint_resume. Not collective.
+status_t checkpoint_open_path(const learner_t *learner, const char *path, const char *kind, int64_t step,
+                              store_t **store) STATUS_CHECKED;
 status_t checkpoint_open(const learner_t *learner, const char *kind, int64_t step, store_t **store) STATUS_CHECKED;
 
 #endif

@@ -15,7 +15,7 @@ static void snapshot_name(int64_t version, char name[64]) {
     snprintf(name, 64, "weights/version-%lld", (long long)version);
 }
 
-static status_t save_versions(void *context, store_t *store) {
+status_t grpo_save_versions(void *context, store_t *store) {
     grpo_run_t *run = context;
     int64_t completed = run->learner.model->version;
     for (int64_t version = oldest_version(run, completed); version < completed; version++) {
@@ -86,7 +86,7 @@ static status_t after_step(grpo_run_t *run, int64_t completed, bool stop) {
     const config_t *config = learner->config;
     bool final = completed == learner->last;
     bool due = config->checkpoint.every > 0 && completed % config->checkpoint.every == 0;
-    if (due || stop || final) TRY(checkpoint_save(learner, "grpo", completed, save_versions, run));
+    if (due || stop || final) TRY(checkpoint_save(learner, "grpo", completed, grpo_save_versions, run));
     if (final) TRY(learner_save_model(learner));
     if (stop && !final) {
         message_t message = {.type = MESSAGE_STOP};

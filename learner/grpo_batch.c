@@ -14,10 +14,9 @@ static status_t check_item(const grpo_run_t *run, const message_group_t *group, 
                 item->length <= config->grpo.max_new_tokens;
     for (int i = 0; i < at && fits; i++) fits = group->item[i].index != item->index;
     for (int t = 0; t < item->length && fits; t++) {
-        fits = item->tokens[t] >= 0 && item->tokens[t] < run->learner.model->config.vocabulary &&
-               isfinite(item->logprobs[t]);
+        fits = item->tokens[t] >= 0 && item->tokens[t] < run->learner.model->config.vocabulary;
     }
-    if (!fits || !isfinite(item->advantage)) {
+    if (!fits) {
         FAIL(STATUS_PEER, "completion %d of group %llu is malformed (length %d)", item->index,
              (unsigned long long)group->serial, item->length);
     }
@@ -111,6 +110,25 @@ static void fill_slots(grpo_run_t *run, const grpo_leaf_t *leaf) {
     }
 }
 
+// NaN or infinity in what came.
+static void find_inputs(grpo_run_t *run, const grpo_leaf_t *leaf) {
+    for (int c = 0; c < leaf->completions; c++) {
+        const message_group_item_t *item = &leaf->group->item[leaf->item[c]];
+        if (!isfinite(item->reward) || !isfinite(item->advantage))
+            finding_note(&run->finding, FINDING_REWARD, leaf->number,
+                         "group %llu (sample \"%s\"), completion %d, reward %g, advantage %g",
+                         (unsigned long long)leaf->group->serial, leaf->sample.id, item->index, item->reward,
+                         item->advantage);
+        for (int t = 0; t < item->length; t++) {
+            if (isfinite(item->logprobs[t])) continue;
+            finding_note(&run->finding, FINDING_SAMPLER, leaf->number,
+                         "group %llu (sample \"%s\"), completion %d, token %d", (unsigned long long)leaf->group->serial,
+                         leaf->sample.id, item->index, t);
+            break;
+        }
+    }
+}
+
 static status_t prepare_own(grpo_run_t *run) {
     grpo_batch_t *batch = &run->batch;
     const message_plan_t *plan = batch->plan;
@@ -126,6 +144,7 @@ static status_t prepare_own(grpo_run_t *run) {
         *leaf = (grpo_leaf_t){.group = &batch->group[i].group, .number = i};
         TRY(lay_out(run, leaf));
         fill_slots(run, leaf);
+        find_inputs(run, leaf);
         if (leaf->completions == 0) continue;
         for (int c = 0; c < leaf->completions; c++) {
             batch->sequences++;
@@ -155,6 +174,7 @@ status_t grpo_batch_prepare(grpo_run_t *run) {
     learner_t *learner = &run->learner;
     grpo_batch_t *batch = &run->batch;
     double started = clock_seconds();
+    run->finding = (finding_t){0};
     TRY(learner_agree(learner, prepare_own(run), "groups"));
     batch->leaf_count = computed_leaves(batch);
     int64_t counts[2] = {batch->sequences, batch->tokens};
@@ -202,7 +222,7 @@ typedef status_t (*completion_visit_t)(grpo_run_t *run, const launch_view_t *vie
 static status_t visit(grpo_run_t *run, const launch_view_t *view, completion_visit_t each) {
     const batch_t *batch = view->batch;
     for (int l = 0; l < batch->leaf_count; l++) {
-        grpo_leaf_t *leaf = &run->batch.own[view->first + l];
+        grpo_leaf_t *leaf = &run->batch.own[run->leaf_base + view->first + l];
         int entry = batch->leaf_entry_start[l], reference = 0;
         for (int c = 0; c < leaf->completions; c++) {
             int length = leaf->group->item[leaf->item[c]].length;
@@ -217,10 +237,22 @@ static status_t visit(grpo_run_t *run, const launch_view_t *view, completion_vis
     return STATUS_OK;
 }
 
+// Notes the first NaN or infinity of a completion's values.
+static void find_values(grpo_run_t *run, finding_kind_t kind, const grpo_leaf_t *leaf, int completion,
+                        const float *value) {
+    const message_group_item_t *item = &leaf->group->item[leaf->item[completion]];
+    for (int t = 0; t < item->length; t++) {
+        if (isfinite(value[t])) continue;
+        finding_note(&run->finding, kind, leaf->number, "group %llu (sample \"%s\"), completion %d, token %d",
+                     (unsigned long long)leaf->group->serial, leaf->sample.id, item->index, t);
+        return;
+    }
+}
+
 static status_t keep_reference(grpo_run_t *run, const launch_view_t *view, grpo_leaf_t *leaf, int completion, int entry,
                                int reference) {
-    (void)run;
     int length = leaf->group->item[leaf->item[completion]].length;
+    find_values(run, FINDING_REFERENCE, leaf, completion, view->logprob + entry);
     memcpy(leaf->reference + reference, view->logprob + entry, (size_t)length * sizeof(float));
     return STATUS_OK;
 }
@@ -249,6 +281,11 @@ static status_t completion_loss(grpo_run_t *run, const launch_view_t *view, grpo
     grpo_completion_loss(&options, item->advantage, logprob, item->logprobs,
                          leaf->reference ? leaf->reference + reference : NULL, item->length, view->dlogprob + entry,
                          NULL, &sums);
+    find_values(run, FINDING_LOGPROB, leaf, completion, logprob);
+    find_values(run, FINDING_LOSS, leaf, completion, view->dlogprob + entry);
+    if (!isfinite(sums.policy_loss) || !isfinite(sums.kl_loss))
+        finding_note(&run->finding, FINDING_LOSS, leaf->number, "group %llu (sample \"%s\"), completion %d",
+                     (unsigned long long)leaf->group->serial, leaf->sample.id, item->index);
     if (!run->count_metrics) return STATUS_OK;
     grpo_record_completion(run, leaf, completion, &sums, logprob);
     double *slot = slot_of(run, leaf, completion);

@@ -5,6 +5,7 @@
 #include "common/metrics/metrics.h"
 #include "common/wire/weights.h"
 #include "learner/checkpoint.h"
+#include "learner/finding.h"
 #include "learner/learner.h"
 #include "learner/loss.h"
 
@@ -97,7 +98,10 @@ typedef struct grpo_run {
     bool count_metrics; // false while a step's leaves are summed again
     optimizer_report_t report;
     int redos;
-    int update; // the number of the one under way
+    int update;        // the number of the one under way
+    int leaf_base;     // of batch.own, where launches begin: not 0 while a NaN is traced to its group
+    finding_t finding; // the step's first NaN or infinity, once it has one
+    bool offline;      // a replay: a NaN leaves the step as it would have been left, but nothing is saved or decided
     grpo_record_t record;
     bool mismatch_told;
     grpo_times_t times;
@@ -125,6 +129,13 @@ message_statistics_t grpo_take_statistics(grpo_run_t *run, int64_t step);
 status_t grpo_train_step(grpo_run_t *run, int64_t step) STATUS_CHECKED;
 // The version counts steps, also past a step that changed nothing (skipped, or without a completion that counts).
 status_t grpo_set_version(learner_t *learner, int64_t version) STATUS_CHECKED;
+
+// What a checkpoint keeps besides: the older versions under staleness (checkpoint_part_t; the context is the run).
+status_t grpo_save_versions(void *context, store_t *store) STATUS_CHECKED;
+
+// ---- grpo_bad.c ----
+// After a step with a finding. Collective.
+status_t grpo_handle_finding(grpo_run_t *run) STATUS_CHECKED;
 
 // ---- grpo_record.c ----
 status_t grpo_record_open(grpo_run_t *run) STATUS_CHECKED;

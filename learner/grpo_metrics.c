@@ -153,8 +153,6 @@ static status_t write_line(grpo_run_t *run, int64_t completed) {
     message_statistics_t rollout = grpo_take_statistics(run, completed - 1);
     double normaliser = grpo_normaliser(learner->config->grpo.aggregation, run->batch.sequences, run->batch.tokens);
     tell_mismatch(run);
-    if (run->report.skipped)
-        fprintf(stderr, "poise: step %lld was skipped: its gradient holds NaN or infinity\n", (long long)completed);
     char detail[128];
     snprintf(detail, sizeof(detail), "reward %.3f, length %.1f", moments_of(run, SLOT_REWARD).mean,
              moments_of(run, SLOT_LENGTH).mean);

@@ -17,7 +17,45 @@ static status_t score_reference(grpo_run_t *run) {
     launch_options_t options = launch_settings(run, false, false);
     status_t status = launch_leaves(&learner->launcher, learner->reference, run->batch.leaf, run->batch.leaf_count,
                                     &options, grpo_reference, run);
-    return learner_agree(learner, status, "reference log-probs");
+    TRY(learner_agree(learner, status, "reference log-probs"));
+    return finding_agree(learner, &run->finding);
+}
+
+// Which group's gradient holds the NaN: each leaf by itself again.
+static status_t find_leaf(grpo_run_t *run) {
+    learner_t *learner = &run->learner;
+    launch_options_t options = launch_settings(run, true, false);
+    status_t status = STATUS_OK;
+    run->count_metrics = false;
+    for (int i = 0; i < run->batch.leaf_count && !status && !run->finding.kind; i++) {
+        const grpo_leaf_t *leaf = &run->batch.own[i];
+        int tensor = -1;
+        run->leaf_base = i;
+        status = optimizer_begin(learner->optimizer);
+        if (!status)
+            status =
+                launch_leaves(&learner->launcher, learner->model, &run->batch.leaf[i], 1, &options, grpo_loss, run);
+        if (!status) status = optimizer_own_flag(learner->optimizer, &tensor);
+        if (tensor >= 0)
+            finding_note(&run->finding, FINDING_GRADIENT, leaf->number, "tensor %s of group %llu (sample \"%s\")",
+                         optimizer_tensor(learner->optimizer, tensor)->name, (unsigned long long)leaf->group->serial,
+                         leaf->sample.id);
+    }
+    run->leaf_base = 0;
+    TRY(learner_agree(learner, status, "looking for NaN"));
+    return finding_agree(learner, &run->finding);
+}
+
+// After an optimizer step that changed nothing because of a NaN.
+static status_t find_skipped(grpo_run_t *run) {
+    const char *name = optimizer_tensor(run->learner.optimizer, run->report.tensor)->name;
+    if (run->report.weights) {
+        finding_note(&run->finding, FINDING_WEIGHTS, -1, "tensor %s", name);
+        return STATUS_OK;
+    }
+    TRY(find_leaf(run));
+    if (!run->finding.kind) finding_note(&run->finding, FINDING_GRADIENT, -1, "tensor %s", name);
+    return STATUS_OK;
 }
 
 // One optimizer step over the whole batch, its leaves summed again as long as a sum overflows.
@@ -38,10 +76,16 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
         TRY(learner_agree(learner, status, "gradients"));
         run->times.wait_s += clock_seconds() - computed;
         if (run->link) link_progress(run->link);
+        TRY(finding_agree(learner, &run->finding));
+        if (run->finding.kind) {
+            run->report = (optimizer_report_t){.skipped = true, .learning_rate = run->report.learning_rate};
+            return STATUS_OK;
+        }
         job_phase(learner->job, "updating the weights");
         TRY(optimizer_step(learner->optimizer, normaliser, run->batch.step, last, &run->report));
         run->times.reduce_s += run->report.reduce_s;
         run->times.update_s += run->report.update_s + run->report.gather_s;
+        if (run->report.skipped) return find_skipped(run);
         if (!run->report.redo) return STATUS_OK;
         run->redos++;
         if (tries == MOST_REDOS)
@@ -67,15 +111,19 @@ status_t grpo_train_step(grpo_run_t *run, int64_t step) {
     double started = clock_seconds();
     launcher_clear_times(&learner->launcher);
     TRY(grpo_record_begin(run));
-    TRY(score_reference(run));
     double normaliser = grpo_normaliser(config->grpo.aggregation, run->batch.sequences, run->batch.tokens);
-    bool skipped = false;
-    for (int u = 0; u < config->grpo.updates && normaliser > 0.0; u++) {
+    run->update = 0;
+    TRY(finding_agree(learner, &run->finding));
+    if (!run->finding.kind) TRY(score_reference(run));
+    for (int u = 0; u < config->grpo.updates && normaliser > 0.0 && !run->finding.kind; u++) {
         TRY(update(run, u, normaliser));
         grpo_record_update(run);
-        skipped = skipped || run->report.skipped;
     }
-    run->report.skipped = skipped;
+    run->report.skipped = run->finding.kind != FINDING_NONE;
+    if (run->report.skipped)
+        TRY(grpo_handle_finding(run));
+    else if (normaliser > 0.0)
+        *optimizer_skipped_in_row(learner->optimizer) = 0;
     TRY(grpo_set_version(learner, step + 1));
     run->times.train_s = clock_seconds() - started;
     return grpo_record_end(run, normaliser);

@@ -162,6 +162,8 @@ static status_t run_launch(launcher_t *launcher, model_t *model, batch_t *batch,
                            const launch_options_t *options, launch_loss_t loss, void *context) {
     double started = clock_seconds();
     tape_t *tape = launcher->tape;
+    launcher->first = first;
+    tape_watch(tape, launcher->watch, launcher->watch_context);
     tape_reset(tape, options->recording);
     head_output_t *head = NULL;
     TRY(batch_forward(model, tape, batch, options->temperature, options->entropy, &head));

@@ -30,6 +30,9 @@ typedef struct launcher {
     size_t host_capacity;
     double forward_s, backward_s, data_s; // since launcher_clear_times
     int64_t rows;                         // computed since then
+    tape_watch_t watch;                   // sees every value that is computed; NULL: nobody looks
+    void *watch_context;
+    int first; // leaf of the launch under way, as in launch_view_t
 } launcher_t;
 
 // The launch's entries on the host, for a loss. `leaf` numbers count from `first` (see launch_leaves).

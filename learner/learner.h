@@ -35,6 +35,7 @@ status_t learner_grpo_run_with(job_t *job, const learner_colocated_t *colocated)
 typedef struct replay_options {
     const char *run; // the run's folder
     int64_t step;    // completed steps, as in the names of files
+    bool bad;        // a step that held NaN or infinity, from RUN/bad_steps (SFT or GRPO)
     bool json;
 } replay_options_t;
 // The configuration that the step was run with, read from its file, then the settings. STATUS_INVALID says which steps
@@ -43,7 +44,8 @@ status_t learner_replay_config(const replay_options_t *options, const char *cons
                                config_t *out) STATUS_CHECKED;
 // Repeats and compares, and prints the report to stdout on learner 0. *sentence says what differs first ("": nothing).
 // Starts from the newest checkpoint before the step from which all steps are logged, or from the weights that the run
-// began with.
+// began with. A bad step is computed again up to its first NaN or infinity, which is named by the op that made it;
+// *sentence says when it is not the recorded one.
 status_t learner_replay(job_t *job, const replay_options_t *options, char sentence[512]) STATUS_CHECKED;
 
 #endif

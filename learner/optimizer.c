@@ -43,11 +43,29 @@ static status_t retreat(optimizer_t *optimizer, int tensor) {
     return STATUS_OK;
 }
 
+static bool find_flag(const optimizer_t *optimizer, int *tensor) {
+    *tensor = -1;
+    for (int i = 0; i < optimizer->tensors && *tensor < 0; i++) {
+        if (optimizer->host_flags[i] & GRADIENT_NOT_FINITE) *tensor = i;
+    }
+    return *tensor >= 0;
+}
+
+status_t optimizer_own_flag(optimizer_t *optimizer, int *tensor) {
+    device_t *device = optimizer->device;
+    size_t bytes = (size_t)optimizer->tensors * sizeof(uint32_t);
+    if (!optimizer->host_memory) TRY(device->table->download(device, optimizer->host_flags, optimizer->flags, bytes));
+    (void)find_flag(optimizer, tensor);
+    return STATUS_OK;
+}
+
+int64_t *optimizer_skipped_in_row(optimizer_t *optimizer) {
+    return &optimizer->skipped_in_row;
+}
+
 static status_t check_flags(optimizer_t *optimizer, optimizer_report_t *report) {
     TRY(agree_on_flags(optimizer));
-    for (int i = 0; i < optimizer->tensors; i++) {
-        if (optimizer->host_flags[i] & GRADIENT_NOT_FINITE) report->skipped = true;
-    }
+    report->skipped = find_flag(optimizer, &report->tensor);
     for (int i = 0; i < optimizer->tensors && !report->skipped; i++) {
         if (!(optimizer->host_flags[i] & GRADIENT_OVERFLOW)) continue;
         TRY(retreat(optimizer, i));
@@ -141,7 +159,8 @@ static void choose_exponents(optimizer_t *optimizer) {
     }
 }
 
-static status_t update_own(optimizer_t *optimizer, double gradient_scale, double learning_rate) {
+// probe: computes and looks for NaN and Inf, but changes nothing.
+static status_t update_own(optimizer_t *optimizer, double gradient_scale, double learning_rate, bool probe) {
     device_t *device = optimizer->device;
     const config_t *config = optimizer->config;
     for (int s = 0; s < optimizer->segments; s++) {
@@ -159,7 +178,8 @@ static status_t update_own(optimizer_t *optimizer, double gradient_scale, double
             .beta2 = (float)config->optimizer.beta2,
             .eps = (float)config->optimizer.eps,
             .weight_decay = (float)config->optimizer.weight_decay,
-            .step = optimizer->updates,
+            .step = optimizer->updates + 1,
+            .probe = probe ? optimizer->flags + segment->tensor : NULL,
         };
         TRY(device->table->adamw(device, &args));
     }
@@ -208,8 +228,14 @@ status_t optimizer_step(optimizer_t *optimizer, double normaliser, int64_t step,
     report->gradient_norm = norm / normaliser;
     double clip = optimizer->config->optimizer.clip_norm;
     double factor = clip > 0.0 ? clip / (report->gradient_norm + 1e-6) : 1.0;
+    double scale = (factor < 1.0 ? factor : 1.0) / normaliser;
+    // An update that would leave NaN or Inf behind cannot be taken back, so it is tried first.
+    TRY(update_own(optimizer, scale, report->learning_rate, true));
+    TRY(agree_on_flags(optimizer));
+    report->weights = report->skipped = find_flag(optimizer, &report->tensor);
+    if (report->skipped) return STATUS_OK;
+    TRY(update_own(optimizer, scale, report->learning_rate, false));
     optimizer->updates++;
-    TRY(update_own(optimizer, (factor < 1.0 ? factor : 1.0) / normaliser, report->learning_rate));
     choose_exponents(optimizer);
     double updated = clock_seconds();
     report->update_s = updated - reduced;

@@ -24,13 +24,20 @@ status_t optimizer_begin(optimizer_t *optimizer) STATUS_CHECKED;
 typedef struct optimizer_report {
     double gradient_norm, learning_rate;
     bool redo;    // a leaf would have overflowed: exponents were changed, run the step's leaves again
-    bool skipped; // NaN or Inf in the gradient: nothing was updated
+    bool skipped; // NaN or Inf: nothing was updated
+    int tensor;   // where skipped: the first tensor whose gradient, or (`weights`) whose updated state, is not finite
+    bool weights;
     double reduce_s, update_s, gather_s;
 } optimizer_report_t;
 // Sums over ranks, divides by `normaliser`, clips, updates, publishes to the model (version + 1 when `publish`).
 // Collective.
 status_t optimizer_step(optimizer_t *optimizer, double normaliser, int64_t step, bool publish,
                         optimizer_report_t *report) STATUS_CHECKED;
+// After leaves were computed on this rank alone (optimizer_begin, then launches): the first tensor whose gradient holds
+// NaN or Inf; -1: none. Not collective.
+status_t optimizer_own_flag(optimizer_t *optimizer, int *tensor) STATUS_CHECKED;
+// Steps in a row that were left out; kept in checkpoints.
+int64_t *optimizer_skipped_in_row(optimizer_t *optimizer);
 // Learning rate of step `completed` (warm-up from 0 in warmup_steps, then the schedule to final_fraction at
 // optimizer.steps).
 double optimizer_learning_rate(const config_t *config, int64_t completed);

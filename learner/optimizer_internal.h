@@ -58,6 +58,7 @@ struct optimizer {
     int64_t *reduced;                             // host, [3 * tensors]: collectives and checkpoints of small numbers
     optimizer_scale_t *scale;                     // [tensors]
     int64_t updates;                              // done: AdamW's t
+    int64_t skipped_in_row;                       // steps left out since the last one that was not
     bool *changed;                                // [model->parameter_count] what a publication touches
 };
 

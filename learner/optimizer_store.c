@@ -25,6 +25,7 @@ static status_t write_numbers(const optimizer_t *optimizer, store_t *store) {
     }
     TRY(store_write(store, "optimizer/scales", DTYPE_I64, scale, 3 * (int64_t)optimizer->tensors, false));
     TRY(store_write_number(store, "optimizer/updates", optimizer->updates));
+    TRY(store_write_number(store, "optimizer/skipped_in_row", optimizer->skipped_in_row));
     return store_write_number(store, "optimizer/version", optimizer->model->version);
 }
 
@@ -87,6 +88,9 @@ static status_t read_all(optimizer_t *optimizer, store_t *store, int64_t *versio
     TRY(read_scales(optimizer, store));
     TRY(store_read_number(store, "optimizer/updates", &optimizer->updates));
     TRY(store_read_number(store, "optimizer/version", version));
+    optimizer->skipped_in_row = 0; // files of older programs do not know it
+    if (store_has(store, "optimizer/skipped_in_row"))
+        TRY(store_read_number(store, "optimizer/skipped_in_row", &optimizer->skipped_in_row));
     TRY(read_array(optimizer, store, optimizer->master, "master"));
     TRY(read_array(optimizer, store, optimizer->first_moment, "first_moment"));
     return read_array(optimizer, store, optimizer->second_moment, "second_moment");

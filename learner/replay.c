@@ -59,21 +59,27 @@ static bool replayable(const history_t *history, int64_t step) {
     return found;
 }
 
-// "3 to 6, 9"
-static void list_replayable(const history_t *history, char *out, size_t size) {
+void replay_list(const int64_t *ascending, size_t count, char *out, size_t size) {
     size_t at = 0;
     out[0] = 0;
-    for (size_t i = 0; i < history->logged_count && at < size; i++) {
-        int64_t first = history->logged[i], last = first;
-        if (!replayable(history, first)) continue;
-        while (i + 1 < history->logged_count && history->logged[i + 1] == last + 1 && replayable(history, last + 1)) {
-            last++;
-            i++;
-        }
+    for (size_t i = 0; i < count && at < size; i++) {
+        int64_t first = ascending[i], last = first;
+        while (i + 1 < count && ascending[i + 1] == last + 1) last = ascending[++i];
         at += (size_t)snprintf(out + at, size - at, at ? ", %lld" : "%lld", (long long)first);
         if (last > first && at < size) at += (size_t)snprintf(out + at, size - at, " to %lld", (long long)last);
     }
     if (!at) snprintf(out, size, "none");
+}
+
+static status_t list_replayable(const history_t *history, char *out, size_t size) {
+    int64_t *steps;
+    size_t count = 0;
+    TRY(ALLOCATE(&steps, history->logged_count));
+    for (size_t i = 0; i < history->logged_count; i++)
+        if (replayable(history, history->logged[i])) steps[count++] = history->logged[i];
+    replay_list(steps, count, out, size);
+    free(steps);
+    return STATUS_OK;
 }
 
 static status_t check_step(const replay_options_t *options, const history_t *history) {
@@ -83,7 +89,7 @@ static status_t check_step(const replay_options_t *options, const history_t *his
              "%s holds no trajectories, so no step of it can be replayed; a run keeps them with metrics.trajectories: "
              "true",
              options->run);
-    list_replayable(history, list, sizeof(list));
+    TRY(list_replayable(history, list, sizeof(list)));
     if (!contains(history->logged, history->logged_count, options->step))
         FAIL(STATUS_INVALID, "step %lld is not among the trajectories of %s; steps that can be replayed: %s",
              (long long)options->step, options->run, list);
@@ -102,6 +108,7 @@ status_t learner_replay_config(const replay_options_t *options, const char *cons
     trajectory_t trajectory = {0};
     char path[4096], output[4200];
     const char **list = NULL;
+    if (options->bad) return replay_bad_config(options, settings, setting_count, out);
     if (access(options->run, F_OK) != 0) FAIL(STATUS_INVALID, "there is no run folder %s", options->run);
     status_t status = history_read(options->run, &history);
     if (!status) status = check_step(options, &history);
@@ -246,8 +253,10 @@ static status_t replay_all(replay_t *replay, job_t *job) {
 
 status_t learner_replay(job_t *job, const replay_options_t *options, char sentence[512]) {
     replay_t *replay;
+    if (options->bad) return replay_bad(job, options, sentence);
     TRY(ALLOCATE(&replay, 1));
     replay->options = options;
+    replay->run.offline = true;
     status_t status = replay_all(replay, job);
     sentence[0] = 0;
     if (!status && replay->differing && replay->run.learner.first)

@@ -51,6 +51,12 @@ status_t replay_keep(replay_t *replay) STATUS_CHECKED;
 status_t replay_compare(replay_t *replay) STATUS_CHECKED;
 // The report on stdout. Learner 0.
 status_t replay_report(const replay_t *replay, FILE *stream) STATUS_CHECKED;
+// Steps "step-N.h5" of one of RUN's folders as text for messages: "3 to 6, 9"; "none".
+void replay_list(const int64_t *ascending, size_t count, char *out, size_t size);
+// The two halves of replaying a bad step.
+status_t replay_bad_config(const replay_options_t *options, const char *const *settings, int setting_count,
+                           config_t *out) STATUS_CHECKED;
+status_t replay_bad(job_t *job, const replay_options_t *options, char sentence[512]) STATUS_CHECKED;
 // One line on a difference.
 void replay_sentence(const replay_difference_t *difference, char *out, size_t size);
 

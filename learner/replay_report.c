@@ -78,11 +78,10 @@ static status_t fill_json(const replay_t *replay, json_t *report, json_t *list) 
 static status_t report_json(const replay_t *replay, FILE *stream) {
     json_t *report = json_object(), *list = json_array();
     char *text = NULL;
-    if (!report || !list || json_object_set_new(report, "differences", list) != 0) {
-        json_decref(report);
-        FAIL(STATUS_MEMORY, "no memory for the report");
-    }
-    status_t status = fill_json(replay, report, list);
+    status_t status =
+        report && list ? fill_json(replay, report, list) : STATUS_NEW(STATUS_MEMORY, "no memory for the report");
+    if (json_object_set_new(report, "differences", list) != 0 && !status)
+        status = STATUS_NEW(STATUS_MEMORY, "no memory for the report");
     if (!status) text = json_dumps(report, JSON_INDENT(1));
     json_decref(report);
     TRY(status);

@@ -51,8 +51,8 @@ static status_t run_text(engine_t *engine, tensor_t **hidden) {
 
 static status_t record(engine_t *engine, const engine_draw_t *draw, int32_t token, float logprob, float entropy) {
     sequence_t *sequence = draw->sequence;
-    if (isnan(logprob))
-        FAIL(STATUS_FAILED, "a token's log-prob is not a number: the weights (version %lld) are damaged",
+    if (!isfinite(logprob))
+        FAIL(STATUS_FAILED, "a token's log-prob is NaN or infinite: the weights (version %lld) are damaged",
              (long long)engine->model->version);
     if (!draw->forced) {
         sequence->tokens[draw->position] = token;

@@ -17,6 +17,7 @@ typedef struct config_list {
 } config_list_t;
 
 typedef enum config_objective { OBJECTIVE_VANILLA, OBJECTIVE_SCALE, OBJECTIVE_FIXED } config_objective_t;
+typedef enum config_nonfinite { NONFINITE_STOP, NONFINITE_SKIP } config_nonfinite_t;
 typedef enum config_schedule { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT } config_schedule_t;
 // How token losses of a batch become one number; rl-literature names. token_mean = DAPO's, sequence_mean = GRPO's,
 // constant = Dr.GRPO's (sum / (sequences * max_new_tokens)).
@@ -54,6 +55,8 @@ typedef struct config {
         double learning_rate, beta1, beta2, eps, weight_decay, clip_norm, final_fraction;
         int warmup_steps, steps, stop_after; // stop_after 0: at steps
         config_schedule_t schedule;
+        config_nonfinite_t nonfinite; // what a step with NaN or Inf does
+        int nonfinite_limit;          // steps in a row that may be skipped
     } optimizer;
     struct {
         config_objective_t objective;

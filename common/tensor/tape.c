@@ -84,6 +84,11 @@ device_t *tape_device(const tape_t *tape) {
     return tape->device;
 }
 
+void tape_watch(tape_t *tape, tape_watch_t watch, void *context) {
+    tape->watch = watch;
+    tape->watch_context = context;
+}
+
 bool tape_is_measuring(const tape_t *tape) {
     return tape->measuring;
 }

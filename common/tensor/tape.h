@@ -62,6 +62,13 @@ tape_memory_t tape_memory(const tape_t *tape);
 device_t *tape_device(const tape_t *tape);
 bool tape_is_measuring(const tape_t *tape);
 
+// What looks at every value that an op makes, right after it: in forward its output, in backward the gradients of its
+// inputs. For finding where a NaN begins; NULL (the default) costs nothing. op: a static name, such as "linear";
+// weight: the op's parameter, or NULL. The value is device memory. An error ends the op.
+typedef status_t (*tape_watch_t)(void *context, const char *op, const parameter_t *weight, matrix_t value,
+                                 bool backward);
+void tape_watch(tape_t *tape, tape_watch_t watch, void *context);
+
 // A tensor over values already on the device (patches, cached image features); not copied. `leaves` may be {0}.
 status_t tape_input(tape_t *tape, matrix_t value, leaves_t leaves, tensor_t **out) STATUS_CHECKED;
 // Host bytes made visible to kernels until tape_reset (index arrays, masks). On the CPU this is the pointer itself.

@@ -212,6 +212,38 @@ static status_t back_one(tape_t *tape, const record_t *record) {
     return STATUS_OK;
 }
 
+static const char *record_name(record_kind_t kind) {
+    static const char *const names[] = {
+        [RECORD_LINEAR] = "linear",
+        [RECORD_EMBEDDING] = "embedding",
+        [RECORD_GATHER] = "gather of rows",
+        [RECORD_SCATTER] = "scatter of rows",
+        [RECORD_RMSNORM] = "rmsnorm",
+        [RECORD_ROPE] = "rope",
+        [RECORD_ATTENTION] = "attention",
+        [RECORD_ACTIVATION] = "activation",
+        [RECORD_ADD] = "add",
+        [RECORD_HEAD] = "log-probs of the head",
+        [RECORD_BLOCK] = "block",
+        [RECORD_BLOCK_BEGIN] = "block",
+        [RECORD_BLOCK_END] = "block",
+    };
+    return names[kind];
+}
+
+// The gradients that a record has just made or added to.
+static status_t show_gradients(tape_t *tape, const record_t *record) {
+    node_t *const inputs[] = {record->x, record->second, record->third,
+                              record->kind == RECORD_ROPE ? record->out : NULL};
+    for (size_t i = 0; i < sizeof(inputs) / sizeof(*inputs) && tape->watch; i++) {
+        matrix_t gradient;
+        if (!inputs[i] || !node_has_gradient(inputs[i])) continue;
+        TRY(node_gradient(tape, inputs[i], &gradient));
+        TRY(tape_show(tape, record_name(record->kind), record->weight, gradient, true));
+    }
+    return STATUS_OK;
+}
+
 static bool creates_output(record_kind_t kind) {
     return kind != RECORD_SCATTER && kind != RECORD_ROPE && kind != RECORD_BLOCK_BEGIN && kind != RECORD_BLOCK_END;
 }
@@ -223,6 +255,7 @@ status_t tape_walk(tape_t *tape, size_t first) {
         // Nothing reached this output: it has no say in the loss.
         if (record.out && !node_has_gradient(record.out)) continue;
         TRY(back_one(tape, &record));
+        TRY(show_gradients(tape, &record));
         if (record.out && creates_output(record.kind)) TRY(node_drop_gradient(tape, record.out));
     }
     return STATUS_OK;

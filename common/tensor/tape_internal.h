@@ -114,7 +114,16 @@ struct tape {
     size_t record_count, record_capacity;
     taken_t *taken; // of the running block; in CHEAP backward: what was made again
     size_t taken_count, taken_capacity;
+    tape_watch_t watch;
+    void *watch_context;
 };
+
+// Shows a value to the watch, if there is one.
+static inline status_t tape_show(const tape_t *tape, const char *op, const parameter_t *weight, matrix_t value,
+                                 bool backward) {
+    if (!tape->watch || tape->measuring || !value.data) return STATUS_OK;
+    return tape->watch(tape->watch_context, op, weight, value, backward);
+}
 
 static inline node_t *node_of(tensor_t *tensor) {
     return (node_t *)tensor;

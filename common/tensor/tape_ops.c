@@ -56,6 +56,7 @@ status_t tape_linear(tape_t *tape, tensor_t *x, const parameter_t *weight, const
         args.lora_xa = matrix_view(xa, x->value.dtype, x->value.rows, rank);
     }
     TRY(tape->device->table->linear(tape->device, &args));
+    TRY(tape_show(tape, "linear", weight, args.y, false));
     if (adapter) TRY(give_saved(tape, saved, recorded, args.lora_xa.data));
     *out = &node->tensor;
     if (!recorded) return STATUS_OK;
@@ -81,6 +82,7 @@ status_t tape_embedding(tape_t *tape, const int32_t *tokens, int count, const pa
     TRY(tape_upload(tape, tokens, (size_t)count * sizeof(*tokens), &uploaded));
     embedding_args_t args = {.token = uploaded, .table = table->value, .scale = scale, .y = node->tensor.value};
     TRY(tape->device->table->embedding(tape->device, &args));
+    TRY(tape_show(tape, "embedding", table, args.y, false));
     *out = &node->tensor;
     if (!tape->recording || !trained(table)) return STATUS_OK;
     record_t record = {
@@ -95,6 +97,7 @@ status_t tape_gather_rows(tape_t *tape, tensor_t *x, const int32_t *index, int c
     TRY(tape_new_node(tape, count, x->value.columns, x->value.dtype, leaves, needs(x), &node));
     rows_args_t args = {.x = node_value(node_of(x)), .index = index, .y = node->tensor.value};
     TRY(tape->device->table->gather_rows(tape->device, &args));
+    TRY(tape_show(tape, "gather of rows", NULL, args.y, false));
     *out = &node->tensor;
     if (!tape->recording || !needs(x)) return STATUS_OK;
     record_t record = {.kind = RECORD_GATHER, .out = node, .x = node_of(x), .u.rows.index = index};
@@ -147,6 +150,7 @@ status_t tape_rmsnorm(tape_t *tape, tensor_t *x, const parameter_t *weight, floa
     size_t saved = (size_t)x->value.rows * sizeof(float);
     TRY(take_saved(tape, saved, recorded, (void **)&record.u.norm.rstd));
     TRY(tape_run_norm(tape, &record));
+    TRY(tape_show(tape, "rmsnorm", weight, node->tensor.value, false));
     TRY(give_saved(tape, saved, recorded, record.u.norm.rstd));
     *out = &node->tensor;
     if (!recorded) return STATUS_OK;
@@ -170,6 +174,7 @@ status_t tape_rope(tape_t *tape, tensor_t *x, int heads, int half, const float *
         FAIL(STATUS_INVALID, "rope of %d heads of %d got rows of %d columns", heads, 2 * half, x->value.columns);
     record_t record = {.kind = RECORD_ROPE, .out = node_of(x), .u.rope = {heads, half, cosine, sine}};
     TRY(tape_run_rope(tape, &record, false, node_value(node_of(x))));
+    TRY(tape_show(tape, "rope", NULL, node_value(node_of(x)), false));
     return tape->recording && needs(x) ? tape_push(tape, &record) : STATUS_OK;
 }
 
@@ -200,6 +205,7 @@ status_t tape_attention(tape_t *tape, tensor_t *q, tensor_t *k, tensor_t *v, int
                              .out = node->tensor.value};
     if (recorded) TRY(tape_take(tape, (size_t)q->value.rows * (size_t)heads * sizeof(float), NULL, (void **)&args.lse));
     TRY(tape->device->table->attention(tape->device, &args));
+    TRY(tape_show(tape, "attention", NULL, args.out, false));
     *out = &node->tensor;
     if (!recorded) return STATUS_OK;
     need_value(q);
@@ -235,6 +241,7 @@ status_t tape_activation(tape_t *tape, activation_t kind, tensor_t *x, tensor_t 
                        .second = up ? node_of(up) : NULL,
                        .u.activation.kind = kind};
     TRY(tape_run_activation(tape, &record));
+    TRY(tape_show(tape, "activation", NULL, node->tensor.value, false));
     *out = &node->tensor;
     if (!tape->recording || !need) return STATUS_OK;
     need_value(x);
@@ -253,6 +260,7 @@ status_t tape_add(tape_t *tape, tensor_t *a, tensor_t *b, tensor_t **out) {
     TRY(tape_new_node(tape, a->value.rows, a->value.columns, a->value.dtype, a->leaves, need, &node));
     add_args_t args = {.a = node_value(node_of(a)), .b = node_value(node_of(b)), .y = node->tensor.value};
     TRY(tape->device->table->add(tape->device, &args));
+    TRY(tape_show(tape, "add", NULL, args.y, false));
     *out = &node->tensor;
     if (!tape->recording || !need) return STATUS_OK;
     record_t record = {.kind = RECORD_ADD, .out = node, .x = node_of(a), .second = node_of(b)};
@@ -288,6 +296,7 @@ status_t tape_token_logprobs(tape_t *tape, tensor_t *hidden, const parameter_t *
                                   .entropy = output->entropy,
                                   .lse = lse};
     TRY(tape->device->table->token_logprobs(tape->device, &args));
+    TRY(tape_show(tape, "log-probs of the head", weight, matrix_view(output->logprob, DTYPE_F32, 1, count), false));
     *out = output;
     if (!recorded) return STATUS_OK;
     TRY(tape_complete_leaves(tape, leaves, count, &leaves));

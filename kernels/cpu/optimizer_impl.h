@@ -34,6 +34,14 @@ static void gradient_norm_blocks(void *context, int64_t first, int64_t last, int
     }
 }
 
+static inline bool all_finite(v16_t x, int n) {
+    float lane[LANES];
+    int finite = 1;
+    v16_store_up_to(lane, x, n);
+    for (int j = 0; j < n; j++) finite &= fabsf(lane[j]) <= FLT_MAX;
+    return finite;
+}
+
 static inline void adamw_vector(const adamw_job_t *job, int64_t i, int n, const float *gradient) {
     const adamw_args_t *args = job->args;
     v16_t g = v16_load(gradient);
@@ -43,6 +51,11 @@ static inline void adamw_vector(const adamw_job_t *job, int64_t i, int n, const 
     v = v16_add(v16_mul(v, v16_set(args->beta2)), v16_mul(v16_mul(v16_set(job->second), g), g));
     v16_t root = v16_add(v16_div(v16_sqrt(v), v16_set(job->root_correction)), v16_set(args->eps));
     p = v16_sub(p, v16_div(v16_mul(v16_set(job->step_size), m), root));
+    if (args->probe) {
+        if (!all_finite(p, n) || !all_finite(m, n) || !all_finite(v, n))
+            __atomic_fetch_or(args->probe, (uint32_t)GRADIENT_NOT_FINITE, __ATOMIC_RELAXED);
+        return;
+    }
     v16_store_up_to(args->master + i, p, n);
     v16_store_up_to(args->first_moment + i, m, n);
     v16_store_up_to(args->second_moment + i, v, n);

@@ -10,6 +10,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <float.h>
 #include <string.h>
 
 enum { LANES = 16 };

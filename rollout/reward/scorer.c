@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <math.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -181,6 +182,11 @@ static void child_parse(const scorer_pool_t *pool, const child_t *child, scorer_
         out->answer = json_number_value(match);
         out->reward = pool->options.tag_weight * out->tag + pool->options.answer_weight * out->answer +
                       pool->options.length_weight * json_number_value(length);
+        // What is not a number would make the whole group's advantages none.
+        if (!isfinite(out->reward)) {
+            out->outcome = REWARD_ERROR;
+            snprintf(out->why, sizeof(out->why), "the reward is NaN or infinite");
+        }
     } else {
         const char *why = json_string_value(json_object_get(answer, "why"));
         out->outcome = REWARD_ERROR;
