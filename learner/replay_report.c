@@ -14,8 +14,9 @@ void replay_sentence(const replay_difference_t *d, char *out, size_t size) {
                                (long long)d->serial, d->id, (long long)d->completion);
     if (d->token >= 0) at += (size_t)snprintf(where + at, sizeof(where) - at, ", token %lld", (long long)d->token);
     if (d->tensor[0]) at += (size_t)snprintf(where + at, sizeof(where) - at, ", tensor %s", d->tensor);
-    if (d->elements > 0)
-        snprintf(where + at, sizeof(where) - at, ", %lld of %lld elements", (long long)d->elements, (long long)d->of);
+    if (d->elements >= 0)
+        snprintf(where + at, sizeof(where) - at, ", %lld of %lld elements unlike the checkpoint's",
+                 (long long)d->elements, (long long)d->of);
     snprintf(out, size, "step %lld differs: %s%s: recorded %s, replayed %s", (long long)d->step, d->quantity, where,
              d->recorded, d->computed);
 }

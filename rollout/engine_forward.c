@@ -105,7 +105,8 @@ static status_t draw_tokens(engine_t *engine, tensor_t *hidden, int count) {
                                 .token = engine->device_token,
                                 .logprob = engine->device_logprob,
                                 .entropy = engine->device_entropy};
-    TRY(table->token_sample(engine->device, &args));
+    status_t status = table->token_sample(engine->device, &args);
+    if (status) return status_context(status, "weights version %lld", (long long)engine->model->version);
     TRY(download(engine, count, true));
     for (int i = 0; i < count; i++)
         TRY(record(engine, &engine->draw[engine->draw_item[i]], engine->drawn[i], engine->drawn_logprob[i],

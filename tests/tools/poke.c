@@ -1,5 +1,7 @@
 // For shell tests that damage files: one element of a dataset or tensor is replaced, or its bits are flipped.
 //   poise_poke h5 FILE DATASET ELEMENT set|xor HEX          (i32, i64, f32: by their bytes)
+//   poise_poke h5 FILE DATASET ELEMENT get                  (prints the element's bytes as a hexadecimal number)
+//   poise_poke h5 FILE DATASET 0 count|text                 (elements; a text)
 //   poise_poke safetensors FILE TENSOR ELEMENT set|xor HEX  (f32)
 #include <hdf5.h>
 #include <inttypes.h>
@@ -21,8 +23,20 @@ static void change(void *element, size_t size, int flip, uint64_t bits) {
     memcpy(element, &value, size);
 }
 
-static int poke_h5(const char *path, const char *name, size_t element, int flip, uint64_t bits) {
-    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+static void show(const char *data, size_t size, size_t count, size_t element, const char *verb) {
+    uint64_t value = 0;
+    memcpy(&value, data + element * size, size);
+    if (!strcmp(verb, "count"))
+        printf("%zu\n", count);
+    else if (!strcmp(verb, "text"))
+        printf("%.*s\n", (int)(size * count), data);
+    else
+        printf("%" PRIx64 "\n", value);
+}
+
+static int poke_h5(const char *path, const char *name, size_t element, const char *verb, uint64_t bits) {
+    int flip = !strcmp(verb, "xor"), changes = flip || !strcmp(verb, "set");
+    hid_t file = H5Fopen(path, changes ? H5F_ACC_RDWR : H5F_ACC_RDONLY, H5P_DEFAULT);
     hid_t set = file < 0 ? -1 : H5Dopen2(file, name, H5P_DEFAULT);
     if (set < 0) return fail("no such file or dataset");
     hid_t type = H5Dget_type(set), space = H5Dget_space(set);
@@ -30,8 +44,9 @@ static int poke_h5(const char *path, const char *name, size_t element, int flip,
     char *data = malloc(size * count + 8);
     if (element >= count || !data || H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0)
         return fail("no such element");
-    change(data + element * size, size, flip, bits);
-    if (H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0) return fail("cannot write");
+    if (!changes) show(data, size, count, element, verb);
+    if (changes) change(data + element * size, size, flip, bits);
+    if (changes && H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0) return fail("cannot write");
     free(data);
     H5Sclose(space), H5Tclose(type), H5Dclose(set);
     return H5Fclose(file) < 0 ? fail("cannot close") : 0;
@@ -58,10 +73,9 @@ static int poke_safetensors(const char *path, const char *name, size_t element, 
 }
 
 int main(int argc, char **argv) {
-    if (argc != 7) return fail("h5|safetensors FILE NAME ELEMENT set|xor HEX");
+    if (argc < 6 || argc > 7) return fail("h5|safetensors FILE NAME ELEMENT set|xor|get|count|text [HEX]");
     size_t element = strtoull(argv[4], NULL, 10);
-    uint64_t bits = strtoull(argv[6], NULL, 16);
-    int flip = !strcmp(argv[5], "xor");
-    if (!strcmp(argv[1], "h5")) return poke_h5(argv[2], argv[3], element, flip, bits);
-    return poke_safetensors(argv[2], argv[3], element, flip, bits);
+    uint64_t bits = argc == 7 ? strtoull(argv[6], NULL, 16) : 0;
+    if (!strcmp(argv[1], "h5")) return poke_h5(argv[2], argv[3], element, argv[5], bits);
+    return poke_safetensors(argv[2], argv[3], element, !strcmp(argv[5], "xor"), bits);
 }
