@@ -54,7 +54,7 @@ tamper() { # KIND
         ;;
     advantage)
         random "$completions"
-        "$poke" h5 "$trajectory" exact/advantage "$drawn" xor 4008000000000000
+        "$poke" h5 "$trajectory" exact/advantage "$drawn" set 3fd5555555555555
         differs "advantage $drawn" "policy loss"
         ;;
     hash | before)

@@ -25,7 +25,7 @@ static void change(void *element, size_t size, int flip, uint64_t bits) {
 
 static void show(const char *data, size_t size, size_t count, size_t element, const char *verb) {
     uint64_t value = 0;
-    memcpy(&value, data + element * size, size);
+    if (size <= sizeof(value)) memcpy(&value, data + element * size, size);
     if (!strcmp(verb, "count"))
         printf("%zu\n", count);
     else if (!strcmp(verb, "text"))
@@ -42,7 +42,8 @@ static int poke_h5(const char *path, const char *name, size_t element, const cha
     hid_t type = H5Dget_type(set), space = H5Dget_space(set);
     size_t size = H5Tget_size(type), count = (size_t)H5Sget_simple_extent_npoints(space);
     char *data = malloc(size * count + 8);
-    if (element >= count || !data || H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0)
+    if (element >= count || !data || (changes && size > sizeof(bits)) ||
+        H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0)
         return fail("no such element");
     if (!changes) show(data, size, count, element, verb);
     if (changes) change(data + element * size, size, flip, bits);
