@@ -79,6 +79,7 @@ status_t inspect_run(const char *directory) {
     }
     print_steps(directory, "checkpoints");
     print_steps(directory, "trajectories");
+    if (inspect_has(directory, "bad_steps")) print_steps(directory, "bad_steps");
     if (inspect_has(directory, "model")) inspect_line("final model", "%s/model", directory);
     if (inspect_has(directory, "adapter")) inspect_line("final adapter", "%s/adapter", directory);
     return print_result(directory);
