@@ -5,6 +5,7 @@
 . "$(dirname "$0")/../lib/jobs.sh"
 . "$(dirname "$0")/../lib/stress.sh"
 . "$(dirname "$0")/../lib/pairs.sh"
+. "$(dirname "$0")/../lib/results.sh"
 small_model
 make_data
 form=$(amount short full)
@@ -25,21 +26,6 @@ rows() {
 }
 setting() { # ROW FACTOR
     sed -n "s/.*\b$2=\([^ ]*\).*/\1/p" <<<"$1"
-}
-sha() { # FILE...
-    cat "$@" | sha256sum | cut -d ' ' -f 1
-}
-# What a run leaves behind, in one text: SHA-256 of the weights' file, of optimizer state, and of every completion with its reward.
-results_of() { # NAME
-    local folder=$work/$1 weights=$work/$1/model/model.safetensors state
-    [ -e "$weights" ] || weights=$folder/adapter/adapter_model.safetensors
-    [ -s "$weights" ] || fail "$1 saved no weights" "$work/$1.log"
-    state=$("$POISE" inspect "$folder/checkpoints/step-$2.h5" | sed -n 's/^ *SHA-256 of the state:* *//p')
-    [ ${#state} = 64 ] || fail "no hash of the state of $1: $state"
-    echo "weights $(sha "$weights") state $state"
-    [ ! -d "$folder/trajectories" ] ||
-        echo "trajectories $(ls "$folder/trajectories" | wc -l) $(cd "$folder/trajectories" && sha $(ls | sort -V))"
-    sed 's/"time[^,}]*[,}]//g; s/"tokens_per_second[^,}]*[,}]//g; s/"rollout[^,}]*[,}]//g' "$folder/metrics.jsonl" | sha
 }
 declare -A wanted
 # compare KIND NAME STEPS: the first run of a kind sets what all leave behind.
