@@ -292,10 +292,15 @@ WRAP(int, fsync, int file) {
 WRAP(int, rename, const char *from, const char *to) {
     return HITS_ON(FAULT_RENAME, to) ? -1 : __real_rename(from, to);
 }
-// Defined in the executable, this is the one that HDF5 finds.
+// Defined in the executable, these are what HDF5 finds; which of the two it calls depends on how it was built.
+extern ssize_t pwrite(int file, const void *data, size_t size, off_t offset);
 extern ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset);
 extern ssize_t __pwrite64(int file, const void *data, size_t size, off64_t offset);
 ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset) {
+    char path[4096];
+    return HITS_ON(FAULT_WRITE, path_of(FAULT_WRITE, file, path)) ? -1 : __pwrite64(file, data, size, offset);
+}
+ssize_t pwrite(int file, const void *data, size_t size, off_t offset) {
     char path[4096];
     return HITS_ON(FAULT_WRITE, path_of(FAULT_WRITE, file, path)) ? -1 : __pwrite64(file, data, size, offset);
 }
