@@ -2,14 +2,20 @@
 // `poise`, build/NAME/tests/poise_faults, by the linker's --wrap: calls of Poise's own objects come through here, those
 // of libraries do not (HDF5's pwrite apart, which is how stores reach the disk). Production code knows nothing of it.
 //
-//   POISE_FAULT=CLASS:N[+][:ACTION][@RANK][,...]     CLASS: one of fault_name; N counts from 1, "N+": that and all
-//   later
+//   POISE_FAULT=CLASS[.DETAIL]:N[+][:ACTION][@RANK][,...]
+//                                                    CLASS: one of fault_name; N counts from 1, "N+": that and all
+//                                                    later
+//                                                    DETAIL: only calls on a path that holds it (open, write, fsync,
+//                                                    rename), or only messages of that type (send) are counted
 //                                                    ACTION: fail (default), kill (SIGKILL), stop (SIGSTOP), hang
-//   POISE_FAULT_COUNTS=PREFIX                        writes "CLASS COUNT" lines to PREFIX.RANK when the process ends
+//   POISE_FAULT_COUNTS=PREFIX                        writes "CLASS[.DETAIL] COUNT" lines to PREFIX.RANK when the
+//   process
+//                                                    ends
 //
 //   POISE_FAULT_EACH=...                             one run for each N, see tests/faults/each.h
 //
 // RANK is the rank in MPI_COMM_WORLD (0 without mpirun); left out: every rank. Scorer children take no part.
+#include "learner/optimizer.h"
 #include "tests/faults/each.h"
 
 #include <dlfcn.h>
@@ -36,11 +42,12 @@ typedef enum fault_class {
     FAULT_SEND,
     FAULT_RECEIVE,
     FAULT_COLLECTIVE,
+    FAULT_UPDATE, // the beginning of an optimizer step, or of summing its leaves again
     FAULT_CLASSES
 } fault_class_t;
-static const char *const fault_name[FAULT_CLASSES] = {"alloc",  "open", "write",   "fsync",
-                                                      "rename", "send", "receive", "collective"};
-static const int fault_errno[FAULT_CLASSES] = {ENOMEM, ENOSPC, ENOSPC, EIO, EIO, EHOSTUNREACH, EAGAIN, EIO};
+static const char *const fault_name[FAULT_CLASSES] = {"alloc", "open",    "write",      "fsync", "rename",
+                                                      "send",  "receive", "collective", "update"};
+static const int fault_errno[FAULT_CLASSES] = {ENOMEM, ENOSPC, ENOSPC, EIO, EIO, EHOSTUNREACH, EAGAIN, EIO, EIO};
 
 typedef enum fault_action { ACTION_FAIL, ACTION_KILL, ACTION_STOP, ACTION_HANG } fault_action_t;
 static const char *const action_name[] = {"fail", "kill", "stop", "hang"};
@@ -51,6 +58,8 @@ typedef struct fault {
     fault_action_t action;
     long number;
     bool later;
+    char detail[32];  // empty: every call of the class
+    atomic_long seen; // calls that have the detail
 } fault_t;
 static fault_t fault[MOST_FAULTS];
 static int faults;
@@ -77,6 +86,9 @@ static bool fault_parse(const char *text, size_t length) {
     char *colon = strchr(copy, ':'), *end;
     if (!colon || (size_t)(colon - copy) >= sizeof(class)) return false;
     snprintf(class, sizeof(class), "%.*s", (int)(colon - copy), copy);
+    char *dot = strchr(class, '.');
+    if (dot) *dot = 0;
+    if (dot) snprintf(parsed.detail, sizeof(parsed.detail), "%s", dot + 1);
     parsed.number = strtol(colon + 1, &end, 10);
     if (*end == '+') parsed.later = true, end++;
     if (*end == ':') snprintf(action, sizeof(action), "%s", end + 1);
@@ -130,22 +142,39 @@ static void counts_write(void) {
     snprintf(path, sizeof(path), "%s.%s", getenv("POISE_FAULT_COUNTS"), rank_text);
     int file = __real_open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     for (int c = 0; file >= 0 && c < FAULT_CLASSES; c++) dprintf(file, "%s %ld\n", fault_name[c], (long)count[c]);
+    for (int i = 0; file >= 0 && i < faults; i++)
+        if (fault[i].detail[0])
+            dprintf(file, "%s.%s %ld\n", fault_name[fault[i].class], fault[i].detail, (long)fault[i].seen);
     if (file >= 0) close(file);
 }
 __attribute__((destructor)) static void faults_close(void) {
     counts_write();
 }
 
+// Whether a fault of the class looks at details.
+static bool fault_wants_detail(fault_class_t class) {
+    for (int i = 0; i < faults; i++)
+        if (fault[i].class == class && fault[i].detail[0]) return true;
+    return false;
+}
+
+static void fault_tell(const fault_t *f, long number, const void *caller) {
+    Dl_info place = {0};
+    if (!dladdr(caller, &place)) return;
+    dprintf(2, "fault: rank %s: %s of %s%s%s %ld, called from %#lx\n", rank_text, action_name[f->action],
+            fault_name[f->class], f->detail[0] ? "." : "", f->detail, number,
+            (unsigned long)((const char *)caller - (const char *)place.dli_fbase));
+}
+
 // Counts a call; true: it must fail, errno is set.
-static bool fault_hits(fault_class_t class, const void *caller) {
-    long number = atomic_fetch_add(&count[class], 1) + 1;
+static bool fault_hits(fault_class_t class, const char *detail, const void *caller) {
+    long all = atomic_fetch_add(&count[class], 1) + 1;
     for (int i = 0; i < faults; i++) {
-        const fault_t *f = &fault[i];
-        if (f->class != class || (f->later ? number < f->number : number != f->number)) continue;
-        Dl_info place = {0};
-        if (number == f->number && dladdr(caller, &place))
-            dprintf(2, "fault: rank %s: %s of %s %ld, called from %#lx\n", rank_text, action_name[f->action],
-                    fault_name[class], number, (unsigned long)((const char *)caller - (const char *)place.dli_fbase));
+        fault_t *f = &fault[i];
+        if (f->class != class || (f->detail[0] && (!detail || !strstr(detail, f->detail)))) continue;
+        long number = f->detail[0] ? atomic_fetch_add(&f->seen, 1) + 1 : all;
+        if (f->later ? number < f->number : number != f->number) continue;
+        if (number == f->number) fault_tell(f, number, caller);
         if (f->action == ACTION_KILL) raise(SIGKILL);
         if (f->action == ACTION_STOP) raise(SIGSTOP);
         while (f->action == ACTION_HANG) pause();
@@ -155,7 +184,32 @@ static bool fault_hits(fault_class_t class, const void *caller) {
     }
     return false;
 }
-#define HITS(class) fault_hits((class), __builtin_return_address(0))
+#define HITS(class)            fault_hits((class), NULL, __builtin_return_address(0))
+#define HITS_ON(class, detail) fault_hits((class), (detail), __builtin_return_address(0))
+
+// The path of an open file, where some fault of the class asks for it.
+static const char *path_of(fault_class_t class, int file, char path[4096]) {
+    if (file < 0 || !fault_wants_detail(class)) return NULL;
+    char link[64];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", file);
+    ssize_t length = readlink(link, path, 4095);
+    if (length < 0) return NULL;
+    path[length] = 0;
+    return path;
+}
+// The type of a message (docs/wire-protocol.md: a map that begins with schema and type); NULL: it is none.
+static const char *type_of(const void *data, size_t size, char type[32]) {
+    if (!fault_wants_detail(FAULT_SEND)) return NULL;
+    const unsigned char *at = memmem(data, size < 32 ? size : 32, "\xa4type", 5);
+    if (!at) return NULL;
+    at += 5;
+    const unsigned char *end = (const unsigned char *)data + size;
+    size_t length = at < end && (*at & 0xe0) == 0xa0 ? *at & 0x1f : 0;
+    if (!length || at + 1 + length > end) return NULL;
+    memcpy(type, at + 1, length);
+    type[length] = 0;
+    return type;
+}
 // WRAP declares the real function and begins its replacement.
 #define WRAP(type, name, ...)                                                                                          \
     extern type __real_##name(__VA_ARGS__);                                                                            \
@@ -202,13 +256,14 @@ int __wrap_open(const char *path, int flags, ...) {
     va_start(arguments, flags);
     mode_t mode = flags & O_CREAT ? va_arg(arguments, mode_t) : 0;
     va_end(arguments);
-    return (flags & O_CREAT) && HITS(FAULT_OPEN) ? -1 : __real_open(path, flags, mode);
+    return (flags & O_CREAT) && HITS_ON(FAULT_OPEN, path) ? -1 : __real_open(path, flags, mode);
 }
 WRAP(FILE *, fopen, const char *path, const char *mode) {
-    return *mode != 'r' && HITS(FAULT_OPEN) ? NULL : __real_fopen(path, mode);
+    return *mode != 'r' && HITS_ON(FAULT_OPEN, path) ? NULL : __real_fopen(path, mode);
 }
 WRAP(ssize_t, write, int file, const void *data, size_t size) {
-    return HITS(FAULT_WRITE) ? -1 : __real_write(file, data, size);
+    char path[4096];
+    return HITS_ON(FAULT_WRITE, path_of(FAULT_WRITE, file, path)) ? -1 : __real_write(file, data, size);
 }
 // A stream that failed says so to ferror as well; glibc keeps that in a flag of the FILE.
 static size_t spoil(FILE *stream, size_t result) {
@@ -217,7 +272,9 @@ static size_t spoil(FILE *stream, size_t result) {
     return result;
 }
 WRAP(size_t, fwrite, const void *data, size_t size, size_t number, FILE *stream) {
-    return HITS(FAULT_WRITE) ? spoil(stream, 0) : __real_fwrite(data, size, number, stream);
+    char path[4096];
+    return HITS_ON(FAULT_WRITE, path_of(FAULT_WRITE, fileno(stream), path)) ? spoil(stream, 0)
+                                                                            : __real_fwrite(data, size, number, stream);
 }
 WRAP(int, fflush, FILE *stream) {
     return stream && HITS(FAULT_WRITE) ? (int)spoil(stream, (size_t)EOF) : __real_fflush(stream);
@@ -229,20 +286,28 @@ WRAP(int, fclose, FILE *stream) {
     return fails ? EOF : result;
 }
 WRAP(int, fsync, int file) {
-    return HITS(FAULT_FSYNC) ? -1 : __real_fsync(file);
+    char path[4096];
+    return HITS_ON(FAULT_FSYNC, path_of(FAULT_FSYNC, file, path)) ? -1 : __real_fsync(file);
 }
 WRAP(int, rename, const char *from, const char *to) {
-    return HITS(FAULT_RENAME) ? -1 : __real_rename(from, to);
+    return HITS_ON(FAULT_RENAME, to) ? -1 : __real_rename(from, to);
 }
-// Defined in the executable, this is the one that HDF5 finds.
+// Defined in the executable, these are what HDF5 finds; which of the two it calls depends on how it was built.
+extern ssize_t pwrite(int file, const void *data, size_t size, off_t offset);
 extern ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset);
 extern ssize_t __pwrite64(int file, const void *data, size_t size, off64_t offset);
 ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset) {
-    return HITS(FAULT_WRITE) ? -1 : __pwrite64(file, data, size, offset);
+    char path[4096];
+    return HITS_ON(FAULT_WRITE, path_of(FAULT_WRITE, file, path)) ? -1 : __pwrite64(file, data, size, offset);
+}
+ssize_t pwrite(int file, const void *data, size_t size, off_t offset) {
+    char path[4096];
+    return HITS_ON(FAULT_WRITE, path_of(FAULT_WRITE, file, path)) ? -1 : __pwrite64(file, data, size, offset);
 }
 
 WRAP(int, zmq_send, void *socket, const void *data, size_t size, int flags) {
-    return HITS(FAULT_SEND) ? -1 : __real_zmq_send(socket, data, size, flags);
+    char type[32];
+    return HITS_ON(FAULT_SEND, type_of(data, size, type)) ? -1 : __real_zmq_send(socket, data, size, flags);
 }
 WRAP(int, zmq_msg_recv, zmq_msg_t *message, void *socket, int flags) {
     return HITS(FAULT_RECEIVE) ? -1 : __real_zmq_msg_recv(message, socket, flags);
@@ -268,6 +333,10 @@ WRAP_MPI(MPI_Iallgatherv,
          (const void *in, int n, MPI_Datatype type, void *out, const int *counts, const int *at, MPI_Datatype out_type,
           MPI_Comm comm, MPI_Request *request),
          (in, n, type, out, counts, at, out_type, comm, request))
+
+WRAP(status_t, optimizer_begin, optimizer_t *optimizer) {
+    return HITS(FAULT_UPDATE) ? STATUS_NEW(STATUS_FAILED, "an injected fault") : __real_optimizer_begin(optimizer);
+}
 
 extern _Noreturn void __real__exit(int code);
 extern _Noreturn void __wrap__exit(int code);

@@ -37,7 +37,7 @@ process_of_rank() {
 }
 kill_all() {
     local pid
-    for pid in $(processes "mpirun poise"); do kill -KILL "$pid" 2>/dev/null; done
+    for pid in $(processes "mpirun poise poise_faults"); do kill -KILL "$pid" 2>/dev/null; done
 }
 clean_up() {
     local code=$?
@@ -74,6 +74,18 @@ within() {
         [ "$SECONDS" -lt "$end" ] || return 1
         sleep 0.05
     done
+}
+
+# A model of a tenth of a megabyte, for tests that start it a hundred times: $work/small, which `model` names from here on.
+small_model() {
+    cp -r "$model" "$work/small"
+    # The vision tower's sizes come after the decoder's.
+    sed -i 's/"hidden_size": 128/"hidden_size": 48/; s/"intermediate_size": 384/"intermediate_size": 96/; s/"num_attention_heads": 4/"num_attention_heads": 3/
+        s/"num_hidden_layers": 4/"num_hidden_layers": 2/; s/"num_key_value_heads": 2/"num_key_value_heads": 1/; s/\[4, 6, 6\]/[2, 3, 3]/
+        s/"depth": 3/"depth": 2/; s/"fullatt_block_indexes": \[2\]/"fullatt_block_indexes": [1]/; s/"hidden_size": 96/"hidden_size": 32/
+        s/"intermediate_size": 256/"intermediate_size": 64/; s/"num_heads": 3/"num_heads": 2/; s/"out_hidden_size": 128/"out_hidden_size": 48/' \
+        "$work/small/config.json"
+    model=$work/small
 }
 
 # Pictures, questions and packed files in $work/data.
