@@ -176,7 +176,9 @@ static void conclude(void *context, int exit_code, const char *sentence) {
 
 // From here on the ranks hear of each other's end.
 static status_t join_watch(job_t *job, bool grpo, const char *role, conclusion_t *conclusion) {
-    watch_options_t options = {.host = grpo && !conclusion->dry_run ? comm_size(job->world) - 1 : 0,
+    bool last = grpo && !conclusion->dry_run;
+    watch_options_t options = {.host = last ? comm_size(job->world) - 1 : 0,
+                               .host_role = last ? role_name(ROLE_REWARD) : role,
                                .role = role,
                                .essential = job->role != ROLE_ROLLOUT,
                                .link = job_link_options(job),

@@ -14,7 +14,7 @@ static const double turn_s = 0.1, late_s = 1.0, notice_s = 8.0;
 
 // ---- the board: text of fixed places, so that a shell can read it and a phase is one copy ----
 
-enum { BOARD_LINE = 32, BOARD_PHASE = 96, BOARD_BYTES = BOARD_PHASE + PHASE_BYTES };
+enum { CLOSING_S = 5, BOARD_LINE = 32, BOARD_PHASE = 96, BOARD_BYTES = BOARD_PHASE + PHASE_BYTES };
 
 struct board {
     char text[BOARD_BYTES];
@@ -74,11 +74,16 @@ void watch_phase(watch_t *watch, const char *phase, double limit_s) {
 
 void watch_collective(watch_t *watch, const char *phase, double limit_s) {
     if (!watch) return;
+    atomic_store(&watch->waits, false);
     if (phase) atomic_fetch_add(&watch->collectives, 1);
     atomic_store(&watch->collective, phase);
     atomic_store(&watch->since, clock_seconds());
     atomic_store(&watch->limit, phase ? limit_s : watch->phase_limit);
     board_put(watch->board, BOARD_PHASE, PHASE_BYTES, phase ? phase : atomic_load(&watch->phase));
+}
+
+void watch_waits(watch_t *watch) {
+    if (watch) atomic_store(&watch->waits, true);
 }
 
 const char *watch_where(watch_t *watch) {
@@ -149,6 +154,8 @@ static void *watch_thread(void *argument) {
         if (!watch->closing) check_limit(watch);
         pthread_mutex_unlock(&watch->mutex);
     }
+    link_close(watch->link);
+    hub_close(watch->hub);
     return NULL;
 }
 
@@ -195,9 +202,11 @@ void watch_close(watch_t *watch) {
     watch->closing = true;
     pthread_cond_broadcast(&watch->changed);
     pthread_mutex_unlock(&watch->mutex);
-    pthread_join(watch->thread, NULL);
-    link_close(watch->link);
-    hub_close(watch->hub);
+    // A stream's own thread may hang; all is written by now.
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += CLOSING_S;
+    if (pthread_timedjoin_np(watch->thread, NULL, &until) != 0) watch_exit(watch, watch->exit_code);
     board_put(watch->board, BOARD_LINE, BOARD_LINE, "ended");
     if (watch->board) munmap(watch->board, BOARD_BYTES);
     pthread_cond_destroy(&watch->changed);
@@ -223,9 +232,6 @@ void watch_fail(watch_t *watch, status_t status) {
         clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_sec += (time_t)notice_s;
         int waited = 0;
-        while (waited == 0 && watch->options.essential)
-            waited = pthread_cond_timedwait(&watch->changed, &watch->mutex, &until);
-        until.tv_sec += 2 - (time_t)notice_s;
         while (waited == 0) waited = pthread_cond_timedwait(&watch->changed, &watch->mutex, &until);
     }
     pthread_mutex_unlock(&watch->mutex);

@@ -40,6 +40,7 @@ struct watch {
     _Atomic(const char *) phase, collective;
     _Atomic double since, limit;
     atomic_ullong collectives;
+    atomic_bool waits;
     double phase_limit; // the main thread's own
     board_t *board;
     // Under the mutex:

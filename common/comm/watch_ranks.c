@@ -12,7 +12,13 @@
 //   F WEIGHT CODE OVERDUE SENTENCE          a rank has failed
 //   E CODE                                  from the host: end, with this exit code
 //   D LOST                                  from the host: the result is written; LOST 1: MPI cannot be closed
-enum { FRAME_BYTES = SENTENCE_BYTES + 64, EVENTS_A_TURN = 64, LONGEST_CONCLUSION_S = 20, ENDPOINT_BYTES = 512 };
+enum {
+    FRAME_BYTES = SENTENCE_BYTES + 64,
+    EVENTS_A_TURN = 64,
+    LONGEST_CONCLUSION_S = 20,
+    ENDPOINT_BYTES = 512,
+    STUCK_S = 1
+};
 static const double turn_s = 0.1, beat_s = 0.25, settle_s = 1.0, answer_s = 4.0;
 
 static status_t text_buffer(const char *text, link_buffer_t *out) {
@@ -165,7 +171,7 @@ static void name_missing(watch_t *watch, failure_t *failure) {
     uint64_t most = 0;
     watch_peer_t *self = &watch->peer[watch->options.host];
     *self = (watch_peer_t){.here = true, .since = atomic_load(&watch->since)};
-    self->waiting = atomic_load(&watch->collective) != NULL;
+    self->waiting = atomic_load(&watch->waits);
     self->collectives = atomic_load(&watch->collectives);
     self->essential = strcmp(watch->options.role, "reward") != 0; // it has no part in the others' collectives
     snprintf(self->role, sizeof(self->role), "%s", watch->options.role);
@@ -184,10 +190,21 @@ static void name_missing(watch_t *watch, failure_t *failure) {
     }
 }
 
+// The reward rank's turns are short. Where one is not, that is why the others lost it.
+static void name_stuck(watch_t *watch, failure_t *failure) {
+    double seconds = clock_seconds() - atomic_load(&watch->since);
+    if (strcmp(watch->options.role, "reward") != 0 || failure->rank == watch->rank || seconds < STUCK_S) return;
+    char sentence[SENTENCE_BYTES];
+    snprintf(sentence, sizeof(sentence), "reward rank %d has hung in \"%s\" for %.0f s: %.1500s", watch->rank,
+             watch_where(watch), seconds, failure->sentence);
+    memcpy(failure->sentence, sentence, sizeof(sentence));
+}
+
 // Called without the mutex. Does not return.
 static _Noreturn void host_end(watch_t *watch, failure_t *failure) {
     char text[32];
     if (failure->overdue) name_missing(watch, failure);
+    if (failure->weight == FAILURE_CONSEQUENCE && !failure->overdue) name_stuck(watch, failure);
     conclude(watch, failure);
     snprintf(text, sizeof(text), "E %d", failure->code);
     host_tell(watch, text);
@@ -237,11 +254,11 @@ static _Noreturn void host_lost(watch_t *watch, const char *why) {
     failure_t failure = {.code = 1, .rank = watch->rank};
     const char *reason = strrchr(why, ':');
     if (strstr(why, "goodbye") || watch->rank != (watch->options.host == 0)) watch_exit(watch, 1);
-    snprintf(
-        failure.sentence, sizeof(failure.sentence),
-        "rank %d, which leads the run, is gone (%s) while this rank was in \"%s\"; start the run again to go on from "
-        "its last checkpoint",
-        watch->options.host, reason && reason[1] ? reason + 2 : why, watch_where(watch));
+    snprintf(failure.sentence, sizeof(failure.sentence),
+             "%s rank %d is gone (%s) while rank %d was in \"%s\"; start the run again to go on from its last "
+             "checkpoint",
+             watch->options.host_role, watch->options.host, reason && reason[1] ? reason + 2 : why, watch->rank,
+             watch_where(watch));
     conclude(watch, &failure);
     watch_exit(watch, 1);
 }
@@ -258,7 +275,7 @@ static void peer_message(watch_t *watch, const char *text) {
 
 static void peer_beat(watch_t *watch) {
     char text[sizeof(watch->sent)];
-    snprintf(text, sizeof(text), "B %d %llu %s", atomic_load(&watch->collective) != NULL,
+    snprintf(text, sizeof(text), "B %d %llu %s", atomic_load(&watch->waits),
              (unsigned long long)atomic_load(&watch->collectives), watch_where(watch));
     double now = clock_seconds();
     if (now - watch->sent_at < beat_s || !strcmp(text, watch->sent)) return;
@@ -267,13 +284,11 @@ static void peer_beat(watch_t *watch) {
     link_tell(watch->link, text);
 }
 
-// unheard: the host does not hear this rank any more.
-static void peer_failed(watch_t *watch, const failure_t *failure, bool unheard) {
+static void peer_failed(watch_t *watch, const failure_t *failure) {
     char text[FRAME_BYTES];
     double waited = clock_seconds() - failure->since;
     if (!watch->options.essential) { // the reward rank has heard of it, or is itself gone
-        if (waited < settle_s) return;
-        if (unheard && failure->weight == FAILURE_CONSEQUENCE) watch_exit(watch, failure->code);
+        if (waited < answer_s && failure->weight == FAILURE_CONSEQUENCE) return;
         watch_say(watch->rank, failure->sentence);
         watch_exit(watch, failure->code);
     }
@@ -301,13 +316,11 @@ static void peer_turn(watch_t *watch) {
     int code = watch->exit_code;
     pthread_mutex_unlock(&watch->mutex);
     if (done && finished && (lost || status)) watch_exit(watch, code);
-    bool unheard = status != STATUS_OK;
-    // A rollout worker that was given up hears nothing either; its own stream to the reward rank tells it more.
-    if (status && !done && watch->options.essential) host_lost(watch, status_message(status));
+    if (status && !done) host_lost(watch, status_message(status));
     if (status) usleep((useconds_t)(turn_s * 1e6)); // the main thread is about to end
     status_free(status);
     if (failure.weight)
-        peer_failed(watch, &failure, unheard);
+        peer_failed(watch, &failure);
     else
         peer_beat(watch);
 }
