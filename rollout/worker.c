@@ -387,6 +387,7 @@ static status_t turn(rollout_worker_t *worker, double wait_s) {
     bool idle = !engine_pending(worker->engine);
     if (worker->own_model) job_phase(worker->job, idle ? "waiting for work" : "generating");
     double started = clock_seconds();
+    if (worker->own_model) (void)job_stop_requested(worker->job); // the learners hear of it and decide
     link_progress(worker->link);
     TRY(receive(worker, idle ? wait_s : 0));
     if (idle) worker->idle_s += clock_seconds() - started;

@@ -246,6 +246,14 @@ void watch_finish(watch_t *watch, int exit_code) {
     pthread_mutex_unlock(&watch->mutex);
 }
 
+void watch_ask_stop(watch_t *watch) {
+    if (watch) atomic_store(&watch->stop, true);
+}
+
+bool watch_stop_asked(watch_t *watch) {
+    return watch && atomic_load(&watch->stop);
+}
+
 bool watch_finished(watch_t *watch) {
     if (!watch) return false;
     pthread_mutex_lock(&watch->mutex);

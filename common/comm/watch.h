@@ -47,6 +47,9 @@ status_t watch_join(watch_t *watch, comm_t *world, const watch_options_t *option
 // the host takes over: the process ends with the job's exit code. Returns when there is nobody to tell; the caller then
 // prints and ends the process.
 void watch_fail(watch_t *watch, status_t status);
+// This rank has been asked to stop: all joined ranks hear of it. And whether any has.
+void watch_ask_stop(watch_t *watch);
+bool watch_stop_asked(watch_t *watch);
 // This rank's part is done; only closing MPI is left. On the host, after the result was written: from then on no rank's
 // end is a failure, and ranks that cannot close MPI because one is missing end with `exit_code`.
 void watch_finish(watch_t *watch, int exit_code);

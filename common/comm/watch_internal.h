@@ -41,6 +41,7 @@ struct watch {
     _Atomic double since, limit;
     atomic_ullong collectives;
     atomic_bool waits;
+    atomic_bool stop;   // asked for here or elsewhere
     double phase_limit; // the main thread's own
     board_t *board;
     // Under the mutex:
@@ -54,7 +55,7 @@ struct watch {
     watch_peer_t *peer; // [size], the host's
     bool done;          // the result is written (under the mutex)
     bool lost;          // a rank is missing that others could do without
-    bool told, told_done, told_lost;
+    bool told, told_done, told_lost, told_stop;
     char sent[PHASE_BYTES + 32]; // this rank's last beat
     double sent_at;
     // Time that this process itself did not run (stopped, or starved) counts for nobody.

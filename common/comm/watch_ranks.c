@@ -11,6 +11,7 @@
 //   hello   RANK ESSENTIAL ROLE             B WAITING COLLECTIVES PHASE   a rank's phase (waiting: in a collective)
 //   F WEIGHT CODE OVERDUE SENTENCE          a rank has failed
 //   E CODE                                  from the host: end, with this exit code
+//   S                                       some rank was asked to stop; the host passes it on
 //   D LOST                                  from the host: the result is written; LOST 1: MPI cannot be closed
 enum {
     FRAME_BYTES = SENTENCE_BYTES + 64,
@@ -145,6 +146,8 @@ static void host_message(watch_t *watch, int rank, const char *text) {
         peer->collectives = collectives;
         peer->since = clock_seconds();
         snprintf(peer->phase, sizeof(peer->phase), "%s", text + at);
+    } else if (!strcmp(text, "S")) {
+        atomic_store(&watch->stop, true);
     } else if (sscanf(text, "F %d %d %d %n", &weight, &failure.code, &overdue, &at) == 3 && at > 0) {
         failure.weight = weight == FAILURE_CAUSE ? FAILURE_CAUSE : FAILURE_CONSEQUENCE;
         failure.overdue = overdue != 0;
@@ -234,6 +237,10 @@ static void host_turn(watch_t *watch) {
     bool done = watch->done, lost = watch->lost;
     int code = watch->exit_code;
     pthread_mutex_unlock(&watch->mutex);
+    if (atomic_load(&watch->stop) && !watch->told_stop) {
+        host_tell(watch, "S");
+        watch->told_stop = true;
+    }
     if (done && (!watch->told_done || (lost && !watch->told_lost))) {
         host_tell(watch, lost ? "D 1" : "D 0");
         watch->told_done = true;
@@ -266,6 +273,10 @@ static _Noreturn void host_lost(watch_t *watch, const char *why) {
 static void peer_message(watch_t *watch, const char *text) {
     int number;
     if (sscanf(text, "E %d", &number) == 1) watch_exit(watch, number);
+    if (!strcmp(text, "S")) {
+        watch->told_stop = true;
+        atomic_store(&watch->stop, true);
+    }
     if (sscanf(text, "D %d", &number) != 1) return;
     pthread_mutex_lock(&watch->mutex);
     watch->done = true;
@@ -310,6 +321,10 @@ static void peer_turn(watch_t *watch) {
     const char *text = status ? NULL : frame_text(&buffer);
     if (text) peer_message(watch, text);
     link_buffer_free(&buffer);
+    if (!status && atomic_load(&watch->stop) && !watch->told_stop) {
+        link_tell(watch->link, "S");
+        watch->told_stop = true;
+    }
     pthread_mutex_lock(&watch->mutex);
     failure_t failure = watch->failure;
     bool done = watch->done, finished = watch->finished, lost = watch->lost;
