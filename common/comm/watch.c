@@ -54,6 +54,26 @@ void watch_exit(watch_t *watch, int code) {
     _exit(code);
 }
 
+void watch_role(watch_t *watch, const char *role) {
+    board_put(watch->board, 2 * BOARD_LINE, BOARD_LINE, role);
+}
+
+// By launch/run: "RANK SENTENCE" in session/lost.
+bool watch_notice(const watch_t *watch, int *rank, char sentence[SENTENCE_BYTES]) {
+    char text[512];
+    if (!watch->notice) return false;
+    int file = open(watch->notice, O_RDONLY | O_CLOEXEC), at = 0;
+    if (file < 0) return false;
+    ssize_t size = read(file, text, sizeof(text) - 1);
+    close(file);
+    if (size <= 0) return false;
+    text[size] = 0;
+    text[strcspn(text, "\n")] = 0;
+    if (sscanf(text, "%d %n", rank, &at) != 1 || !at) return false;
+    snprintf(sentence, SENTENCE_BYTES, "%s; start the run again to go on from its last checkpoint", text + at);
+    return true;
+}
+
 void watch_say(int rank, const char *sentence) {
     if (rank < 0)
         dprintf(STDERR_FILENO, "poise: %s\n", sentence);
@@ -138,6 +158,13 @@ static void wait_alone(watch_t *watch) {
     pthread_mutex_unlock(&watch->mutex);
 }
 
+// A death before the ranks have joined: the launcher says it.
+static void check_notice(watch_t *watch) {
+    int rank;
+    char sentence[SENTENCE_BYTES];
+    if (watch_notice(watch, &rank, sentence)) watch_exit(watch, 1);
+}
+
 static void *watch_thread(void *argument) {
     watch_t *watch = argument;
     for (bool closing = false; !closing;) {
@@ -150,6 +177,7 @@ static void *watch_thread(void *argument) {
             watch_ranks_turn(watch);
         else
             wait_alone(watch);
+        if (!joined) check_notice(watch);
         pthread_mutex_lock(&watch->mutex);
         if (!watch->closing) check_limit(watch);
         pthread_mutex_unlock(&watch->mutex);
@@ -177,6 +205,7 @@ status_t watch_open(watch_t **out) {
     watch->rank = launcher_rank();
     watch->ticked = clock_seconds();
     watch->board = board_open(watch->rank);
+    if (watch->board && asprintf(&watch->notice, "%s/lost", getenv("POISE_SESSION")) < 0) watch->notice = NULL;
     watch_phase(watch, "starting", 0);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
@@ -189,6 +218,7 @@ status_t watch_open(watch_t **out) {
         pthread_cond_destroy(&watch->changed);
         pthread_mutex_destroy(&watch->mutex);
         if (watch->board) munmap(watch->board, BOARD_BYTES);
+        free(watch->notice);
         free(watch);
         PASS_ON(status);
     }
@@ -212,6 +242,7 @@ void watch_close(watch_t *watch) {
     pthread_cond_destroy(&watch->changed);
     pthread_mutex_destroy(&watch->mutex);
     free(watch->peer);
+    free(watch->notice);
     free(watch);
 }
 

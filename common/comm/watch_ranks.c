@@ -79,6 +79,7 @@ status_t watch_join(watch_t *watch, comm_t *world, const watch_options_t *option
     watch->rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
     watch->size = comm_size(world);
     watch->options = *options;
+    watch_role(watch, options->role);
     status_t status = STATUS_OK;
     if (watch->size > 1) {
         if (host) status = host_open(watch, endpoint);
@@ -215,6 +216,13 @@ static _Noreturn void host_end(watch_t *watch, failure_t *failure) {
     watch_exit(watch, failure->code);
 }
 
+// The launcher names a rank that died, sooner than its silence does.
+static void host_notice(watch_t *watch) {
+    failure_t failure = {.weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds()};
+    int rank;
+    if (watch_notice(watch, &rank, failure.sentence) && rank != watch->rank) take(watch, &failure);
+}
+
 static void host_turn(watch_t *watch) {
     for (int i = 0; i < EVENTS_A_TURN; i++) {
         hub_event_t event;
@@ -233,6 +241,7 @@ static void host_turn(watch_t *watch) {
         link_buffer_free(&event.message);
     }
     pthread_mutex_lock(&watch->mutex);
+    host_notice(watch);
     failure_t failure = watch->failure;
     bool done = watch->done, lost = watch->lost;
     int code = watch->exit_code;
@@ -257,6 +266,14 @@ static void host_turn(watch_t *watch) {
 // ---- the others ----
 
 // The host is lost: the lowest rank that is not it speaks for the job.
+static _Noreturn void host_noticed(watch_t *watch, const char *sentence) {
+    failure_t failure = {.code = 1, .rank = watch->rank};
+    if (watch->rank != (watch->options.host == 0)) watch_exit(watch, 1);
+    snprintf(failure.sentence, sizeof(failure.sentence), "%s", sentence);
+    conclude(watch, &failure);
+    watch_exit(watch, 1);
+}
+
 static _Noreturn void host_lost(watch_t *watch, const char *why) {
     failure_t failure = {.code = 1, .rank = watch->rank};
     const char *reason = strrchr(why, ':');
@@ -331,6 +348,9 @@ static void peer_turn(watch_t *watch) {
     int code = watch->exit_code;
     pthread_mutex_unlock(&watch->mutex);
     if (done && finished && (lost || status)) watch_exit(watch, code);
+    char sentence[SENTENCE_BYTES];
+    int rank;
+    if (!done && watch_notice(watch, &rank, sentence) && rank == watch->options.host) host_noticed(watch, sentence);
     if (status && !done) host_lost(watch, status_message(status));
     if (status) usleep((useconds_t)(turn_s * 1e6)); // the main thread is about to end
     status_free(status);
