@@ -176,7 +176,9 @@ static void conclude(void *context, int exit_code, const char *sentence) {
 
 // From here on the ranks hear of each other's end.
 static status_t join_watch(job_t *job, bool grpo, const char *role, conclusion_t *conclusion) {
-    watch_options_t options = {.host = grpo && !conclusion->dry_run ? comm_size(job->world) - 1 : 0,
+    bool last = grpo && !conclusion->dry_run;
+    watch_options_t options = {.host = last ? comm_size(job->world) - 1 : 0,
+                               .host_role = last ? role_name(ROLE_REWARD) : role,
                                .role = role,
                                .essential = job->role != ROLE_ROLLOUT,
                                .link = job_link_options(job),
@@ -209,7 +211,7 @@ static status_t run_in_world(conclusion_t *conclusion, comm_t *world, watch_t *w
     bool failed = status && status_kind(status) != STATUS_CANCELLED;
     // The trace is for whoever changes the code; what the watch says is the sentence alone.
     if (opened && failed && getenv("POISE_TRACE")) status_print(status, stderr, comm_world_rank(world), true);
-    if (opened && failed) watch_fail(watch, status); // mostly does not return
+    if (failed) watch_fail(watch, status); // where the ranks have joined it does not return
     if (opened) job_phase(&job, "writing the result");
     if (opened && reporter) status = status_first(status, result_write(config, dry_run, status));
     if (!failed && status && status_kind(status) != STATUS_CANCELLED) watch_fail(watch, status);
@@ -231,11 +233,16 @@ static status_t finish_world(comm_t *world, watch_t *watch, int rank, status_t s
     return closed;
 }
 
+static bool result_is_there(void) {
+    const char *extra = getenv("POISE_RESULT");
+    return extra && access(extra, F_OK) == 0;
+}
+
 // A run that ends before its ranks have joined has no coordinator to write its result; launchers want one all the same.
 static void result_note(status_t status) {
     const char *extra = getenv("POISE_RESULT");
     const config_t nowhere = {.output = ""};
-    if (extra && access(extra, F_OK) != 0) status_free(result_write(&nowhere, false, status));
+    if (extra && !result_is_there()) status_free(result_write(&nowhere, false, status));
 }
 
 status_t world_end(comm_t *world, watch_t *watch, status_t status) {
@@ -243,13 +250,15 @@ status_t world_end(comm_t *world, watch_t *watch, status_t status) {
     if (!status || status_kind(status) == STATUS_CANCELLED) {
         status = finish_world(world, watch, rank, status);
         if (!status) return STATUS_OK;
+        watch_fail(watch, status);
     }
     // Wrong use is mostly the same on every rank, and rank 0 says it; the others only if they live long enough to.
     // After any other failure collectives may hang, so the process ends here; mpirun and srun then end the other ranks.
     int code = status_exit_code(status);
     if (code == 2 && rank > 0) sleep(3);
     watch_phase(watch, "ending", 0);
-    status_print(status, stderr, code == 2 && rank <= 0 ? -1 : rank, getenv("POISE_TRACE") != NULL);
+    if (rank <= 0 || !result_is_there()) // another has said it
+        status_print(status, stderr, code == 2 && rank <= 0 ? -1 : rank, getenv("POISE_TRACE") != NULL);
     fflush(stdout);
     result_note(status);
     if (rank < 0) exit(code);

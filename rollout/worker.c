@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { JOIN_SLACK_S = 10 }; // joining has its own deadline; this is for one that is not looked at
+
 // A group in the engine, or waiting for its version.
 typedef struct open_group {
     message_work_t work;
@@ -101,6 +103,8 @@ static status_t open_parts(rollout_worker_t *worker, model_t *model) {
 static status_t join(rollout_worker_t *worker) {
     job_t *job = worker->job;
     message_t hello = {.type = MESSAGE_HELLO};
+    if (worker->own_model)
+        watch_phase(job->watch, "joining the reward rank", job->config->deadline.start_s + JOIN_SLACK_S);
     snprintf(hello.hello.role, sizeof(hello.hello.role), "rollout");
     hello.hello.world_rank = comm_world_rank(job->world);
     hello.hello.role_index = job->role_index;
@@ -383,6 +387,7 @@ static status_t turn(rollout_worker_t *worker, double wait_s) {
     bool idle = !engine_pending(worker->engine);
     if (worker->own_model) job_phase(worker->job, idle ? "waiting for work" : "generating");
     double started = clock_seconds();
+    if (worker->own_model) (void)job_stop_requested(worker->job); // the learners hear of it and decide
     link_progress(worker->link);
     TRY(receive(worker, idle ? wait_s : 0));
     if (idle) worker->idle_s += clock_seconds() - started;

@@ -29,6 +29,7 @@ static status_t check_usable(const comm_t *comm, const char *phase) {
 static status_t wait_pieces(comm_t *comm, double until, const char *phase) {
     long sleep_ns = SLEEP_FIRST_NS;
     double yield_until = clock_seconds() + YIELD_S;
+    watch_waits(comm->watch);
     for (int polls = 0;; polls++) {
         bool done = false;
         status_t status = comm->table->test(comm, &done);

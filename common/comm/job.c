@@ -160,7 +160,8 @@ bool job_stop_requested(job_t *job) {
     struct signalfd_siginfo information;
     while (job->signal_fd >= 0 && read(job->signal_fd, &information, sizeof(information)) == sizeof(information))
         job->stop_seen = true;
-    return job->stop_seen;
+    if (job->stop_seen) watch_ask_stop(job->watch);
+    return job->stop_seen || watch_stop_asked(job->watch);
 }
 
 // What the reward rank tells all: where its hub listens, or why there is none.

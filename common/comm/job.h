@@ -41,7 +41,8 @@ void job_close(job_t *job);
 status_t job_hold_signals(void) STATUS_CHECKED;
 // Tells the watch what this rank does now: local work of a step, which may take deadline.step_s.
 void job_phase(const job_t *job, const char *phase);
-// Whether this rank has been asked to stop (USR1: at the next step boundary, with a checkpoint). Cheap; not collective.
+// Whether this rank or, where they have joined by a watch, another has been asked to stop (USR1: at the next step
+// boundary, with a checkpoint). Cheap; not collective: ranks may hear of it at different times.
 // Learners agree on it by a collective of their own.
 bool job_stop_requested(job_t *job);
 // Tells all ranks where the reward rank's hub listens: that rank passes the endpoint, the others NULL; afterwards

@@ -14,7 +14,7 @@ static const double turn_s = 0.1, late_s = 1.0, notice_s = 8.0;
 
 // ---- the board: text of fixed places, so that a shell can read it and a phase is one copy ----
 
-enum { BOARD_LINE = 32, BOARD_PHASE = 96, BOARD_BYTES = BOARD_PHASE + PHASE_BYTES };
+enum { CLOSING_S = 5, BOARD_LINE = 32, BOARD_PHASE = 96, BOARD_BYTES = BOARD_PHASE + PHASE_BYTES };
 
 struct board {
     char text[BOARD_BYTES];
@@ -54,6 +54,26 @@ void watch_exit(watch_t *watch, int code) {
     _exit(code);
 }
 
+void watch_role(watch_t *watch, const char *role) {
+    board_put(watch->board, 2 * BOARD_LINE, BOARD_LINE, role);
+}
+
+// By launch/run: "RANK SENTENCE" in session/lost.
+bool watch_notice(const watch_t *watch, int *rank, char sentence[SENTENCE_BYTES]) {
+    char text[512];
+    if (!watch->notice) return false;
+    int file = open(watch->notice, O_RDONLY | O_CLOEXEC), at = 0;
+    if (file < 0) return false;
+    ssize_t size = read(file, text, sizeof(text) - 1);
+    close(file);
+    if (size <= 0) return false;
+    text[size] = 0;
+    text[strcspn(text, "\n")] = 0;
+    if (sscanf(text, "%d %n", rank, &at) != 1 || !at) return false;
+    snprintf(sentence, SENTENCE_BYTES, "%s; start the run again to go on from its last checkpoint", text + at);
+    return true;
+}
+
 void watch_say(int rank, const char *sentence) {
     if (rank < 0)
         dprintf(STDERR_FILENO, "poise: %s\n", sentence);
@@ -74,11 +94,16 @@ void watch_phase(watch_t *watch, const char *phase, double limit_s) {
 
 void watch_collective(watch_t *watch, const char *phase, double limit_s) {
     if (!watch) return;
+    atomic_store(&watch->waits, false);
     if (phase) atomic_fetch_add(&watch->collectives, 1);
     atomic_store(&watch->collective, phase);
     atomic_store(&watch->since, clock_seconds());
     atomic_store(&watch->limit, phase ? limit_s : watch->phase_limit);
     board_put(watch->board, BOARD_PHASE, PHASE_BYTES, phase ? phase : atomic_load(&watch->phase));
+}
+
+void watch_waits(watch_t *watch) {
+    if (watch) atomic_store(&watch->waits, true);
 }
 
 const char *watch_where(watch_t *watch) {
@@ -133,6 +158,13 @@ static void wait_alone(watch_t *watch) {
     pthread_mutex_unlock(&watch->mutex);
 }
 
+// A death before the ranks have joined: the launcher says it.
+static void check_notice(watch_t *watch) {
+    int rank;
+    char sentence[SENTENCE_BYTES];
+    if (watch_notice(watch, &rank, sentence)) watch_exit(watch, 1);
+}
+
 static void *watch_thread(void *argument) {
     watch_t *watch = argument;
     for (bool closing = false; !closing;) {
@@ -145,10 +177,13 @@ static void *watch_thread(void *argument) {
             watch_ranks_turn(watch);
         else
             wait_alone(watch);
+        if (!joined) check_notice(watch);
         pthread_mutex_lock(&watch->mutex);
         if (!watch->closing) check_limit(watch);
         pthread_mutex_unlock(&watch->mutex);
     }
+    link_close(watch->link);
+    hub_close(watch->hub);
     return NULL;
 }
 
@@ -170,6 +205,7 @@ status_t watch_open(watch_t **out) {
     watch->rank = launcher_rank();
     watch->ticked = clock_seconds();
     watch->board = board_open(watch->rank);
+    if (watch->board && asprintf(&watch->notice, "%s/lost", getenv("POISE_SESSION")) < 0) watch->notice = NULL;
     watch_phase(watch, "starting", 0);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
@@ -182,6 +218,7 @@ status_t watch_open(watch_t **out) {
         pthread_cond_destroy(&watch->changed);
         pthread_mutex_destroy(&watch->mutex);
         if (watch->board) munmap(watch->board, BOARD_BYTES);
+        free(watch->notice);
         free(watch);
         PASS_ON(status);
     }
@@ -195,14 +232,17 @@ void watch_close(watch_t *watch) {
     watch->closing = true;
     pthread_cond_broadcast(&watch->changed);
     pthread_mutex_unlock(&watch->mutex);
-    pthread_join(watch->thread, NULL);
-    link_close(watch->link);
-    hub_close(watch->hub);
+    // A stream's own thread may hang; all is written by now.
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += CLOSING_S;
+    if (pthread_timedjoin_np(watch->thread, NULL, &until) != 0) watch_exit(watch, watch->exit_code);
     board_put(watch->board, BOARD_LINE, BOARD_LINE, "ended");
     if (watch->board) munmap(watch->board, BOARD_BYTES);
     pthread_cond_destroy(&watch->changed);
     pthread_mutex_destroy(&watch->mutex);
     free(watch->peer);
+    free(watch->notice);
     free(watch);
 }
 
@@ -223,9 +263,6 @@ void watch_fail(watch_t *watch, status_t status) {
         clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_sec += (time_t)notice_s;
         int waited = 0;
-        while (waited == 0 && watch->options.essential)
-            waited = pthread_cond_timedwait(&watch->changed, &watch->mutex, &until);
-        until.tv_sec += 2 - (time_t)notice_s;
         while (waited == 0) waited = pthread_cond_timedwait(&watch->changed, &watch->mutex, &until);
     }
     pthread_mutex_unlock(&watch->mutex);
@@ -238,6 +275,14 @@ void watch_finish(watch_t *watch, int exit_code) {
     watch->exit_code = exit_code;
     if (!watch->joined || watch->hub) watch->done = true;
     pthread_mutex_unlock(&watch->mutex);
+}
+
+void watch_ask_stop(watch_t *watch) {
+    if (watch) atomic_store(&watch->stop, true);
+}
+
+bool watch_stop_asked(watch_t *watch) {
+    return watch && atomic_load(&watch->stop);
 }
 
 bool watch_finished(watch_t *watch) {

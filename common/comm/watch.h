@@ -25,14 +25,17 @@ void watch_close(watch_t *watch);
 void watch_phase(watch_t *watch, const char *phase, double limit_s);
 // The same around a collective, by comm; NULL ends it and counts the phase before it anew.
 void watch_collective(watch_t *watch, const char *phase_or_null, double limit_s);
+// This rank has done its part of the collective and waits for the others. (One that hangs inside MPI has not.)
+void watch_waits(watch_t *watch);
 
 typedef struct watch_options {
-    int host;            // world rank that decides
-    const char *role;    // of this rank, static: "learner"
-    bool essential;      // the job cannot go on without this rank (false: rollout workers)
-    link_options_t link; // keys and heartbeat; borrowed until the call returns
-    const char *bind;    // where the host listens
-    double start_s;      // deadline of joining
+    int host;              // world rank that decides
+    const char *host_role; // its role: "reward"
+    const char *role;      // of this rank, static: "learner"
+    bool essential;        // the job cannot go on without this rank (false: rollout workers)
+    link_options_t link;   // keys and heartbeat; borrowed until the call returns
+    const char *bind;      // where the host listens
+    double start_s;        // deadline of joining
     // Called in the watch's thread of the rank that speaks for the job, just before it ends: writes the run's result.
     void (*conclude)(void *context, int exit_code, const char *sentence);
     void *context;
@@ -44,6 +47,9 @@ status_t watch_join(watch_t *watch, comm_t *world, const watch_options_t *option
 // the host takes over: the process ends with the job's exit code. Returns when there is nobody to tell; the caller then
 // prints and ends the process.
 void watch_fail(watch_t *watch, status_t status);
+// This rank has been asked to stop: all joined ranks hear of it. And whether any has.
+void watch_ask_stop(watch_t *watch);
+bool watch_stop_asked(watch_t *watch);
 // This rank's part is done; only closing MPI is left. On the host, after the result was written: from then on no rank's
 // end is a failure, and ranks that cannot close MPI because one is missing end with `exit_code`.
 void watch_finish(watch_t *watch, int exit_code);

@@ -40,8 +40,11 @@ struct watch {
     _Atomic(const char *) phase, collective;
     _Atomic double since, limit;
     atomic_ullong collectives;
+    atomic_bool waits;
+    atomic_bool stop;   // asked for here or elsewhere
     double phase_limit; // the main thread's own
     board_t *board;
+    char *notice; // path of session/lost, NULL without a session
     // Under the mutex:
     bool closing, joined, finished; // finished: this rank's part is done
     int exit_code;                  // when finished
@@ -53,7 +56,7 @@ struct watch {
     watch_peer_t *peer; // [size], the host's
     bool done;          // the result is written (under the mutex)
     bool lost;          // a rank is missing that others could do without
-    bool told, told_done, told_lost;
+    bool told, told_done, told_lost, told_stop;
     char sent[PHASE_BYTES + 32]; // this rank's last beat
     double sent_at;
     // Time that this process itself did not run (stopped, or starved) counts for nobody.
@@ -62,6 +65,10 @@ struct watch {
 
 // Ends the process; the board says that it ended by itself.
 _Noreturn void watch_exit(watch_t *watch, int code);
+// What the launcher has to say: a rank has died, sooner than its silence tells. False: nothing.
+bool watch_notice(const watch_t *watch, int *rank, char sentence[SENTENCE_BYTES]);
+// Names this rank's role on the board.
+void watch_role(watch_t *watch, const char *role);
 // What the main thread is in, for messages.
 const char *watch_where(watch_t *watch);
 // Prints the sentence as rank `rank`'s, in one write.

@@ -11,8 +11,15 @@
 //   hello   RANK ESSENTIAL ROLE             B WAITING COLLECTIVES PHASE   a rank's phase (waiting: in a collective)
 //   F WEIGHT CODE OVERDUE SENTENCE          a rank has failed
 //   E CODE                                  from the host: end, with this exit code
+//   S                                       some rank was asked to stop; the host passes it on
 //   D LOST                                  from the host: the result is written; LOST 1: MPI cannot be closed
-enum { FRAME_BYTES = SENTENCE_BYTES + 64, EVENTS_A_TURN = 64, LONGEST_CONCLUSION_S = 20, ENDPOINT_BYTES = 512 };
+enum {
+    FRAME_BYTES = SENTENCE_BYTES + 64,
+    EVENTS_A_TURN = 64,
+    LONGEST_CONCLUSION_S = 20,
+    ENDPOINT_BYTES = 512,
+    STUCK_S = 1
+};
 static const double turn_s = 0.1, beat_s = 0.25, settle_s = 1.0, answer_s = 4.0;
 
 static status_t text_buffer(const char *text, link_buffer_t *out) {
@@ -72,6 +79,7 @@ status_t watch_join(watch_t *watch, comm_t *world, const watch_options_t *option
     watch->rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
     watch->size = comm_size(world);
     watch->options = *options;
+    watch_role(watch, options->role);
     status_t status = STATUS_OK;
     if (watch->size > 1) {
         if (host) status = host_open(watch, endpoint);
@@ -139,6 +147,8 @@ static void host_message(watch_t *watch, int rank, const char *text) {
         peer->collectives = collectives;
         peer->since = clock_seconds();
         snprintf(peer->phase, sizeof(peer->phase), "%s", text + at);
+    } else if (!strcmp(text, "S")) {
+        atomic_store(&watch->stop, true);
     } else if (sscanf(text, "F %d %d %d %n", &weight, &failure.code, &overdue, &at) == 3 && at > 0) {
         failure.weight = weight == FAILURE_CAUSE ? FAILURE_CAUSE : FAILURE_CONSEQUENCE;
         failure.overdue = overdue != 0;
@@ -165,7 +175,7 @@ static void name_missing(watch_t *watch, failure_t *failure) {
     uint64_t most = 0;
     watch_peer_t *self = &watch->peer[watch->options.host];
     *self = (watch_peer_t){.here = true, .since = atomic_load(&watch->since)};
-    self->waiting = atomic_load(&watch->collective) != NULL;
+    self->waiting = atomic_load(&watch->waits);
     self->collectives = atomic_load(&watch->collectives);
     self->essential = strcmp(watch->options.role, "reward") != 0; // it has no part in the others' collectives
     snprintf(self->role, sizeof(self->role), "%s", watch->options.role);
@@ -184,15 +194,33 @@ static void name_missing(watch_t *watch, failure_t *failure) {
     }
 }
 
+// The reward rank's turns are short. Where one is not, that is why the others lost it.
+static void name_stuck(watch_t *watch, failure_t *failure) {
+    double seconds = clock_seconds() - atomic_load(&watch->since);
+    if (strcmp(watch->options.role, "reward") != 0 || failure->rank == watch->rank || seconds < STUCK_S) return;
+    char sentence[SENTENCE_BYTES];
+    snprintf(sentence, sizeof(sentence), "reward rank %d has hung in \"%s\" for %.0f s: %.1500s", watch->rank,
+             watch_where(watch), seconds, failure->sentence);
+    memcpy(failure->sentence, sentence, sizeof(sentence));
+}
+
 // Called without the mutex. Does not return.
 static _Noreturn void host_end(watch_t *watch, failure_t *failure) {
     char text[32];
     if (failure->overdue) name_missing(watch, failure);
+    if (failure->weight == FAILURE_CONSEQUENCE && !failure->overdue) name_stuck(watch, failure);
     conclude(watch, failure);
     snprintf(text, sizeof(text), "E %d", failure->code);
     host_tell(watch, text);
     hub_close(watch->hub); // flushes
     watch_exit(watch, failure->code);
+}
+
+// The launcher names a rank that died, sooner than its silence does.
+static void host_notice(watch_t *watch) {
+    failure_t failure = {.weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds()};
+    int rank;
+    if (watch_notice(watch, &rank, failure.sentence) && rank != watch->rank) take(watch, &failure);
 }
 
 static void host_turn(watch_t *watch) {
@@ -213,10 +241,15 @@ static void host_turn(watch_t *watch) {
         link_buffer_free(&event.message);
     }
     pthread_mutex_lock(&watch->mutex);
+    host_notice(watch);
     failure_t failure = watch->failure;
     bool done = watch->done, lost = watch->lost;
     int code = watch->exit_code;
     pthread_mutex_unlock(&watch->mutex);
+    if (atomic_load(&watch->stop) && !watch->told_stop) {
+        host_tell(watch, "S");
+        watch->told_stop = true;
+    }
     if (done && (!watch->told_done || (lost && !watch->told_lost))) {
         host_tell(watch, lost ? "D 1" : "D 0");
         watch->told_done = true;
@@ -233,15 +266,23 @@ static void host_turn(watch_t *watch) {
 // ---- the others ----
 
 // The host is lost: the lowest rank that is not it speaks for the job.
+static _Noreturn void host_noticed(watch_t *watch, const char *sentence) {
+    failure_t failure = {.code = 1, .rank = watch->rank};
+    if (watch->rank != (watch->options.host == 0)) watch_exit(watch, 1);
+    snprintf(failure.sentence, sizeof(failure.sentence), "%s", sentence);
+    conclude(watch, &failure);
+    watch_exit(watch, 1);
+}
+
 static _Noreturn void host_lost(watch_t *watch, const char *why) {
     failure_t failure = {.code = 1, .rank = watch->rank};
     const char *reason = strrchr(why, ':');
     if (strstr(why, "goodbye") || watch->rank != (watch->options.host == 0)) watch_exit(watch, 1);
-    snprintf(
-        failure.sentence, sizeof(failure.sentence),
-        "rank %d, which leads the run, is gone (%s) while this rank was in \"%s\"; start the run again to go on from "
-        "its last checkpoint",
-        watch->options.host, reason && reason[1] ? reason + 2 : why, watch_where(watch));
+    snprintf(failure.sentence, sizeof(failure.sentence),
+             "%s rank %d is gone (%s) while rank %d was in \"%s\"; start the run again to go on from its last "
+             "checkpoint",
+             watch->options.host_role, watch->options.host, reason && reason[1] ? reason + 2 : why, watch->rank,
+             watch_where(watch));
     conclude(watch, &failure);
     watch_exit(watch, 1);
 }
@@ -249,6 +290,10 @@ static _Noreturn void host_lost(watch_t *watch, const char *why) {
 static void peer_message(watch_t *watch, const char *text) {
     int number;
     if (sscanf(text, "E %d", &number) == 1) watch_exit(watch, number);
+    if (!strcmp(text, "S")) {
+        watch->told_stop = true;
+        atomic_store(&watch->stop, true);
+    }
     if (sscanf(text, "D %d", &number) != 1) return;
     pthread_mutex_lock(&watch->mutex);
     watch->done = true;
@@ -258,7 +303,7 @@ static void peer_message(watch_t *watch, const char *text) {
 
 static void peer_beat(watch_t *watch) {
     char text[sizeof(watch->sent)];
-    snprintf(text, sizeof(text), "B %d %llu %s", atomic_load(&watch->collective) != NULL,
+    snprintf(text, sizeof(text), "B %d %llu %s", atomic_load(&watch->waits),
              (unsigned long long)atomic_load(&watch->collectives), watch_where(watch));
     double now = clock_seconds();
     if (now - watch->sent_at < beat_s || !strcmp(text, watch->sent)) return;
@@ -267,13 +312,11 @@ static void peer_beat(watch_t *watch) {
     link_tell(watch->link, text);
 }
 
-// unheard: the host does not hear this rank any more.
-static void peer_failed(watch_t *watch, const failure_t *failure, bool unheard) {
+static void peer_failed(watch_t *watch, const failure_t *failure) {
     char text[FRAME_BYTES];
     double waited = clock_seconds() - failure->since;
     if (!watch->options.essential) { // the reward rank has heard of it, or is itself gone
-        if (waited < settle_s) return;
-        if (unheard && failure->weight == FAILURE_CONSEQUENCE) watch_exit(watch, failure->code);
+        if (waited < answer_s && failure->weight == FAILURE_CONSEQUENCE) return;
         watch_say(watch->rank, failure->sentence);
         watch_exit(watch, failure->code);
     }
@@ -295,19 +338,24 @@ static void peer_turn(watch_t *watch) {
     const char *text = status ? NULL : frame_text(&buffer);
     if (text) peer_message(watch, text);
     link_buffer_free(&buffer);
+    if (!status && atomic_load(&watch->stop) && !watch->told_stop) {
+        link_tell(watch->link, "S");
+        watch->told_stop = true;
+    }
     pthread_mutex_lock(&watch->mutex);
     failure_t failure = watch->failure;
     bool done = watch->done, finished = watch->finished, lost = watch->lost;
     int code = watch->exit_code;
     pthread_mutex_unlock(&watch->mutex);
     if (done && finished && (lost || status)) watch_exit(watch, code);
-    bool unheard = status != STATUS_OK;
-    // A rollout worker that was given up hears nothing either; its own stream to the reward rank tells it more.
-    if (status && !done && watch->options.essential) host_lost(watch, status_message(status));
+    char sentence[SENTENCE_BYTES];
+    int rank;
+    if (!done && watch_notice(watch, &rank, sentence) && rank == watch->options.host) host_noticed(watch, sentence);
+    if (status && !done) host_lost(watch, status_message(status));
     if (status) usleep((useconds_t)(turn_s * 1e6)); // the main thread is about to end
     status_free(status);
     if (failure.weight)
-        peer_failed(watch, &failure, unheard);
+        peer_failed(watch, &failure);
     else
         peer_beat(watch);
 }

@@ -415,6 +415,7 @@ static status_t serve(reward_rank_t *r) {
         TRY(take_scores(r, scoring && event.kind == HUB_NOTHING ? 0.002 : 0));
         drop_stalled(r);
         TRY(check_deadlines(r, started));
+        (void)job_stop_requested(r->job); // the learners hear of it and decide
     }
     return STATUS_OK;
 }

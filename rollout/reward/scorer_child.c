@@ -3,8 +3,10 @@
 #include "rollout/rollout.h"
 
 #include <jansson.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 // Fills the input from a request object; strings are borrowed from it.
 static status_t request_read(const json_t *request, reward_input_t *out, const char *options[ANSWER_MOST_OPTIONS]) {
@@ -56,6 +58,8 @@ static status_t request_answer(const char *line, size_t length, json_t **out) {
 status_t reward_scorer_main(void) {
     char *line = NULL;
     size_t capacity = 0;
+    // A scorer that computes would not notice the end of its reward rank before its next line.
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     status_t status = STATUS_OK;
     for (ssize_t length; !status && (length = getline(&line, &capacity, stdin)) > 0;) {
         json_t *answer = NULL;

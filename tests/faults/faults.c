@@ -3,14 +3,10 @@
 // of libraries do not (HDF5's pwrite apart, which is how stores reach the disk). Production code knows nothing of it.
 //
 //   POISE_FAULT=CLASS[.DETAIL]:N[+][:ACTION][@RANK][,...]
-//                                                    CLASS: one of fault_name; N counts from 1, "N+": that and all
-//                                                    later
-//                                                    DETAIL: only calls on a path that holds it (open, write, fsync,
-//                                                    rename), or only messages of that type (send) are counted
-//                                                    ACTION: fail (default), kill (SIGKILL), stop (SIGSTOP), hang
-//   POISE_FAULT_COUNTS=PREFIX                        writes "CLASS[.DETAIL] COUNT" lines to PREFIX.RANK when the
-//   process
-//                                                    ends
+//     CLASS: one of fault_name. N counts from 1; "N+": that and all later.
+//     DETAIL: only calls on a path that holds it (open, write, fsync, rename), or messages of that type (send), count.
+//     ACTION: fail (default), kill (SIGKILL), stop (SIGSTOP), hang, crash (SIGSEGV).
+//   POISE_FAULT_COUNTS=PREFIX: writes "CLASS[.DETAIL] COUNT" lines to PREFIX.RANK when the process ends.
 //
 //   POISE_FAULT_EACH=...                             one run for each N, see tests/faults/each.h
 //
@@ -49,8 +45,8 @@ static const char *const fault_name[FAULT_CLASSES] = {"alloc", "open",    "write
                                                       "send",  "receive", "collective", "update"};
 static const int fault_errno[FAULT_CLASSES] = {ENOMEM, ENOSPC, ENOSPC, EIO, EIO, EHOSTUNREACH, EAGAIN, EIO, EIO};
 
-typedef enum fault_action { ACTION_FAIL, ACTION_KILL, ACTION_STOP, ACTION_HANG } fault_action_t;
-static const char *const action_name[] = {"fail", "kill", "stop", "hang"};
+typedef enum fault_action { ACTION_FAIL, ACTION_KILL, ACTION_STOP, ACTION_HANG, ACTION_CRASH, ACTIONS } fault_action_t;
+static const char *const action_name[] = {"fail", "kill", "stop", "hang", "crash"};
 
 enum { MOST_FAULTS = 8 };
 typedef struct fault {
@@ -94,8 +90,8 @@ static bool fault_parse(const char *text, size_t length) {
     if (*end == ':') snprintf(action, sizeof(action), "%s", end + 1);
     int c = 0, a = 0;
     while (c < FAULT_CLASSES && strcmp(class, fault_name[c]) != 0) c++;
-    while (a < 4 && strcmp(action, action_name[a]) != 0) a++;
-    if (c == FAULT_CLASSES || a == 4 || parsed.number < 1 || faults == MOST_FAULTS) return false;
+    while (a < ACTIONS && strcmp(action, action_name[a]) != 0) a++;
+    if (c == FAULT_CLASSES || a == ACTIONS || parsed.number < 1 || faults == MOST_FAULTS) return false;
     parsed.class = (fault_class_t)c;
     parsed.action = (fault_action_t)a;
     if (!at || !strcmp(at + 1, rank_text)) fault[faults++] = parsed;
@@ -177,6 +173,7 @@ static bool fault_hits(fault_class_t class, const char *detail, const void *call
         if (number == f->number) fault_tell(f, number, caller);
         if (f->action == ACTION_KILL) raise(SIGKILL);
         if (f->action == ACTION_STOP) raise(SIGSTOP);
+        if (f->action == ACTION_CRASH) raise(SIGSEGV);
         while (f->action == ACTION_HANG) pause();
         if (f->action != ACTION_FAIL) continue;
         errno = fault_errno[class];
