@@ -172,6 +172,10 @@ static void conclude(void *context, int exit_code, const char *sentence) {
     status_t run = STATUS_NEW(exit_code == 2 ? STATUS_INVALID : STATUS_FAILED, "%s", sentence);
     status_free(result_write(conclusion->config, conclusion->dry_run, run));
     status_free(run);
+    // The invitation of a reward rank that cannot take it back any more.
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/join.json", conclusion->config->output);
+    if (!conclusion->dry_run && *conclusion->config->output) (void)unlink(path);
 }
 
 // From here on the ranks hear of each other's end.

@@ -14,6 +14,7 @@ typedef struct command {
 
 status_t command_sft(int argc, char **argv) STATUS_CHECKED;
 status_t command_grpo(int argc, char **argv) STATUS_CHECKED;
+status_t command_rollout(int argc, char **argv) STATUS_CHECKED;
 status_t command_eval(int argc, char **argv) STATUS_CHECKED;
 status_t command_score(int argc, char **argv) STATUS_CHECKED;
 status_t command_generate(int argc, char **argv) STATUS_CHECKED;

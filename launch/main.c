@@ -9,6 +9,8 @@ static const command_t commands[] = {
      "supervised fine-tuning: SCALe, fixed weights, vanilla (mpirun)", command_sft},
     {"grpo", "-c FILE [--set KEY=VALUE]... [--dry-run]", "GRPO with learner, rollout and reward ranks (mpirun)",
      command_grpo},
+    {"rollout", "--join RUN | --join ENDPOINT [--keys FILE]  [--set KEY=VALUE]...",
+     "one more rollout worker for a running grpo job (alone or mpirun)", command_rollout},
     {"eval", "-c FILE [--set KEY=VALUE]... [--dry-run]", "greedy answers, accuracy, invalid rate (alone or mpirun)",
      command_eval},
     {"report",

@@ -19,7 +19,19 @@ status_t rollout_worker_open(job_t *job, model_t *model, rollout_worker_t **out)
 status_t rollout_worker_step(rollout_worker_t *worker, double wait_s, bool *stopped) STATUS_CHECKED;
 // Whether groups are open: weights that are used in place must not change now.
 bool rollout_worker_busy(const rollout_worker_t *worker);
+// Why the reward rank said stop; "" before.
+const char *rollout_worker_stop_reason(const rollout_worker_t *worker);
+void rollout_worker_print_summary(const rollout_worker_t *worker); // one line on stderr
 void rollout_worker_close(rollout_worker_t *worker);
+// `poise rollout`: one more worker for a running job, in a process outside of it, until the job ends or this process is
+// asked to stop (USR1, TERM, INT: it leaves, and what it had not finished goes to others). Not collective; uses no MPI.
+typedef struct rollout_pool_options {
+    const char *join; // the job's output folder, its join.json, or an endpoint
+    const char *keys; // join.json for the keys of an endpoint, or NULL
+    const char *setting[64];
+    int settings;
+} rollout_pool_options_t;
+status_t rollout_pool_run(const rollout_pool_options_t *options) STATUS_CHECKED;
 // --dry-run: prints the memory table of one worker's engine; no generation.
 status_t rollout_print_plan(job_t *job, FILE *stream) STATUS_CHECKED;
 // Runs the reward rank (coordinator) until training is done: rollout/reward/coordinator.h.

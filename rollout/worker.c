@@ -46,6 +46,7 @@ struct rollout_worker {
     engine_statistics_t reported;
     double idle_s, sync_s, waiting_since; // waiting_since: 0 while there is something to do
     bool stopped;
+    char stop_reason[256];
 };
 
 static status_t send_message(rollout_worker_t *worker, const message_t *message) {
@@ -106,7 +107,7 @@ static status_t join(rollout_worker_t *worker) {
     if (worker->own_model)
         watch_phase(job->watch, "joining the reward rank", job->config->deadline.start_s + JOIN_SLACK_S);
     snprintf(hello.hello.role, sizeof(hello.hello.role), "rollout");
-    hello.hello.world_rank = comm_world_rank(job->world);
+    hello.hello.world_rank = job_rank(job);
     hello.hello.role_index = job->role_index;
     hello.hello.credits = worker->config->rollout.credits;
     hello.hello.data_hash = packed_hash_number(worker->packed);
@@ -114,7 +115,7 @@ static status_t join(rollout_worker_t *worker) {
     link_buffer_t buffer;
     TRY(message_pack(&hello, &buffer));
     link_options_t options = job_link_options(job);
-    snprintf(worker->name, sizeof(worker->name), "rollout rank %d", comm_world_rank(job->world));
+    snprintf(worker->name, sizeof(worker->name), "rollout rank %d", job_rank(job));
     return link_open(job->coordinator_endpoint, worker->name, buffer, worker->config->deadline.start_s, &options,
                      &worker->link);
 }
@@ -123,7 +124,7 @@ static void tell_error(rollout_worker_t *worker, status_t status) {
     message_t message = {.type = MESSAGE_ERROR};
     if (!worker->link) return;
     snprintf(message.error.sentence, sizeof(message.error.sentence), "%s", status_message(status));
-    message.error.world_rank = comm_world_rank(worker->job->world);
+    message.error.world_rank = job_rank(worker->job);
     status_free(send_message(worker, &message));
 }
 
@@ -344,7 +345,10 @@ static status_t on_message(rollout_worker_t *worker, const message_t *message) {
         return STATUS_OK;
     case MESSAGE_STOP:
         worker->stopped = true;
+        memcpy(worker->stop_reason, message->stop.reason, sizeof(worker->stop_reason));
         return STATUS_OK;
+    case MESSAGE_REFUSED:
+        FAIL(STATUS_INVALID, "the job refuses %s: %s", worker->name, message->refused.reason);
     default:
         FAIL(STATUS_PEER, "the reward rank sent %s, which a rollout worker does not take",
              message_type_name(message->type));
@@ -405,7 +409,7 @@ status_t rollout_worker_step(rollout_worker_t *worker, double wait_s, bool *stop
     return status ? status_trace(status, __FILE__, __LINE__, __func__) : STATUS_OK;
 }
 
-static void print_summary(const rollout_worker_t *worker) {
+void rollout_worker_print_summary(const rollout_worker_t *worker) {
     engine_statistics_t s = engine_get_statistics(worker->engine);
     double speed = s.busy_s > 0 ? (double)s.generated_tokens / s.busy_s : 0;
     fprintf(stderr,
@@ -416,6 +420,10 @@ static void print_summary(const rollout_worker_t *worker) {
             (long long)s.pages_saved, (long long)s.features_computed, (long long)s.features_reused);
 }
 
+const char *rollout_worker_stop_reason(const rollout_worker_t *worker) {
+    return worker->stop_reason;
+}
+
 status_t rollout_worker_run(job_t *job) {
     rollout_worker_t *worker;
     bool stopped = false;
@@ -423,7 +431,7 @@ status_t rollout_worker_run(job_t *job) {
     if (status) PASS_ON(status);
     if (job->role_index == 0) engine_print_memory(worker->engine, stderr);
     while (!status && !stopped) status = rollout_worker_step(worker, 0.25, &stopped);
-    if (!status) print_summary(worker);
+    if (!status) rollout_worker_print_summary(worker);
     rollout_worker_close(worker);
     return status;
 }

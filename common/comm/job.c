@@ -89,7 +89,7 @@ status_t job_hold_signals(void) {
     return STATUS_OK;
 }
 
-static status_t open_signals(job_t *job) {
+status_t job_open_signals(job_t *job) {
     sigset_t stops;
     stop_signals(&stops);
     TRY(job_hold_signals());
@@ -120,8 +120,8 @@ static status_t share_keys(job_t *job) {
 static status_t open_parts(job_t *job) {
     const config_t *config = job->config;
     comm_set_deadline(job->world, config->deadline.start_s);
-    TRY(open_signals(job));
-    if (comm_hosts(job->world) > 1) TRY(share_keys(job));
+    TRY(job_open_signals(job));
+    if (comm_hosts(job->world) > 1 || config->roles.pools_elsewhere) TRY(share_keys(job));
     TRY(comm_split(job->world, job->role == ROLE_LEARNER ? 0 : -1, &job->learners));
     if (job->learners) comm_set_deadline(job->learners, config->deadline.collective_s);
     return STATUS_OK;
@@ -202,12 +202,20 @@ const char *job_bind_endpoint(const job_t *job) {
     return job->public_key ? "tcp://*:*" : "tcp://127.0.0.1:*";
 }
 
-link_options_t job_link_options(const job_t *job) {
+int job_rank(const job_t *job) {
+    return job->world ? comm_world_rank(job->world) : job->outside_rank;
+}
+
+link_options_t job_link_options_of(const job_t *job, const config_t *config) {
     return (link_options_t){
         .public_key = job->public_key,
         .secret_key = job->secret_key,
-        .heartbeat_s = job->config->deadline.heartbeat_s,
+        .heartbeat_s = config->deadline.heartbeat_s,
         .max_message = LINK_MAX_MESSAGE,
         .window = LINK_WINDOW,
     };
+}
+
+link_options_t job_link_options(const job_t *job) {
+    return job_link_options_of(job, job->config);
 }

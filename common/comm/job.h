@@ -13,7 +13,8 @@ const char *role_name(role_t role);
 
 typedef struct job {
     const config_t *config;
-    comm_t *world;
+    comm_t *world;    // NULL in a rollout pool, which is not part of the job's MPI world
+    int outside_rank; // of a rollout pool's worker, as the job calls it
     comm_t *learners; // NULL on ranks that do not learn
     role_t role;
     int role_index; // among the ranks of its role
@@ -51,9 +52,15 @@ status_t job_share_endpoint(job_t *job, const char *endpoint_or_null) STATUS_CHE
 // The reward rank's part in that collective when it could not start: the others' call fails with its sentence, as wrong
 // use where it was that. `failure` stays the caller's. The returned status is the collective's own.
 status_t job_share_failure(job_t *job, status_t failure) STATUS_CHECKED;
+// This process's rank in the job, for messages: in MPI_COMM_WORLD, or behind it for a rollout pool's worker.
+int job_rank(const job_t *job);
+// Blocks the signals above and opens signal_fd. job_open does; for processes that take part without MPI.
+status_t job_open_signals(job_t *job) STATUS_CHECKED;
 // Where a hub of this job binds: loopback when all ranks are on one node, every interface (with keys) otherwise.
 const char *job_bind_endpoint(const job_t *job);
 // Keys, heartbeat and limits of this job's hubs and links. Borrows from the job.
 link_options_t job_link_options(const job_t *job);
+// The same before the job's own configuration is known.
+link_options_t job_link_options_of(const job_t *job, const config_t *config);
 
 #endif

@@ -81,6 +81,7 @@ typedef struct config {
     struct {
         int learners, rollouts; // ranks of each; one more is the reward rank. 0 = from the world size
         bool colocated;         // learner ranks also generate
+        bool pools_elsewhere;   // listen beyond this node although all ranks are on it
     } roles;
     struct {
         int pages, batch_rows, prefill_chunk,
@@ -100,7 +101,7 @@ typedef struct config {
         int every;
     } metrics;
     struct {
-        double start_s, step_s, heartbeat_s, collective_s; // deadlines, seconds
+        double start_s, step_s, group_s, heartbeat_s, collective_s; // deadlines, seconds
     } deadline;
     struct {
         int max_new_tokens, limit; // limit 0: all of data.test

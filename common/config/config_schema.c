@@ -100,6 +100,9 @@ const config_key_t config_schema[] = {
     WHOLE("roles.rollouts", roles.rollouts, "0", 0, 100000, false, "rollout ranks; 0: from the world size"),
     FLAG("roles.colocated", roles.colocated, "false", false,
          "learner ranks also generate, on the same weights in place"),
+    FLAG("roles.pools_elsewhere", roles.pools_elsewhere, "false", false,
+         "listen beyond this node (with keys) even when all ranks are on it, so that rollout pools can join from "
+         "others"),
     WHOLE("rollout.pages", rollout.pages, "4096", 4, 100000000, false, "KV cache pages of 16 tokens per worker"),
     WHOLE("rollout.batch_rows", rollout.batch_rows, "256", 1, 1000000, false, "most rows of one engine step"),
     WHOLE("rollout.prefill_chunk", rollout.prefill_chunk, "256", 1, 1000000, false,
@@ -120,6 +123,8 @@ const config_key_t config_schema[] = {
     WHOLE("metrics.every", metrics.every, "1", 1, 1000000000, false, "steps between lines of metrics"),
     REAL("deadline.start_s", deadline.start_s, "120", 0.1, 1e6, false, "until all ranks have joined"),
     REAL("deadline.step_s", deadline.step_s, "3600", 0.1, 1e7, false, "for a step's batch, and for weights to arrive"),
+    REAL("deadline.group_s", deadline.group_s, "1800", 0.1, 1e7, false,
+         "for a worker that holds groups to finish its next completion; then they go to others"),
     REAL("deadline.heartbeat_s", deadline.heartbeat_s, "30", 0.1, 1e6, false, "silence after which a peer is gone"),
     REAL("deadline.collective_s", deadline.collective_s, "600", 0.1, 1e7, false, "for a collective among learners"),
     WHOLE("eval.max_new_tokens", eval.max_new_tokens, "1024", 1, 1000000, false, "budget of an answer"),

@@ -32,6 +32,8 @@ typedef struct peer {
     bool leaving;       // it has been told that the hub closes
     bool dropped, gone; // dropped by the owner: to be told and declared gone by the I/O thread
     char reason[REASON_BYTES];
+    bool told_back; // a HUB_BACK event is on its way to the owner
+    char back[REASON_BYTES];
     int32_t next; // older peers of the same bucket; -1 ends
 } peer_t;
 
@@ -185,9 +187,24 @@ static status_t take_data(hub_t *hub, uint32_t number, const envelope_t *envelop
     return STATUS_OK;
 }
 
+// Tells the owner of a peer that is heard again after a cut or a long silence. At most one such event waits.
+static status_t note_back(hub_t *hub, uint32_t number, bool anew, double now) {
+    peer_t *peer = peer_of(hub, number);
+    double half = hub->options.heartbeat_s / 2, silence = now - peer->heard;
+    bool quiet = silence > half && now - hub->served < half; // or it was this thread that did not look
+    if (peer->told_back || (!anew && !quiet)) return STATUS_OK;
+    if (quiet)
+        snprintf(peer->back, sizeof(peer->back), "silent for %.1f s%s", silence, anew ? ", connected anew" : "");
+    else
+        snprintf(peer->back, sizeof(peer->back), "connected anew");
+    peer->told_back = true;
+    return add_event(hub, (event_t){.kind = HUB_BACK, .peer = number});
+}
+
 // A frame of the current epoch of a known peer.
 static status_t take_current(hub_t *hub, uint32_t number, const envelope_t *envelope, zmq_msg_t *payload, double now) {
     peer_t *peer = peer_of(hub, number);
+    TRY(note_back(hub, number, envelope->kind == ENVELOPE_RESUME, now));
     peer->heard = now;
     if (envelope->progress > peer->progress) {
         peer->progress = envelope->progress;
@@ -449,6 +466,10 @@ status_t hub_receive(hub_t *hub, double wait_s, hub_event_t *out) {
         out->message = event.message;
         peer_t *peer = peer_of(hub, event.peer);
         if (event.kind == HUB_GONE && peer) memcpy(out->reason, peer->reason, sizeof(out->reason));
+        if (event.kind == HUB_BACK && peer) {
+            memcpy(out->reason, peer->back, sizeof(out->reason));
+            peer->told_back = false;
+        }
         if (event.kind == HUB_MESSAGE && peer && !peer->gone) wake = stream_consumed(&peer->stream);
         if (wake) peer->stream.acknowledge = true;
     } else if (hub->failed) {

@@ -28,12 +28,13 @@ typedef struct link_buffer { // an owned message; free by link_buffer_free
 void link_buffer_free(link_buffer_t *buffer);
 
 // What a hub's owner sees next.
-typedef enum hub_event_kind { HUB_NOTHING, HUB_JOINED, HUB_MESSAGE, HUB_GONE } hub_event_kind_t;
+// HUB_BACK: it was silent for longer than half of heartbeat_s, or its connection was made anew, and it is heard again.
+typedef enum hub_event_kind { HUB_NOTHING, HUB_JOINED, HUB_MESSAGE, HUB_BACK, HUB_GONE } hub_event_kind_t;
 typedef struct hub_event {
     hub_event_kind_t kind;
     uint32_t peer;         // number of the peer in this hub; a peer that comes back gets a new one
     link_buffer_t message; // HUB_MESSAGE (the owner frees it); HUB_JOINED: the peer's hello payload
-    char reason[96];       // HUB_GONE: "no heartbeat for 5.0 s", "said goodbye", ...
+    char reason[96];       // HUB_GONE: "no heartbeat for 5.0 s", "said goodbye", ...; HUB_BACK: what happened
 } hub_event_t;
 
 typedef struct hub hub_t;

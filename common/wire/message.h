@@ -22,11 +22,13 @@ typedef enum message_type {
     MESSAGE_CHUNK,      // weight server -> worker
     MESSAGE_STATISTICS, // worker -> reward rank -> learner 0: engine counters of a step
     MESSAGE_ERROR,      // any -> reward rank: this rank failed (sentence); the run ends
+    MESSAGE_SETTINGS,   // reward rank -> rollout pool, in answer to its hello: what to run, and as which rank
+    MESSAGE_REFUSED,    // reward rank -> peer: it cannot take part (reason)
     MESSAGE_STOP,       // reward rank -> all: end (reason)
 } message_type_t;
 
 typedef struct message_hello {
-    char role[16]; // "learner", "rollout"
+    char role[16]; // "learner", "rollout"; "pool": asks for the settings, and joins as "rollout" afterwards
     int32_t world_rank, role_index;
     uint64_t fingerprint; // device_fingerprint
     uint64_t data_hash;   // of the packed file this rank opened
@@ -123,6 +125,14 @@ typedef struct message {
             char sentence[512];
             int32_t world_rank;
         } error;
+        struct {
+            char *config;                   // YAML, every key; paths are absolute
+            uint64_t data_hash;             // of the packed file the job trains on
+            int32_t world_rank, role_index; // what to be called: behind the job's own ranks
+        } settings;
+        struct {
+            char reason[512];
+        } refused;
         struct {
             char reason[256];
         } stop;

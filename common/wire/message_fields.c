@@ -137,6 +137,15 @@ static const field_t error_fields[] = {
     TEXT("sentence", error.sentence),
     INT32("world_rank", error.world_rank, -1, INT32_MAX),
 };
+static const field_t settings[] = {
+    STRING("config", settings.config),
+    UINT64("data_hash", settings.data_hash),
+    INT32("world_rank", settings.world_rank, 0, INT32_MAX),
+    INT32("role_index", settings.role_index, 0, INT32_MAX),
+};
+static const field_t refused[] = {
+    TEXT("reason", refused.reason),
+};
 static const field_t stop[] = {
     TEXT("reason", stop.reason),
 };
@@ -154,6 +163,8 @@ static const fields_t types[] = {
     [MESSAGE_CHUNK] = TABLE("chunk", chunk),
     [MESSAGE_STATISTICS] = TABLE("statistics", statistics_fields),
     [MESSAGE_ERROR] = TABLE("error", error_fields),
+    [MESSAGE_SETTINGS] = TABLE("settings", settings),
+    [MESSAGE_REFUSED] = TABLE("refused", refused),
     [MESSAGE_STOP] = TABLE("stop", stop),
 };
 

@@ -13,6 +13,7 @@ typedef struct item {
 typedef struct group {
     uint64_t serial;
     uint32_t worker; // 0: nobody has it
+    bool issued;     // somebody had it
     int arrived, scored;
     bool closed, spread;
     item_t *item;                  // [completions]
@@ -31,6 +32,7 @@ typedef struct worker {
     uint32_t peer;
     int credits, open; // groups it may hold, and holds
     int64_t version;   // last announced to it; -1: none
+    int64_t held;      // last it said it holds; -1: none
 } worker_t;
 
 typedef struct score_request {
@@ -136,7 +138,7 @@ status_t coordinator_worker_joined(coordinator_t *c, uint32_t peer, int credits)
     if (credits < 1) FAIL(STATUS_PEER, "a worker joined with %d credits; rollout.credits must be at least 1", credits);
     if (worker_find(c, peer)) FAIL(STATUS_PEER, "worker %u joined twice", peer);
     TRY(memory_grow((void **)&c->worker, &c->worker_capacity, c->workers + 1, sizeof(*c->worker)));
-    c->worker[c->workers++] = (worker_t){.peer = peer, .credits = credits, .version = -1};
+    c->worker[c->workers++] = (worker_t){.peer = peer, .credits = credits, .version = -1, .held = -1};
     return STATUS_OK;
 }
 
@@ -156,12 +158,43 @@ void coordinator_worker_gone(coordinator_t *c, uint32_t peer) {
 
 status_t coordinator_worker_ready(coordinator_t *c, uint32_t peer, int64_t number, uint64_t checksum) {
     const version_t *version = version_find(c, number);
-    if (!worker_find(c, peer)) return STATUS_OK; // it left meanwhile
+    worker_t *worker = worker_find(c, peer);
+    if (!worker) return STATUS_OK; // it left meanwhile
     if (!version || version->checksum != checksum)
         FAIL(STATUS_PEER,
              "worker %u says that it holds weights version %lld with checksum %016llx, which is not what was announced",
              peer, (long long)number, (unsigned long long)checksum);
+    worker->held = number;
     return STATUS_OK;
+}
+
+int coordinator_worker_open_groups(const coordinator_t *c, uint32_t peer) {
+    int open = 0;
+    for (size_t s = 0; s < c->steps; s++)
+        for (int g = 0; g < c->options.prompts; g++) {
+            const group_t *group = &c->step[s]->group[g];
+            open += group->worker == peer && group->arrived < c->options.completions;
+        }
+    return open;
+}
+
+void coordinator_worker_phase(const coordinator_t *c, uint32_t peer, char *out, size_t bytes) {
+    const worker_t *worker = NULL;
+    const group_t *first = NULL;
+    for (size_t i = 0; i < c->workers; i++)
+        if (c->worker[i].peer == peer) worker = &c->worker[i];
+    for (size_t s = 0; s < c->steps && !first; s++)
+        for (int g = 0; g < c->options.prompts && !first; g++) {
+            const group_t *group = &c->step[s]->group[g];
+            if (group->worker == peer && group->arrived < c->options.completions) first = group;
+        }
+    if (worker && worker->version != worker->held)
+        snprintf(out, bytes, "taking weights version %lld", (long long)worker->version);
+    else if (first)
+        snprintf(out, bytes, "generating group %llu (%d of %d completions have arrived)",
+                 (unsigned long long)first->serial, first->arrived, c->options.completions);
+    else
+        snprintf(out, bytes, "waiting for work");
 }
 
 static int64_t version_of_step(const coordinator_t *c, int64_t step) {
@@ -229,11 +262,12 @@ static status_t score_queue_push(coordinator_t *c, uint64_t serial, int32_t inde
     return STATUS_OK;
 }
 
-status_t coordinator_completion(coordinator_t *c, uint32_t peer, message_completion_t *completion) {
+status_t coordinator_completion(coordinator_t *c, uint32_t peer, message_completion_t *completion, bool *fresh) {
     step_t *step;
+    *fresh = false;
     group_t *group = group_find(c, completion->serial, &step);
     // A worker that was taken for dead may deliver what another has delivered since, even after the step has gone.
-    bool released = !group && (int64_t)(completion->serial / (uint64_t)c->options.prompts) < c->next_step;
+    bool released = !group && completion->serial / (uint64_t)c->options.prompts < (uint64_t)c->next_step;
     status_t status = released ? STATUS_OK : completion_check(c, step, group, peer, completion);
     if (status || released || group->item[completion->index].arrived) {
         if (!status) c->statistics.duplicates++;
@@ -241,7 +275,7 @@ status_t coordinator_completion(coordinator_t *c, uint32_t peer, message_complet
         return status;
     }
     item_t *item = &group->item[completion->index];
-    item->arrived = true;
+    *fresh = item->arrived = true;
     item->completion = *completion;
     *completion = (message_completion_t){0};
     worker_t *holder = worker_find(c, group->worker);
@@ -385,6 +419,9 @@ static bool next_work(coordinator_t *c, coordinator_action_t *action) {
             group->worker = worker->peer;
             worker->open++;
             action->kind = ACTION_SEND_WORK;
+            action->again = group->issued;
+            action->arrived = group->arrived;
+            group->issued = true;
             action->work = (message_work_t){.serial = group->serial,
                                             .seed = c->options.seed,
                                             .version = step->version,

@@ -35,6 +35,8 @@ typedef struct coordinator_action {
     uint32_t worker;     // SEND_WEIGHTS, SEND_WORK: peer
     int64_t version;     // SEND_WEIGHTS
     message_work_t work; // SEND_WORK; sample is filled by the owner through packed_order
+    bool again;          // SEND_WORK: the group was another worker's before
+    int arrived;         // SEND_WORK: completions of it that have arrived already
     uint64_t serial;     // SCORE
     int32_t index;       // SCORE: completion of the group
     const char *text;    // SCORE; valid until the group is released
@@ -52,10 +54,14 @@ status_t coordinator_worker_ready(coordinator_t *coordinator, uint32_t worker, i
                                   uint64_t checksum) STATUS_CHECKED;
 // Version v exists with this checksum; completions that claim another are refused.
 status_t coordinator_weights(coordinator_t *coordinator, int64_t version, uint64_t checksum) STATUS_CHECKED;
-// Takes over the completion's memory. Duplicates (a group issued twice) are dropped and counted. STATUS_PEER: it does
-// not belong to any open group, or carries a wrong version or checksum.
-status_t coordinator_completion(coordinator_t *coordinator, uint32_t worker,
-                                message_completion_t *completion) STATUS_CHECKED;
+// Takes over the completion's memory. *fresh: it was wanted; duplicates (a group issued twice) are dropped and counted.
+// STATUS_PEER: it does not belong to any open group, or carries a wrong version or checksum.
+status_t coordinator_completion(coordinator_t *coordinator, uint32_t worker, message_completion_t *completion,
+                                bool *fresh) STATUS_CHECKED;
+// Groups that the worker holds and that are not whole yet, and what it is at, for people: "generating group 17 (2 of 8
+// completions have arrived)".
+int coordinator_worker_open_groups(const coordinator_t *coordinator, uint32_t worker);
+void coordinator_worker_phase(const coordinator_t *coordinator, uint32_t worker, char *out, size_t bytes);
 status_t coordinator_scored(coordinator_t *coordinator, uint64_t serial, int32_t index, bool excluded, double reward,
                             double tag, double answer) STATUS_CHECKED;
 // The next thing to do; kind ACTION_NONE when there is nothing.

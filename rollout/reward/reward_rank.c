@@ -1,59 +1,15 @@
 // The reward rank: sockets, scorers and files around the coordinator. Its main thread only routes.
-#include "common/data/packed.h"
-#include "common/wire/link.h"
-#include "rollout/reward/coordinator.h"
-#include "rollout/reward/scorer.h"
-#include "rollout/rollout.h"
+#include "common/comm/join_file.h"
+#include "common/store/store.h"
+#include "rollout/reward/reward_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { TIMED_STEPS = 64, LEAST_TURN_S = 10 };
+enum { LEAST_TURN_S = 10 };
 
-typedef struct peer {
-    uint32_t number; // of the hub
-    bool here, learner;
-    int world_rank, role_index, credits;
-    uint64_t fingerprint;
-} peer_t;
-
-typedef struct step_time {
-    int64_t step;
-    double first_work, last_completion;
-} step_time_t;
-
-typedef struct reward_rank {
-    job_t *job;
-    hub_t *hub;
-    coordinator_t *coordinator;
-    packed_t *packed;
-    scorer_pool_t *scorers;
-    peer_t *peer; // learners, then workers, as they joined
-    size_t peers, peer_capacity;
-    int learners_here, workers_here;
-    int64_t first_step, last_step;
-    message_weights_t *weights; // announcements still of use
-    size_t weights_count, weights_capacity;
-    step_time_t time[TIMED_STEPS];
-    coordinator_action_t waiting_score; // taken from the coordinator while no scorer was free
-    double moved;                       // when something last happened
-    bool finished, mismatch_said;
-    char stopped[256]; // why, when the learners stopped before the last step
-} reward_rank_t;
-
-static peer_t *peer_find(reward_rank_t *r, uint32_t number) {
-    for (size_t i = 0; i < r->peers; i++)
-        if (r->peer[i].here && r->peer[i].number == number) return &r->peer[i];
-    return NULL;
-}
-
-static peer_t *peer_learner(reward_rank_t *r, int role_index) {
-    for (size_t i = 0; i < r->peers; i++)
-        if (r->peer[i].here && r->peer[i].learner && r->peer[i].role_index == role_index) return &r->peer[i];
-    return NULL;
-}
-
-static status_t send_message(reward_rank_t *r, uint32_t peer, const message_t *message) {
+status_t reward_send(reward_rank_t *r, uint32_t peer, const message_t *message) {
     link_buffer_t buffer;
     TRY(message_pack(message, &buffer));
     status_t status = hub_send(r->hub, peer, buffer);
@@ -66,7 +22,8 @@ static status_t send_stop(reward_rank_t *r, const char *reason) {
     message_t stop = {.type = MESSAGE_STOP};
     snprintf(stop.stop.reason, sizeof(stop.stop.reason), "%s", reason);
     for (size_t i = 0; i < r->peers; i++)
-        if (r->peer[i].here) TRY(send_message(r, r->peer[i].number, &stop));
+        if (r->peer[i].state == PEER_HERE || r->peer[i].state == PEER_ASKING)
+            TRY(reward_send(r, r->peer[i].number, &stop));
     return STATUS_OK;
 }
 
@@ -76,9 +33,7 @@ static const message_weights_t *weights_find(const reward_rank_t *r, int64_t ver
     return NULL;
 }
 
-// ---- joining ----
-
-static status_t coordinator_begin(reward_rank_t *r, int64_t step) {
+status_t reward_begin(reward_rank_t *r, int64_t step) {
     const config_t *config = r->job->config;
     r->first_step = step;
     r->last_step = config->optimizer.stop_after && config->optimizer.stop_after < config->optimizer.steps
@@ -98,73 +53,8 @@ static status_t coordinator_begin(reward_rank_t *r, int64_t step) {
     TRY(coordinator_open(&options, &r->coordinator));
     // Workers that came before the first learner could not be told to work: nobody knew at which step the run stands.
     for (size_t i = 0; i < r->peers; i++)
-        if (r->peer[i].here && !r->peer[i].learner)
+        if (r->peer[i].state == PEER_HERE && !r->peer[i].learner)
             TRY(coordinator_worker_joined(r->coordinator, r->peer[i].number, r->peer[i].credits));
-    return STATUS_OK;
-}
-
-static status_t on_joined(reward_rank_t *r, const hub_event_t *event) {
-    message_t message;
-    TRY(message_unpack(event->message.data, event->message.size, &message));
-    message_hello_t hello = message.hello;
-    bool is_hello = message.type == MESSAGE_HELLO;
-    message_free(&message);
-    if (!is_hello) FAIL(STATUS_PEER, "a peer opened with %s instead of hello", message_type_name(message.type));
-    bool learner = !strcmp(hello.role, "learner");
-    if (hello.data_hash != packed_hash_number(r->packed))
-        FAIL(STATUS_INVALID,
-             "rank %d opened another data file than the reward rank; give all ranks the same data.train",
-             hello.world_rank);
-    TRY(memory_grow((void **)&r->peer, &r->peer_capacity, r->peers + 1, sizeof(*r->peer)));
-    r->peer[r->peers++] = (peer_t){.number = event->peer,
-                                   .here = true,
-                                   .learner = learner,
-                                   .world_rank = hello.world_rank,
-                                   .role_index = hello.role_index,
-                                   .credits = hello.credits,
-                                   .fingerprint = hello.fingerprint};
-    if (!learner) {
-        r->workers_here++;
-        return r->coordinator ? coordinator_worker_joined(r->coordinator, event->peer, hello.credits) : STATUS_OK;
-    }
-    r->learners_here++;
-    if (!r->coordinator) return coordinator_begin(r, hello.step);
-    if (hello.step != r->first_step)
-        FAIL(STATUS_FAILED, "learner %d resumed at step %lld and another at step %lld", hello.role_index,
-             (long long)hello.step, (long long)r->first_step);
-    return STATUS_OK;
-}
-
-// Equal fingerprints promise equal bits. Where a worker's differs from the learners', the run says so once; the
-// mismatch itself is in the metrics (logprob_max_abs_diff).
-static void compare_fingerprints(reward_rank_t *r) {
-    const peer_t *learner = peer_learner(r, 0);
-    for (size_t i = 0; learner && !r->mismatch_said && i < r->peers; i++) {
-        const peer_t *peer = &r->peer[i];
-        if (!peer->here || peer->fingerprint == learner->fingerprint) continue;
-        r->mismatch_said = true;
-        fprintf(stderr,
-                "poise: %s rank %d runs other kernels than learner rank %d: their log-probs may differ; see "
-                "logprob_max_abs_diff in the metrics\n",
-                peer->learner ? "learner" : "rollout", peer->world_rank, learner->world_rank);
-    }
-}
-
-static status_t on_gone(reward_rank_t *r, const hub_event_t *event) {
-    peer_t *peer = peer_find(r, event->peer);
-    if (!peer) return STATUS_OK;
-    peer->here = false;
-    if (peer->learner) {
-        r->learners_here--;
-        if (r->finished) return STATUS_OK;
-        FAIL(STATUS_PEER, "learner rank %d is gone (%s); start the run again to go on from its last checkpoint",
-             peer->world_rank, event->reason);
-    }
-    r->workers_here--;
-    if (r->finished) return STATUS_OK;
-    fprintf(stderr, "poise: rollout rank %d is gone (%s); its open groups go to the %d left\n", peer->world_rank,
-            event->reason, r->workers_here);
-    if (r->coordinator) coordinator_worker_gone(r->coordinator, peer->number);
     return STATUS_OK;
 }
 
@@ -190,11 +80,12 @@ static status_t on_weights(reward_rank_t *r, const peer_t *peer, const message_w
 }
 
 static status_t on_fetch(reward_rank_t *r, const peer_t *peer, const message_t *message) {
+    if (!peer->learner) FAIL(STATUS_PEER, "rank %d asked for groups, which only learners do", peer->world_rank);
     for (int i = 0; i < message->fetch.count; i++) {
         message_t group = {.type = MESSAGE_GROUP};
         TRY(coordinator_group(r->coordinator, message->fetch.serial[i], &group.group));
         group.group.sample = packed_order(r->packed, (uint64_t)r->job->config->seed, (int64_t)group.group.serial);
-        TRY(send_message(r, peer->number, &group));
+        TRY(reward_send(r, peer->number, &group));
     }
     return STATUS_OK;
 }
@@ -221,47 +112,68 @@ static status_t on_stop(reward_rank_t *r, const peer_t *peer, const message_t *m
     return send_stop(r, message->stop.reason);
 }
 
-static status_t on_message(reward_rank_t *r, hub_event_t *event) {
-    peer_t *peer = peer_find(r, event->peer);
-    message_t message;
-    if (!peer) return STATUS_OK;
-    TRY(message_unpack(event->message.data, event->message.size, &message));
-    status_t status = STATUS_OK;
-    switch (message.type) {
+static status_t on_completion(reward_rank_t *r, peer_t *peer, message_completion_t *completion) {
+    uint64_t serial = completion->serial;
+    int32_t index = completion->index;
+    bool fresh;
+    TRY(coordinator_completion(r->coordinator, peer->number, completion, &fresh));
+    if (fresh) {
+        peer->since = clock_seconds();
+        time_of(r, (int64_t)(serial / (uint64_t)r->job->config->grpo.prompts))->last_completion = peer->since;
+        return STATUS_OK;
+    }
+    char reason[64];
+    snprintf(reason, sizeof(reason), "completion %d had arrived before", index);
+    journal_entry_t entry = {.kind = "duplicate_dropped", .rank = peer->world_rank, .phase = "generating"};
+    entry.reason = reason;
+    entry.about_group = true;
+    entry.group = serial;
+    journal_write(&r->journal, &entry, "%s", "");
+    return STATUS_OK;
+}
+
+static status_t dispatch(reward_rank_t *r, peer_t *peer, message_t *message) {
+    bool early = !r->coordinator && message->type != MESSAGE_ERROR && message->type != MESSAGE_STATISTICS;
+    if (early)
+        FAIL(STATUS_PEER, "rank %d sent %s before the learners were here", peer->world_rank,
+             message_type_name(message->type));
+    switch (message->type) {
     case MESSAGE_WEIGHTS:
-        status = on_weights(r, peer, &message.weights);
-        break;
+        return on_weights(r, peer, &message->weights);
     case MESSAGE_FETCH:
-        status = on_fetch(r, peer, &message);
-        break;
+        return on_fetch(r, peer, message);
     case MESSAGE_ERROR:
-        status = on_error(r, peer, &message);
-        break;
+        return on_error(r, peer, message);
     case MESSAGE_STOP:
-        status = on_stop(r, peer, &message);
-        break;
+        return on_stop(r, peer, message);
     case MESSAGE_READY:
-        status = coordinator_worker_ready(r->coordinator, peer->number, message.ready.version, message.ready.checksum);
-        break;
+        peer->since = clock_seconds();
+        return coordinator_worker_ready(r->coordinator, peer->number, message->ready.version, message->ready.checksum);
     case MESSAGE_COMPLETION:
-        time_of(r, (int64_t)(message.completion.serial / (uint64_t)r->job->config->grpo.prompts))->last_completion =
-            clock_seconds();
-        status = coordinator_completion(r->coordinator, peer->number, &message.completion);
-        break;
+        return on_completion(r, peer, &message->completion);
     case MESSAGE_STATISTICS: {
-        const peer_t *first = peer_learner(r, 0);
-        if (first) status = send_message(r, first->number, &message);
-        break;
+        const peer_t *first = reward_learner(r, 0);
+        return first ? reward_send(r, first->number, message) : STATUS_OK;
     }
     default:
-        status = STATUS_NEW(STATUS_PEER, "rank %d sent %s, which the reward rank does not take", peer->world_rank,
-                            message_type_name(message.type));
+        FAIL(STATUS_PEER, "rank %d sent %s, which the reward rank does not take", peer->world_rank,
+             message_type_name(message->type));
     }
-    message_free(&message);
+}
+
+static status_t on_message(reward_rank_t *r, hub_event_t *event) {
+    peer_t *peer = reward_peer(r, event->peer);
+    message_t message = {0};
+    if (!peer || peer->state != PEER_HERE) return STATUS_OK;
+    status_t status = message_unpack(event->message.data, event->message.size, &message);
+    if (!status) status = dispatch(r, peer, &message);
+    if (message.type) message_free(&message);
     // A worker that breaks the rules costs its place, not the run.
     if (status && status_kind(status) == STATUS_PEER && !peer->learner) {
+        char reason[96];
+        snprintf(reason, sizeof(reason), "it broke the protocol: %s", status_message(status));
         status_print(status, stderr, comm_world_rank(r->job->world), false);
-        hub_drop(r->hub, peer->number, "it broke the protocol");
+        hub_drop(r->hub, peer->number, reason);
         status_free(status);
         return STATUS_OK;
     }
@@ -287,9 +199,22 @@ static status_t do_score(reward_rank_t *r, const coordinator_action_t *action) {
 
 static status_t do_send_work(reward_rank_t *r, coordinator_action_t *action) {
     message_t message = {.type = MESSAGE_WORK, .work = action->work};
+    peer_t *peer = reward_peer(r, action->worker);
+    // A worker that had nothing to do starts now.
+    if (peer && coordinator_worker_open_groups(r->coordinator, action->worker) == 1) peer->since = clock_seconds();
+    if (action->again) {
+        char reason[64];
+        snprintf(reason, sizeof(reason), "%d of %d completions had arrived", action->arrived, action->work.completions);
+        journal_entry_t entry = {.kind = "group_reissued", .rank = peer ? peer->world_rank : -1, .phase = "work"};
+        entry.reason = reason;
+        entry.about_group = true;
+        entry.group = action->work.serial;
+        journal_write(&r->journal, &entry, "group %llu goes to rollout rank %d instead (%s)",
+                      (unsigned long long)action->work.serial, entry.rank, reason);
+    }
     time_of(r, (int64_t)(action->work.serial / (uint64_t)r->job->config->grpo.prompts));
     message.work.sample = packed_order(r->packed, (uint64_t)r->job->config->seed, (int64_t)action->work.serial);
-    return send_message(r, action->worker, &message);
+    return reward_send(r, action->worker, &message);
 }
 
 static status_t do_send_weights(reward_rank_t *r, const coordinator_action_t *action) {
@@ -297,7 +222,7 @@ static status_t do_send_weights(reward_rank_t *r, const coordinator_action_t *ac
     if (!weights)
         FAIL(STATUS_FAILED, "weights version %lld is wanted but was never announced", (long long)action->version);
     message_t message = {.type = MESSAGE_WEIGHTS, .weights = *weights};
-    return send_message(r, action->worker, &message);
+    return reward_send(r, action->worker, &message);
 }
 
 static status_t do_send_plan(reward_rank_t *r, const coordinator_action_t *action) {
@@ -307,7 +232,7 @@ static status_t do_send_plan(reward_rank_t *r, const coordinator_action_t *actio
     message.plan.generate_s = time->last_completion - time->first_work;
     message.plan.reward_s = clock_seconds() - time->last_completion;
     for (size_t i = 0; i < r->peers; i++)
-        if (r->peer[i].here && r->peer[i].learner) TRY(send_message(r, r->peer[i].number, &message));
+        if (r->peer[i].state == PEER_HERE && r->peer[i].learner) TRY(reward_send(r, r->peer[i].number, &message));
     return STATUS_OK;
 }
 
@@ -360,16 +285,6 @@ static status_t take_scores(reward_rank_t *r, double wait_s) {
     }
 }
 
-// A worker whose heartbeats come but whose work loop stands still is given up.
-static void drop_stalled(reward_rank_t *r) {
-    for (size_t i = 0; i < r->peers; i++) {
-        const peer_t *peer = &r->peer[i];
-        if (!peer->here || peer->learner || hub_idle_seconds(r->hub, peer->number) < r->job->config->deadline.step_s)
-            continue;
-        hub_drop(r->hub, peer->number, "its work loop has stopped");
-    }
-}
-
 static status_t check_deadlines(reward_rank_t *r, double started) {
     const config_t *config = r->job->config;
     double now = clock_seconds();
@@ -405,15 +320,15 @@ static status_t serve(reward_rank_t *r) {
         TRY(hub_receive(r->hub, scoring ? 0 : 0.01, &event));
         status_t status = STATUS_OK;
         if (event.kind != HUB_NOTHING) r->moved = clock_seconds();
-        if (event.kind == HUB_JOINED) status = on_joined(r, &event);
-        if (event.kind == HUB_JOINED && !status) compare_fingerprints(r);
+        if (event.kind == HUB_JOINED) status = reward_on_joined(r, &event);
+        if (event.kind == HUB_BACK) reward_on_back(r, &event);
         if (event.kind == HUB_MESSAGE) status = on_message(r, &event);
-        if (event.kind == HUB_GONE) status = on_gone(r, &event);
+        if (event.kind == HUB_GONE) status = reward_on_gone(r, &event);
         link_buffer_free(&event.message);
         TRY(status);
         TRY(act(r));
         TRY(take_scores(r, scoring && event.kind == HUB_NOTHING ? 0.002 : 0));
-        drop_stalled(r);
+        reward_drop_stalled(r);
         TRY(check_deadlines(r, started));
         (void)job_stop_requested(r->job); // the learners hear of it and decide
     }
@@ -451,12 +366,29 @@ static status_t reward_rank_open(reward_rank_t *r) {
     TRY(scorer_pool_open(&scorers, &r->scorers));
     link_options_t options = job_link_options(r->job);
     TRY(hub_open(job_bind_endpoint(r->job), &options, &r->hub));
-    return STATUS_OK;
+    if (config->output[0]) TRY(file_make_directory(config->output));
+    journal_open(&r->journal, config->output);
+    if (!config->output[0]) return STATUS_OK;
+    char *folder = realpath(config->output, NULL); // launchers read the path, from wherever they stand
+    snprintf(r->join_path, sizeof(r->join_path), "%s/join.json", folder ? folder : config->output);
+    free(folder);
+    return join_file_write(r->job, hub_endpoint(r->hub), r->join_path);
+}
+
+// Tells launchers how the run ended, and takes back the invitation to join.
+static void close_journal(reward_rank_t *r, status_t status) {
+    journal_entry_t entry = {.kind = "closed", .rank = comm_world_rank(r->job->world)};
+    entry.reason = status ? status_message(status) : "training is done";
+    if (r->join_path[0]) unlink(r->join_path);
+    journal_write(&r->journal, &entry, "%s", "");
+    journal_close(&r->journal);
 }
 
 status_t reward_rank_run(job_t *job) {
-    reward_rank_t r = {.job = job};
+    reward_rank_t r = {.job = job, .journal = {.file = {-1, -1}}};
     status_t status = reward_rank_open(&r);
+    journal_entry_t opened = {.kind = "opened", .rank = comm_world_rank(job->world), .join = r.join_path};
+    if (!status) journal_write(&r.journal, &opened, "%s", "");
     // The others wait in this collective: they are told also when opening failed.
     status_t shared = status ? job_share_failure(job, status) : job_share_endpoint(job, hub_endpoint(r.hub));
     status = status_first(status, shared);
@@ -465,6 +397,7 @@ status_t reward_rank_run(job_t *job) {
     if (!status && r.stopped[0])
         status = STATUS_NEW(STATUS_CANCELLED, "%s; the same command goes on from there", r.stopped);
     job_phase(job, "closing the streams");
+    close_journal(&r, status);
     if (r.hub) hub_close(r.hub);
     scorer_pool_close(r.scorers);
     coordinator_close(r.coordinator);

@@ -1,5 +1,5 @@
-// A ZeroMQ proxy between links and a hub that loses, doubles, delays and reorders frames by a seed, or cuts the line.
-// Needs no keys. For tests only.
+// A ZeroMQ proxy between links and a hub that loses, doubles, delays and reorders frames by a seed, sends old ones
+// again, or cuts the line. Needs no keys. For tests only.
 #ifndef TESTS_LIB_LOSSY_PROXY_H
 #define TESTS_LIB_LOSSY_PROXY_H
 
@@ -12,7 +12,7 @@
 #include <string.h>
 #include <zmq.h>
 
-enum { PROXY_MAX_PEERS = 8, PROXY_HELD = 64 };
+enum { PROXY_MAX_PEERS = 64, PROXY_HELD = 512 };
 
 typedef struct proxy_frame {
     char *head, *payload;
@@ -27,12 +27,12 @@ typedef struct proxy {
     char id[PROXY_MAX_PEERS][256], target[256], endpoint[256];
     size_t id_size[PROXY_MAX_PEERS];
     int peers;
-    double lose, twice, delay; // shares
+    double lose, twice, delay, replay; // shares
     uint64_t random;
     proxy_frame_t held[PROXY_HELD];
     pthread_t thread;
     atomic_int stop, cut;
-    atomic_llong lost, doubled, delayed;
+    atomic_llong lost, doubled, delayed, replayed;
 } proxy_t;
 
 static inline double proxy_draw(proxy_t *proxy) {
@@ -48,27 +48,38 @@ static inline void proxy_forward(proxy_t *proxy, int peer, int to_hub, const cha
     zmq_send(socket, payload, payload_size, ZMQ_DONTWAIT);
 }
 
+// Keeps a copy for `wait_s`; false: there is no room.
+static inline int proxy_hold(proxy_t *proxy, int peer, int to_hub, const char *head, size_t head_size,
+                             const char *payload, size_t payload_size, double wait_s) {
+    for (int i = 0; i < PROXY_HELD; i++) {
+        proxy_frame_t *frame = &proxy->held[i];
+        if (frame->due > 0) continue;
+        *frame = (proxy_frame_t){.peer = peer, .to_hub = to_hub, .head_size = head_size, .payload_size = payload_size};
+        frame->due = clock_seconds() + wait_s;
+        frame->head = malloc(head_size + 1);
+        frame->payload = malloc(payload_size + 1);
+        memcpy(frame->head, head, head_size);
+        memcpy(frame->payload, payload, payload_size);
+        return 1;
+    }
+    return 0;
+}
+
 static inline void proxy_frame_in(proxy_t *proxy, int peer, int to_hub, const char *head, size_t head_size,
                                   const char *payload, size_t payload_size) {
     if (atomic_load(&proxy->cut) || proxy_draw(proxy) < proxy->lose) {
         atomic_fetch_add(&proxy->lost, 1);
         return;
     }
-    if (proxy_draw(proxy) < proxy->delay) {
-        for (int i = 0; i < PROXY_HELD; i++) {
-            proxy_frame_t *frame = &proxy->held[i];
-            if (frame->due > 0) continue;
-            *frame =
-                (proxy_frame_t){.peer = peer, .to_hub = to_hub, .head_size = head_size, .payload_size = payload_size};
-            frame->due = clock_seconds() + 0.03 * proxy_draw(proxy);
-            frame->head = malloc(head_size + 1);
-            frame->payload = malloc(payload_size + 1);
-            memcpy(frame->head, head, head_size);
-            memcpy(frame->payload, payload, payload_size);
-            atomic_fetch_add(&proxy->delayed, 1);
-            return;
-        }
+    if (proxy_draw(proxy) < proxy->delay &&
+        proxy_hold(proxy, peer, to_hub, head, head_size, payload, payload_size, 0.03 * proxy_draw(proxy))) {
+        atomic_fetch_add(&proxy->delayed, 1);
+        return;
     }
+    // Long after, when what it says is over.
+    if (proxy_draw(proxy) < proxy->replay &&
+        proxy_hold(proxy, peer, to_hub, head, head_size, payload, payload_size, 0.2 + proxy_draw(proxy)))
+        atomic_fetch_add(&proxy->replayed, 1);
     proxy_forward(proxy, peer, to_hub, head, head_size, payload, payload_size);
     if (proxy_draw(proxy) < proxy->twice) {
         atomic_fetch_add(&proxy->doubled, 1);

@@ -41,7 +41,8 @@ static message_completion_t completion_of(uint64_t serial, int index, int64_t ve
 
 static status_t deliver(coordinator_t *c, uint32_t worker, uint64_t serial, int index, int64_t version, int length) {
     message_completion_t completion = completion_of(serial, index, version, length);
-    status_t status = coordinator_completion(c, worker, &completion);
+    bool fresh;
+    status_t status = coordinator_completion(c, worker, &completion, &fresh);
     if (status) {
         free(completion.tokens);
         free(completion.logprobs);

@@ -36,6 +36,7 @@ static uint64_t serials[] = {0, UINT64_MAX, 12};
 static int32_t owners[] = {0, 3, 1};
 static int64_t lengths[] = {100, 1LL << 40, 0};
 static uint8_t bytes[] = {0, 1, 2, 255, 0, 7};
+static char settings_text[] = "model: \"/a b\"\nseed: 3\n";
 static char text[] = "<think>a\n\"\xff\xc3</think>";
 static message_group_item_t items[] = {
     {.index = 0,
@@ -100,6 +101,15 @@ static message_t example(message_type_t type) {
     case MESSAGE_ERROR:
         strcpy(m.error.sentence, "the disk is full");
         m.error.world_rank = -1;
+        break;
+    case MESSAGE_SETTINGS:
+        m.settings.config = settings_text;
+        m.settings.data_hash = UINT64_MAX;
+        m.settings.world_rank = 4;
+        m.settings.role_index = 2;
+        break;
+    case MESSAGE_REFUSED:
+        strcpy(m.refused.reason, "another data file");
         break;
     default:
         strcpy(m.stop.reason, "done");

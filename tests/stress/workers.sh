@@ -1,0 +1,164 @@
+#!/usr/bin/env bash
+# Rollout workers die, stand still, come back, never finish, and their frames are lost, doubled, delayed and sent again; launch/run replaces
+# the dead. Whatever happens, the run ends with 0, every fault is named in its events, each step has exactly its groups (the trajectories are
+# the undisturbed run's, byte for byte) and so have the weights.
+. "$(dirname "$0")/../lib/jobs.sh"
+. "$(dirname "$0")/../lib/stress.sh"
+POISE_FAULTS=${POISE_FAULTS:-$POISE_SOURCE_DIR/build/release/tests/poise_faults}
+[ -x "$POISE_FAULTS" ] || { echo "skipped: $POISE_FAULTS is not built"; exit 77; }
+limit=${POISE_JOB_LIMIT:-900}
+make_data
+make_start 24
+grpo_settings
+heartbeat=3
+settings+=(--set roles.learners=1 --set roles.rollouts=3 --set grpo.prompts=6 --set grpo.max_new_tokens=48 --set metrics.trajectories=true
+    --set optimizer.steps="$(amount 40 300)" --set rollout.credits=3 --set deadline.heartbeat_s=$heartbeat --set deadline.group_s=3)
+export POISE_STUCK=1
+
+workers() { # ids of living workers, one a line
+    local pid
+    for pid in $(processes poise_faults); do
+        grep -qz '^__scorer$' "/proc/$pid/cmdline" 2>/dev/null && continue
+        if grep -qz '^rollout$' "/proc/$pid/cmdline" 2>/dev/null; then
+            echo "$pid"
+        else
+            grep -qzE '^OMPI_COMM_WORLD_RANK=[123]$' "/proc/$pid/environ" 2>/dev/null && echo "$pid"
+        fi
+    done
+}
+kill_faulty() {
+    local pid
+    for pid in $(processes "mpirun poise_faults"); do kill -KILL "$pid" 2>/dev/null; done
+}
+events() { # NAME KIND PATTERN: how many
+    local number
+    number=$(grep -c "\"kind\":\"$2\".*$3" "$work/$1/events.jsonl" 2>/dev/null)
+    echo "${number:-0}"
+}
+ended() { ! kill -0 "$background" 2>/dev/null; }
+here() { echo $(($(events "$1" worker_joined "") - $(events "$1" worker_gone "") - $(events "$1" worker_left ""))); }
+enough() { ended || [ "$(here "$1")" -ge "$2" ]; }
+more_than() { ended || [ "$(events "$1" "$3" "$4")" -gt "$2" ]; } # NAME COUNT KIND PATTERN
+came_back() { ended || [ $(($(events "$1" worker_back "") + $(events "$1" worker_gone "no heartbeat"))) -gt "$2" ]; }
+
+# fault NAME: one fault, of each kind in turn, to a random worker; waits until the run's events name it. Sets `kind`; empty when the run was done
+# before that.
+fault() {
+    local name=$1 pids=() pid event=worker_gone pattern before
+    within "$limit" enough "$name" 2 || fail "$name: dead workers are not replaced" "$work/$name.log"
+    mapfile -t pids < <(workers)
+    kind=""
+    [ ${#pids[@]} -gt 0 ] || return
+    random ${#pids[@]}
+    pid=${pids[$drawn]}
+    case $(((faults + stress_seed) % 6)) in
+    0) kind="SIGKILL at a random time" pattern="no heartbeat" ;;
+    1) kind="SIGKILL while a group is partly delivered" pattern="no heartbeat" ;;
+    2) kind="SIGSTOP past the heartbeat, and back" pattern="no heartbeat" ;;
+    3) kind="SIGSTOP within the heartbeat, and back" pattern="" ;;
+    4) kind="work loop stuck while heartbeats go on" pattern="no completion" ;;
+    *) kind="work loop alive, group never finished" pattern="no completion" ;;
+    esac
+    before=$(events "$name" $event "$pattern")
+    case $kind in
+    *random*) kill -KILL "$pid" 2>/dev/null ;;
+    *partly*) kill -RTMIN+3 "$pid" 2>/dev/null ;;
+    *stuck*) kill -RTMIN+1 "$pid" 2>/dev/null ;;
+    *alive*) kill -RTMIN+2 "$pid" 2>/dev/null ;;
+    *within*)
+        before=$(($(events "$name" worker_back "") + $(events "$name" worker_gone "no heartbeat")))
+        kill -STOP "$pid" 2>/dev/null
+        sleep 2.4
+        kill -CONT "$pid" 2>/dev/null
+        within "$limit" came_back "$name" "$before" || fail "$name: $kind: no event names it" "$work/$name.log"
+        ended && kind=""
+        return
+        ;;
+    *) kill -STOP "$pid" 2>/dev/null ;;
+    esac
+    within "$limit" more_than "$name" "$before" $event "$pattern" ||
+        fail "$name: $kind (process $pid): no event names it" "$work/$name.log"
+    case $kind in
+    *past*) kill -CONT "$pid" 2>/dev/null ;; # it finds that it was given up, and ends
+    *stuck* | *alive*) kill -KILL "$pid" 2>/dev/null ;;
+    esac
+    ended && kind=""
+}
+
+check() { # NAME: what must hold in the end
+    local name=$1 file
+    end_job
+    kill_faulty
+    [ "$code" = 0 ] || fail "$name ended with $code" "$work/$name.log"
+    same "weights ($name)" "$wanted" "$(hash_of "$name")"
+    [ "$(steps_of "$name")" = "$(steps_of undisturbed)" ] || fail "$name did $(steps_of "$name") steps"
+    all "$name" logprob_max_abs_diff 'x == 0'
+    for file in "$work"/undisturbed/trajectories/*; do
+        cmp "$file" "$work/$name/trajectories/$(basename "$file")" || fail "$name: its groups are not the undisturbed run's"
+    done
+    [ ! -e "$work/$name/join.json" ] || fail "$name left its join.json"
+    grep -Eq '"kind":"[^"]*"' "$work/$name/events.jsonl" || fail "$name has no events"
+    # Every line of events about a rank names it and what it was at.
+    if grep -E '"kind":"(worker|group|duplicate)' "$work/$name/events.jsonl" | grep -vq '"rank":[0-9]*.*"phase":"[^"]'; then
+        fail "$name: an event without rank or phase" "$work/$name/events.jsonl"
+    fi
+}
+
+must_job undisturbed 5 grpo
+has_hash undisturbed
+wanted=$(hash_of undisturbed)
+echo "undisturbed: $wanted, $(steps_of undisturbed) steps"
+
+# Unlike within a job of a user, deaths here have no end.
+launch_disturbed() { # NAME [KEY=VALUE]...
+    local name=$1 more=() word
+    shift
+    for word in "$@"; do more+=(--set "$word"); done
+    POISE=$POISE_FAULTS timeout -k 5 "$limit" "$launch" --replace 100000 -n 5 grpo "${settings[@]}" --set "output=$work/$name" \
+        ${more[@]+"${more[@]}"} >>"$work/$name.log" 2>&1 </dev/null &
+    background=$!
+}
+
+echo "== faults of workers"
+faults=0
+wanted_faults=$(amount 6 200)
+declare -A by_kind=()
+for ((round = 1; faults < wanted_faults; round++)); do
+    [ "$round" = 1 ] || time_left || break
+    name=round-$round
+    launch_disturbed "$name"
+    within "$limit" enough "$name" 3 || fail "$name: its workers do not come" "$work/$name.log"
+    while [ "$faults" -lt "$wanted_faults" ] && ! ended; do
+        fault "$name"
+        [ -n "$kind" ] || continue
+        by_kind[$kind]=$((${by_kind[$kind]:-0} + 1))
+        faults=$((faults + 1))
+        time_left || wanted_faults=$faults
+    done
+    check "$name"
+    echo "$name: $(events "$name" worker_gone "") gone, $(events "$name" worker_joined "") joined, $(events "$name" group_reissued "") groups issued" \
+        "again, $(events "$name" duplicate_dropped "") duplicates dropped, $(events "$name" worker_back "") back; $faults faults so far"
+    [ "$(events "$name" group_reissued "")" -gt 0 ] || fail "$name: no group was issued again"
+    rm -rf "${work:?}/$name"
+done
+for kind in "${!by_kind[@]}"; do stress_count "$kind" "${by_kind[$kind]}"; done
+
+echo "== frames lost, doubled, delayed, sent again"
+rounds=$(amount 1 10)
+for ((round = 1; round <= rounds; round++)); do
+    [ "$round" = 1 ] || time_left || break
+    name=frames-$round
+    random 100000
+    export POISE_FRAMES="lose=0.02,twice=0.03,delay=0.04,replay=0.03,seed=$((drawn + 1))" POISE_FRAMES_COUNTS=$work/$name.counts
+    launch_disturbed "$name" deadline.heartbeat_s=10
+    check "$name"
+    unset POISE_FRAMES POISE_FRAMES_COUNTS
+    read -r sent lost doubled delayed replayed <<<"$(od -An -v -w40 -N40 -td8 "$work/$name.counts")"
+    [ "$lost" -gt 0 ] && [ "$doubled" -gt 0 ] && [ "$delayed" -gt 0 ] && [ "$replayed" -gt 0 ] || fail "$name: frames went undisturbed"
+    echo "$name: of $sent frames $lost lost, $doubled doubled, $delayed delayed, $replayed sent again long after"
+    stress_count "frames lost" "$lost"
+    stress_count "frames doubled" "$doubled"
+    stress_count "frames delayed past others" "$delayed"
+    stress_count "frames sent again long after" "$replayed"
+    rm -rf "${work:?}/$name"
+done
