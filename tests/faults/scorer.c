@@ -1,6 +1,6 @@
 // Scorers that misbehave: in poise_faults the scorer child reads its requests through here.
 //
-//   POISE_SCORER_FAULT=text               a completion that holds "[fault KIND]" gets that fault
+//   POISE_SCORER_FAULT=text               a completion that holds "[fault KIND]" gets that fault; KIND none: none
 //   POISE_SCORER_FAULT=KIND[+KIND...]:SHARE[:SEED]
 //                                         SHARE of 1,000 completions, chosen by (seed, group, index), get a fault, each
 //                                         one of these kinds
@@ -18,7 +18,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-extern ssize_t __real_getline(char **line, size_t *capacity, FILE *file);
+// getline, and what an optimising build makes of it.
+extern ssize_t __real___getdelim(char **line, size_t *capacity, int end, FILE *file);
+extern ssize_t __wrap___getdelim(char **line, size_t *capacity, int end, FILE *file);
 extern ssize_t __wrap_getline(char **line, size_t *capacity, FILE *file);
 
 static void say(const char *text) {
@@ -137,7 +139,7 @@ static uint64_t mix(uint64_t x) {
 static int kind_choose(const char *plan, const char *line, uint64_t serial, uint64_t index) {
     if (!strcmp(plan, "text")) {
         const char *mark = strstr(line, "[fault ");
-        return mark ? kind_find(mark + 7, strcspn(mark + 7, "]")) : -1;
+        return mark && strncmp(mark + 7, "none]", 5) != 0 ? kind_find(mark + 7, strcspn(mark + 7, "]")) : -1;
     }
     const char *share = strchr(plan, ':'), *seed = share ? strchr(share + 1, ':') : NULL;
     if (!share) return -1;
@@ -151,9 +153,13 @@ static int kind_choose(const char *plan, const char *line, uint64_t serial, uint
 }
 
 ssize_t __wrap_getline(char **line, size_t *capacity, FILE *file) {
+    return __wrap___getdelim(line, capacity, '\n', file);
+}
+
+ssize_t __wrap___getdelim(char **line, size_t *capacity, int end, FILE *file) {
     const char *plan = file == stdin ? getenv("POISE_SCORER_FAULT") : NULL, *log = getenv("POISE_SCORER_FAULT_LOG");
     if (plan && !strcmp(plan, "start")) _exit(7);
-    ssize_t length = __real_getline(line, capacity, file);
+    ssize_t length = __real___getdelim(line, capacity, end, file);
     if (!plan || length <= 0) return length;
     const char *serial = strstr(*line, "\"serial\":"), *index = strstr(*line, "\"index\":");
     uint64_t s = serial ? strtoull(serial + 9, NULL, 10) : 0, i = index ? strtoull(index + 8, NULL, 10) : 0;
