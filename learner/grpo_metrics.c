@@ -73,6 +73,8 @@ static void add_rewards(grpo_run_t *run) {
     metrics_add(run->metrics, "groups", plan->groups);
     metrics_add(run->metrics, "groups/spreadless", (double)plan->spreadless);
     metrics_add(run->metrics, "completions/excluded", (double)plan->excluded);
+    metrics_add(run->metrics, "completions/timeout", (double)plan->timeouts);
+    metrics_add(run->metrics, "completions/error", (double)(plan->excluded - plan->timeouts));
 }
 
 static void add_policy(grpo_run_t *run, double normaliser) {

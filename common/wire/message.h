@@ -78,6 +78,7 @@ typedef struct message_plan {
     // Step totals that every learner needs before its first launch:
     int64_t sequences, completion_tokens; // counted (not excluded)
     int64_t spreadless, excluded;         // groups without spread; excluded completions
+    int64_t timeouts;                     // of the excluded: not scored in time (the others: errors)
     double generate_s, reward_s;          // wall time of the phases
 } message_plan_t;
 typedef struct message_weights {

@@ -68,6 +68,7 @@ static const field_t plan[] = {
     INT64("completion_tokens", plan.completion_tokens, 0),
     INT64("spreadless", plan.spreadless, 0),
     INT64("excluded", plan.excluded, 0),
+    INT64("timeouts", plan.timeouts, 0),
     REAL64("generate_s", plan.generate_s),
     REAL64("reward_s", plan.reward_s),
 };

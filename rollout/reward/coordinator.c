@@ -1,6 +1,5 @@
 #include "rollout/reward/coordinator.h"
 
-#include "rollout/reward/reward.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,11 +19,19 @@ typedef struct group {
     message_group_item_t *results; // [completions], filled when closed
 } group_t;
 
+enum { MOST_REASONS = 16 };
+typedef struct reason {
+    char text[256];
+    int64_t count;
+} reason_t;
+
 typedef struct step {
     int64_t number, version;
     bool planned; // its plan has been handed out
     int closed;
-    group_t *group; // [prompts]
+    int64_t excluded, timeouts;    // completions without a reward; of them those that ran out of time
+    reason_t reason[MOST_REASONS]; // why; beyond so many different ones only counted above
+    group_t *group;                // [prompts]
     message_plan_t plan;
 } step_t;
 
@@ -299,8 +306,34 @@ static void group_close(coordinator_t *c, group_t *group) {
     group->closed = true;
 }
 
-status_t coordinator_scored(coordinator_t *c, uint64_t serial, int32_t index, bool excluded, double reward, double tag,
-                            double answer) {
+static void reason_count(step_t *step, const char *why) {
+    int r = 0;
+    while (r < MOST_REASONS && step->reason[r].count && strcmp(step->reason[r].text, why) != 0) r++;
+    if (r == MOST_REASONS) return;
+    if (!step->reason[r].count++) snprintf(step->reason[r].text, sizeof(step->reason[r].text), "%s", why);
+}
+
+// Counts an exclusion. Once the step has more than may be, nothing can mend it: the run ends now, not after scoring the
+// rest, however often a scorer would have to be started for that.
+static status_t exclude(const coordinator_t *c, step_t *step, reward_outcome_t outcome, const char *why) {
+    step->excluded++;
+    step->timeouts += outcome == REWARD_TIMEOUT;
+    reason_count(step, why);
+    int64_t all = (int64_t)c->options.prompts * c->options.completions;
+    if ((double)step->excluded <= c->options.excluded_limit * (double)all) return STATUS_OK;
+    const reason_t *most = &step->reason[0];
+    for (int r = 1; r < MOST_REASONS; r++)
+        if (step->reason[r].count > most->count) most = &step->reason[r];
+    FAIL(STATUS_FAILED,
+         "%lld of the %lld completions of step %lld have no reward (%lld ran out of time, %lld failed), which is more "
+         "than grpo.excluded_limit (%g) allows; the most frequent reason, %lld times: %s; mend that, or raise "
+         "reward.timeout_s, reward.memory_mb or grpo.excluded_limit",
+         (long long)step->excluded, (long long)all, (long long)step->number, (long long)step->timeouts,
+         (long long)(step->excluded - step->timeouts), c->options.excluded_limit, (long long)most->count, most->text);
+}
+
+status_t coordinator_scored(coordinator_t *c, uint64_t serial, int32_t index, reward_outcome_t outcome, const char *why,
+                            double reward, double tag, double answer) {
     step_t *step;
     group_t *group = group_find(c, serial, &step);
     if (!group || index < 0 || index >= c->options.completions || !group->item[index].arrived ||
@@ -309,6 +342,7 @@ status_t coordinator_scored(coordinator_t *c, uint64_t serial, int32_t index, bo
              (unsigned long long)serial);
     item_t *item = &group->item[index];
     const message_completion_t *completion = &item->completion;
+    bool excluded = outcome != REWARD_OK;
     item->scored = true;
     item->result = (message_group_item_t){.index = index,
                                           .length = completion->length,
@@ -319,6 +353,7 @@ status_t coordinator_scored(coordinator_t *c, uint64_t serial, int32_t index, bo
                                           .reward_answer = excluded ? 0 : answer,
                                           .truncated = completion->truncated,
                                           .excluded = excluded};
+    if (excluded) TRY(exclude(c, step, outcome, why));
     if (++group->scored < c->options.completions) return STATUS_OK;
     group_close(c, group);
     step->closed++;
@@ -377,13 +412,7 @@ static status_t plan_make(coordinator_t *c, step_t *step) {
             plan->completion_tokens += result->excluded ? 0 : result->length;
         }
     }
-    int64_t all = (int64_t)plan->groups * c->options.completions;
-    if ((double)plan->excluded > c->options.excluded_limit * (double)all)
-        FAIL(STATUS_FAILED,
-             "%lld of the %lld completions of step %lld have no reward because their scorers failed or ran out of "
-             "time, more than "
-             "grpo.excluded_limit allows; look at the scorers' messages, or raise reward.timeout_s",
-             (long long)plan->excluded, (long long)all, (long long)step->number);
+    plan->timeouts = step->timeouts;
     return plan_assign(c, plan);
 }
 

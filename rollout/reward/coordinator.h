@@ -11,6 +11,7 @@
 
 #include "common/comm/job.h"
 #include "common/wire/message.h"
+#include "rollout/reward/reward.h"
 
 typedef struct coordinator coordinator_t;
 
@@ -62,8 +63,10 @@ status_t coordinator_completion(coordinator_t *coordinator, uint32_t worker, mes
 // completions have arrived)".
 int coordinator_worker_open_groups(const coordinator_t *coordinator, uint32_t worker);
 void coordinator_worker_phase(const coordinator_t *coordinator, uint32_t worker, char *out, size_t bytes);
-status_t coordinator_scored(coordinator_t *coordinator, uint64_t serial, int32_t index, bool excluded, double reward,
-                            double tag, double answer) STATUS_CHECKED;
+// outcome other than REWARD_OK: the completion is excluded, `why` says why and the numbers do not count.
+// STATUS_FAILED: more of the step's completions are excluded than excluded_limit allows.
+status_t coordinator_scored(coordinator_t *coordinator, uint64_t serial, int32_t index, reward_outcome_t outcome,
+                            const char *why, double reward, double tag, double answer) STATUS_CHECKED;
 // The next thing to do; kind ACTION_NONE when there is nothing.
 status_t coordinator_next(coordinator_t *coordinator, coordinator_action_t *action) STATUS_CHECKED;
 // The closed plan of a step (groups balanced over learners by tokens, longest first), and its groups. Borrowed until

@@ -279,7 +279,7 @@ static status_t take_scores(reward_rank_t *r, double wait_s) {
         if (result.outcome != REWARD_OK)
             fprintf(stderr, "poise: completion %d of group %llu has no reward: %s\n", result.index,
                     (unsigned long long)result.serial, result.why);
-        TRY(coordinator_scored(r->coordinator, result.serial, result.index, result.outcome != REWARD_OK, result.reward,
+        TRY(coordinator_scored(r->coordinator, result.serial, result.index, result.outcome, result.why, result.reward,
                                result.tag, result.answer));
         TRY(act(r));
     }

@@ -33,7 +33,7 @@ static status_t request_read(const json_t *request, reward_input_t *out, const c
     return STATUS_OK;
 }
 
-// {"ok": true, "tag": x, "answer": y, "length": z} or {"ok": false, "why": "..."}
+// {"ok": true, "tag": x, "answer": y, "length": z} or {"ok": false, "why": "..."}, with the request's serial and index
 static status_t request_answer(const char *line, size_t length, json_t **out) {
     json_error_t error;
     json_t *request = json_loadb(line, length, 0, &error);
@@ -49,6 +49,10 @@ static status_t request_answer(const char *line, size_t length, json_t **out) {
         *out = json_pack("{s:b, s:s}", "ok", 0, "why", status_message(status));
     else
         *out = json_pack("{s:b, s:f, s:f, s:f}", "ok", 1, "tag", tag, "answer", answer, "length", length_score);
+    if (*out) {
+        json_object_set(*out, "serial", json_object_get(request, "serial"));
+        json_object_set(*out, "index", json_object_get(request, "index"));
+    }
     json_decref(request);
     status_free(status);
     if (!*out) FAIL(STATUS_MEMORY, "out of memory while answering a scoring request");
@@ -61,6 +65,8 @@ status_t reward_scorer_main(void) {
     // A scorer that computes would not notice the end of its reward rank before its next line.
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     status_t status = STATUS_OK;
+    // A scorer that hangs must not outlive a reward rank that is killed; one that waits sees the end of its input.
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     for (ssize_t length; !status && (length = getline(&line, &capacity, stdin)) > 0;) {
         json_t *answer = NULL;
         status = request_answer(line, (size_t)length, &answer);

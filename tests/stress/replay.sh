@@ -4,7 +4,7 @@
 # the same bits in any layout and after a resume, and its replay shows where the NaN begins.
 . "$(dirname "$0")/../lib/jobs.sh"
 . "$(dirname "$0")/../lib/stress.sh"
-poke=${POISE_BINARY_DIR:-$POISE_SOURCE_DIR/build/release}/tests/poise_poke
+poke=${POISE_BINARY_DIR:-$POISE_SOURCE_DIR/build/release}/tests/tool_poke
 [ -x "$poke" ] || { echo "skipped: $poke is not built"; exit 77; }
 make_data
 make_start 24

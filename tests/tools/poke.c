@@ -1,8 +1,8 @@
 // For shell tests that damage files: one element of a dataset or tensor is replaced, or its bits are flipped.
-//   poise_poke h5 FILE DATASET ELEMENT set|xor HEX          (i32, i64, f32: by their bytes)
-//   poise_poke h5 FILE DATASET ELEMENT get                  (prints the element's bytes as a hexadecimal number)
-//   poise_poke h5 FILE DATASET 0 count|text                 (elements; a text)
-//   poise_poke safetensors FILE TENSOR ELEMENT set|xor HEX  (f32)
+//   tool_poke h5 FILE DATASET ELEMENT set|xor HEX          (i32, i64, f32: by their bytes)
+//   tool_poke h5 FILE DATASET ELEMENT get                  (prints the element's bytes as a hexadecimal number)
+//   tool_poke h5 FILE DATASET 0 count|text                 (elements; a text)
+//   tool_poke safetensors FILE TENSOR ELEMENT set|xor HEX  (f32)
 #include <hdf5.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -12,7 +12,7 @@
 #include <string.h>
 
 static int fail(const char *what) {
-    fprintf(stderr, "poise_poke: %s\n", what);
+    fprintf(stderr, "tool_poke: %s\n", what);
     return 1;
 }
 

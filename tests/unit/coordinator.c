@@ -67,7 +67,8 @@ static int play(coordinator_t *c, uint32_t *assigned) {
                            1 + (int)(action.work.serial % 5)));
         }
         if (action.kind == ACTION_SCORE)
-            ok(coordinator_scored(c, action.serial, action.index, false, action.index == 0, 0.5, action.index == 0));
+            ok(coordinator_scored(c, action.serial, action.index, REWARD_OK, "", action.index == 0, 0.5,
+                                  action.index == 0));
         if (action.kind == ACTION_SEND_PLAN) plans++;
     }
 }
@@ -166,31 +167,93 @@ static void test_wrong_completions_are_refused(void **state) {
     message_plan_t plan;
     refused(coordinator_group(c, 0, &group), "not closed");
     refused(coordinator_plan(c, 0, &plan), "not closed");
-    refused(coordinator_scored(c, 0, 0, false, 1, 1, 1), "waits for none");
+    refused(coordinator_scored(c, 0, 0, REWARD_OK, "", 1, 1, 1), "waits for none");
     coordinator_close(c);
+}
+
+// Plays until the step is planned or refused. Completions whose place has a bit in `timeouts` or `errors` have no
+// reward; the others' reward is their place.
+static status_t play_excluding(coordinator_t *c, unsigned timeouts, unsigned errors) {
+    for (;;) {
+        coordinator_action_t action;
+        TRY(coordinator_next(c, &action));
+        if (action.kind == ACTION_SEND_PLAN) return STATUS_OK;
+        assert_int_not_equal(action.kind, ACTION_NONE);
+        if (action.kind == ACTION_SEND_WORK)
+            for (int i = 0; i < action.work.completions; i++) ok(deliver(c, 1, action.work.serial, i, 0, 2));
+        if (action.kind != ACTION_SCORE) continue;
+        int place = (int)action.serial * 4 + action.index;
+        reward_outcome_t outcome = timeouts >> place & 1 ? REWARD_TIMEOUT
+                                   : errors >> place & 1 ? REWARD_ERROR
+                                                         : REWARD_OK;
+        const char *why = outcome == REWARD_TIMEOUT ? "too slow" : place % 2 ? "odd" : "even";
+        TRY(coordinator_scored(c, action.serial, action.index, outcome, outcome ? why : "", place, 0, 0));
+    }
+}
+
+static coordinator_t *open_four(double limit) {
+    coordinator_options_t options = defaults;
+    options.completions = 4;
+    options.excluded_limit = limit;
+    coordinator_t *c;
+    ok(coordinator_open(&options, &c));
+    ok(coordinator_worker_joined(c, 1, 8));
+    ok(coordinator_weights(c, 0, 100));
+    return c;
 }
 
 static void test_excluded_share_stops_the_run(void **state) {
     (void)state;
-    coordinator_t *c;
-    ok(coordinator_open(&defaults, &c));
-    ok(coordinator_worker_joined(c, 1, 8));
-    ok(coordinator_weights(c, 0, 100));
-    for (;;) {
-        coordinator_action_t action;
-        status_t status = coordinator_next(c, &action);
-        if (status) {
-            refused(status, "excluded_limit");
-            break;
+    // Five of twelve may have none, six of twelve at a limit of a half, seven not.
+    coordinator_t *c = open_four(0.5);
+    ok(play_excluding(c, 0x00f, 0x030));
+    message_plan_t plan;
+    ok(coordinator_plan(c, 0, &plan));
+    assert_true(plan.excluded == 6 && plan.timeouts == 4 && plan.sequences == 6 && plan.completion_tokens == 12);
+    coordinator_close(c);
+    c = open_four(0.5);
+    status_t status = play_excluding(c, 0x003, 0x2a7c);
+    assert_non_null(strstr(status_message(status), "7 of the 12 completions of step 0 have no reward (2 ran out of "
+                                                   "time, 5 failed), which is more than grpo.excluded_limit (0.5)"));
+    refused(status, "the most frequent reason, 3 times: even;");
+    coordinator_close(c);
+    c = open_four(0); // not one
+    refused(play_excluding(c, 0x800, 0), "reason, 1 times: too slow;");
+    coordinator_close(c);
+}
+
+// Advantages are those of a group in which the excluded were never there.
+static void test_excluded_completions_do_not_count(void **state) {
+    (void)state;
+    coordinator_t *c = open_four(0.9);
+    ok(play_excluding(c, 0x002, 0xe10)); // group 0: place 1; group 1: place 4; group 2: all but place 8
+    for (uint64_t serial = 0; serial < 3; serial++) {
+        message_group_t group;
+        ok(coordinator_group(c, serial, &group));
+        double reward[4], expected[4];
+        int counted = 0, place[4];
+        for (int i = 0; i < 4; i++) {
+            int bit = (int)serial * 4 + i;
+            bool out = (0x002 | 0xe10) >> bit & 1;
+            assert_int_equal(group.item[i].excluded, out);
+            if (out) {
+                assert_true(group.item[i].advantage == 0 && group.item[i].reward == 0);
+                continue;
+            }
+            place[counted] = i;
+            reward[counted++] = bit;
         }
-        assert_int_not_equal(action.kind, ACTION_SEND_PLAN);
-        assert_int_not_equal(action.kind, ACTION_NONE);
-        if (action.kind == ACTION_SEND_WORK)
-            for (int i = 0; i < 2; i++) ok(deliver(c, 1, action.work.serial, i, 0, 2));
-        // Four of six have no reward: more than half.
-        if (action.kind == ACTION_SCORE)
-            ok(coordinator_scored(c, action.serial, action.index, action.serial < 2, 1, 1, 1));
+        bool none[4] = {false}, spread;
+        reward_group_advantages(reward, none, counted, defaults.advantage_eps, expected, &spread);
+        assert_int_equal(spread, counted > 1);
+        for (int k = 0; k < counted; k++) {
+            assert_true(group.item[place[k]].advantage == expected[k]);
+            assert_true((expected[k] != 0) == spread || reward[k] == (reward[0] + reward[counted - 1]) / 2);
+        }
     }
+    message_plan_t plan;
+    ok(coordinator_plan(c, 0, &plan));
+    assert_int_equal(plan.spreadless, 1);
     coordinator_close(c);
 }
 
@@ -237,6 +300,7 @@ int main(void) {
         cmocka_unit_test(test_dead_worker_loses_nothing_and_doubles_nothing),
         cmocka_unit_test(test_wrong_completions_are_refused),
         cmocka_unit_test(test_excluded_share_stops_the_run),
+        cmocka_unit_test(test_excluded_completions_do_not_count),
         cmocka_unit_test(test_plan_is_balanced_by_tokens),
         cmocka_unit_test(test_advantages),
     };

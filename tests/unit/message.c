@@ -72,7 +72,7 @@ static message_t example(message_type_t type) {
                                               .seconds = 0.1};
         break;
     case MESSAGE_PLAN:
-        m.plan = (message_plan_t){4, 3, serials, owners, lengths, 24, 1LL << 33, 1, 2, 1.5, 0.1};
+        m.plan = (message_plan_t){4, 3, serials, owners, lengths, 24, 1LL << 33, 1, 3, 2, 1.5, 0.1};
         break;
     case MESSAGE_FETCH:
         m.fetch.count = 3;

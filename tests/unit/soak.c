@@ -297,7 +297,7 @@ static void act(game_t *g) {
             player->hand[player->hands++] = (hand_t){action.work.serial, action.work.version, 0};
         }
         if (action.kind == ACTION_SCORE)
-            CHECK_OK(coordinator_scored(g->c, action.serial, action.index, false,
+            CHECK_OK(coordinator_scored(g->c, action.serial, action.index, REWARD_OK, "",
                                         (double)((action.serial + (uint64_t)action.index) % 3), 0, 0));
         if (action.kind == ACTION_SEND_PLAN) take_plan(g, action.step);
     }
