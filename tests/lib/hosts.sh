@@ -17,7 +17,6 @@ hosts_down() {
 hosts_up() { # COUNT
     trap hosts_down EXIT
     "$netlab" up "$1" || fail "the hosts could not be made"
-    mkdir -p "$work/tmp"
 }
 
 # start_on_hosts NAME "HOST HOST ..." COMMAND [KEY=VALUE]...: a run under launch/run, started on the first rank's host; rank i runs on the
@@ -28,7 +27,7 @@ start_on_hosts() {
     for word in "$@"; do more+=(--set "$word"); done
     # shellcheck disable=SC2086
     printf '%s\n' $hosts >"$work/$name.hosts"
-    TMPDIR=$work/tmp "$netlab" exec "${hosts%% *}" timeout -k 5 "$limit" "$launch" -n "$(wc -l <"$work/$name.hosts")" \
+    TMPDIR=$NETLAB_DIR/local "$netlab" exec "${hosts%% *}" timeout -k 5 "$limit" "$launch" -n "$(wc -l <"$work/$name.hosts")" \
         --mca plm_rsh_agent "$netlab rsh" --map-by seq --hostfile "$work/$name.hosts" --mca oob_tcp_keepalive_time 3 \
         --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3 -- \
         "$command" "${settings[@]}" --set "output=$work/$name" ${more[@]+"${more[@]}"} >>"$work/$name.log" 2>&1 </dev/null &
@@ -41,6 +40,13 @@ rank_of_run() { # NAME RANK
         grep -qzE "^(OMPI_COMM_WORLD_RANK|PMIX_RANK)=$2\$" "/proc/$pid/environ" 2>/dev/null || continue
         grep -qzx "output=$work/$1" "/proc/$pid/cmdline" 2>/dev/null || continue
         grep -qz '^__scorer$' "/proc/$pid/cmdline" 2>/dev/null || echo "$pid"
+    done
+}
+# The process of launch/run itself.
+script_of() { # NAME
+    local pid
+    for pid in $(processes bash); do
+        tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q "launch/run .*output=$work/$1 " && echo "$pid" && return
     done
 }
 rank_is_gone() { [ -z "$(rank_of_run "$1" "$2")" ]; }

@@ -140,16 +140,24 @@ cut_learners() { # NAME: in the background; $work/NAME.end says when and how it 
     start_on_hosts "$name" "h4 h4 h5 h6 h4" grpo roles.learners=2 optimizer.steps=100000 "deadline.start_s=$start"
     cut_job=$background
     within "$limit" has_steps "$name" 2 || fail "$name did not get to step 2" "$work/$name.log"
+    # The ranks must end by themselves: the script that would end what is left stands still meanwhile.
+    cut_script=$(script_of "$name")
+    [ -n "$cut_script" ] || fail "$name: launch/run is not to be found"
+    kill -STOP "$cut_script"
     "$netlab" cut h4
     cut_at=$SECONDS
     stress_count "network: learners' host" 1
 }
 cut_learners_ended() { # NAME
     local name=$1 code rank
+    for rank in 0 1 2 3 4; do
+        within $((heartbeat + start + 30)) rank_is_gone "$name" $rank || fail "$name: rank $rank is still there, $((SECONDS - cut_at)) s after the cut" "$work/$name.log"
+    done
+    echo "$name: all ranks have ended by themselves, $((SECONDS - cut_at)) s after the cut at most"
+    kill -CONT "$cut_script"
     within $((heartbeat + start + 60)) run_is_over "$cut_job" || fail "$name has not ended, $((SECONDS - cut_at)) s after the cut" "$work/$name.log"
     { wait "$cut_job"; code=$?; } 2>/dev/null
     [ "$code" = 1 ] || fail "$name ended with $code" "$work/$name.log"
-    for rank in 0 1 2 3 4; do ends_itself "$name" $rank; done
     holds "$work/$name.log" "0 of 2 rollout workers"
     [ "$(grep -c '0 of 2 rollout workers' "$work/$name.log")" = 1 ] || fail "$name says it more than once" "$work/$name.log"
     nothing_shared "$name" h4 h5 h6
