@@ -159,7 +159,7 @@ cut_learners_ended() { # NAME
     { wait "$cut_job"; code=$?; } 2>/dev/null
     [ "$code" = 1 ] || fail "$name ended with $code" "$work/$name.log"
     holds "$work/$name.log" "0 of 2 rollout workers"
-    [ "$(grep -c '0 of 2 rollout workers' "$work/$name.log")" = 1 ] || fail "$name says it more than once" "$work/$name.log"
+    [ "$(grep -c '^poise: .*0 of 2 rollout workers' "$work/$name.log")" = 1 ] || fail "$name says it more than once" "$work/$name.log"
     nothing_shared "$name" h4 h5 h6
     "$netlab" heal h4
     within 90 nothing_left "$name" || fail "$name left processes: $(of_run "$name")" "$work/$name.log"
