@@ -6,7 +6,7 @@ POISE=${POISE:-$POISE_SOURCE_DIR/build/release/poise}
 export POISE POISE_SOURCE_DIR
 . "$POISE_SOURCE_DIR/launch/env"
 model=$POISE_SOURCE_DIR/configs/quickstart
-launch=$POISE_SOURCE_DIR/launch/run
+launch=${POISE_LAUNCH:-$POISE_SOURCE_DIR/launch/run}
 limit=${POISE_JOB_LIMIT:-240} # seconds that one job may take on a busy machine
 
 [ -x "$POISE" ] || { echo "skipped: $POISE is not built"; exit 77; }
