@@ -5,8 +5,9 @@
 // dropped. A peer has an epoch number; frames of an old epoch are refused. Heartbeats come from the I/O thread, apart
 // from the work loop, and carry the work loop's progress counter, so that a peer that answers but never finishes can be
 // told from a busy one. Each hub or link runs one I/O thread that owns its sockets; the functions here are called by
-// one other thread (or, where said, by any). Payloads are frames of common/wire/message.h. Bad frames are counted,
-// named once in the log, and dropped. Beyond loopback CURVE keys are required; see link_options_t.
+// one other thread (or, where said, by any). Payloads are frames of common/wire/message.h. Bad frames, and connections
+// of strangers (doorkeeper.h), are counted, named in the log at most once a second, and dropped. Beyond loopback CURVE
+// keys are required; see link_options_t.
 #ifndef COMMON_WIRE_LINK_H
 #define COMMON_WIRE_LINK_H
 
@@ -69,6 +70,7 @@ void link_progress(link_t *link);
 // Counters since opening, for metrics and tests.
 typedef struct link_statistics {
     uint64_t sent, received, resent, duplicates, refused, bytes_sent, bytes_received;
+    uint64_t strangers; // of a hub: connections that ended without a valid frame (no key, a wrong one, garbage)
 } link_statistics_t;
 link_statistics_t link_get_statistics(const link_t *link);
 link_statistics_t hub_get_statistics(const hub_t *hub);

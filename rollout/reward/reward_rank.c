@@ -31,6 +31,7 @@ typedef struct reward_rank {
     peer_t *peer; // learners, then workers, as they joined
     size_t peers, peer_capacity;
     int learners_here, workers_here;
+    int vocabulary; // of the model
     int64_t first_step, last_step;
     message_weights_t *weights; // announcements still of use
     size_t weights_count, weights_capacity;
@@ -92,6 +93,7 @@ static status_t coordinator_begin(reward_rank_t *r, int64_t step) {
                                      .last_step = r->last_step,
                                      .seed = (uint64_t)config->seed,
                                      .max_new_tokens = config->grpo.max_new_tokens,
+                                     .vocabulary = r->vocabulary,
                                      .temperature = config->grpo.temperature,
                                      .advantage_eps = config->grpo.advantage_eps,
                                      .excluded_limit = config->grpo.excluded_limit};
@@ -200,7 +202,7 @@ static status_t on_fetch(reward_rank_t *r, const peer_t *peer, const message_t *
 }
 
 static step_time_t *time_of(reward_rank_t *r, int64_t step) {
-    step_time_t *time = &r->time[step % TIMED_STEPS];
+    step_time_t *time = &r->time[(uint64_t)step % TIMED_STEPS];
     if (time->step != step || !time->first_work) *time = (step_time_t){.step = step, .first_work = clock_seconds()};
     return time;
 }
@@ -221,46 +223,63 @@ static status_t on_stop(reward_rank_t *r, const peer_t *peer, const message_t *m
     return send_stop(r, message->stop.reason);
 }
 
+static status_t on_completion(reward_rank_t *r, const peer_t *peer, message_completion_t *completion) {
+    uint64_t step = completion->serial / (uint64_t)r->job->config->grpo.prompts;
+    TRY(coordinator_completion(r->coordinator, peer->number, completion));
+    if (step < (uint64_t)r->last_step) time_of(r, (int64_t)step)->last_completion = clock_seconds();
+    return STATUS_OK;
+}
+
+// For learner 0's metrics. Those of a version that nobody announced, or has forgotten, are left out.
+static status_t on_statistics(reward_rank_t *r, const message_t *message) {
+    const peer_t *first = peer_learner(r, 0);
+    if (!first || !weights_find(r, message->statistics.version)) return STATUS_OK;
+    return send_message(r, first->number, message);
+}
+
+// What only learners and what only workers send. Workers that come before the first learner have nothing to say yet.
+static status_t check_sender(const reward_rank_t *r, const peer_t *peer, message_type_t type) {
+    bool of_learner = type == MESSAGE_WEIGHTS || type == MESSAGE_FETCH || type == MESSAGE_STOP;
+    bool of_worker = type == MESSAGE_READY || type == MESSAGE_COMPLETION || type == MESSAGE_STATISTICS;
+    if ((of_learner && peer->learner) || (of_worker && !peer->learner && r->coordinator) || type == MESSAGE_ERROR)
+        return STATUS_OK;
+    FAIL(STATUS_PEER, "%s rank %d sent %s, which the reward rank does not take from it%s",
+         peer->learner ? "learner" : "rollout", peer->world_rank, message_type_name(type),
+         r->coordinator ? "" : " before the run has begun");
+}
+
+static status_t take_message(reward_rank_t *r, const peer_t *peer, message_t *message) {
+    TRY(check_sender(r, peer, message->type));
+    switch (message->type) {
+    case MESSAGE_WEIGHTS:
+        return on_weights(r, peer, &message->weights);
+    case MESSAGE_FETCH:
+        return on_fetch(r, peer, message);
+    case MESSAGE_ERROR:
+        return on_error(r, peer, message);
+    case MESSAGE_STOP:
+        return on_stop(r, peer, message);
+    case MESSAGE_READY:
+        return coordinator_worker_ready(r->coordinator, peer->number, message->ready.version, message->ready.checksum);
+    case MESSAGE_COMPLETION:
+        return on_completion(r, peer, &message->completion);
+    default:
+        return on_statistics(r, message);
+    }
+}
+
 static status_t on_message(reward_rank_t *r, hub_event_t *event) {
-    peer_t *peer = peer_find(r, event->peer);
+    const peer_t *peer = peer_find(r, event->peer);
     message_t message;
     if (!peer) return STATUS_OK;
-    TRY(message_unpack(event->message.data, event->message.size, &message));
-    status_t status = STATUS_OK;
-    switch (message.type) {
-    case MESSAGE_WEIGHTS:
-        status = on_weights(r, peer, &message.weights);
-        break;
-    case MESSAGE_FETCH:
-        status = on_fetch(r, peer, &message);
-        break;
-    case MESSAGE_ERROR:
-        status = on_error(r, peer, &message);
-        break;
-    case MESSAGE_STOP:
-        status = on_stop(r, peer, &message);
-        break;
-    case MESSAGE_READY:
-        status = coordinator_worker_ready(r->coordinator, peer->number, message.ready.version, message.ready.checksum);
-        break;
-    case MESSAGE_COMPLETION:
-        time_of(r, (int64_t)(message.completion.serial / (uint64_t)r->job->config->grpo.prompts))->last_completion =
-            clock_seconds();
-        status = coordinator_completion(r->coordinator, peer->number, &message.completion);
-        break;
-    case MESSAGE_STATISTICS: {
-        const peer_t *first = peer_learner(r, 0);
-        if (first) status = send_message(r, first->number, &message);
-        break;
+    status_t status = message_unpack(event->message.data, event->message.size, &message);
+    if (!status) {
+        status = take_message(r, peer, &message);
+        message_free(&message);
     }
-    default:
-        status = STATUS_NEW(STATUS_PEER, "rank %d sent %s, which the reward rank does not take", peer->world_rank,
-                            message_type_name(message.type));
-    }
-    message_free(&message);
-    // A worker that breaks the rules costs its place, not the run.
+    // A worker that breaks the rules costs its place, not the run: its open groups go to others.
     if (status && status_kind(status) == STATUS_PEER && !peer->learner) {
-        status_print(status, stderr, comm_world_rank(r->job->world), false);
+        fprintf(stderr, "poise: rollout rank %d is dropped: %s\n", peer->world_rank, status_message(status));
         hub_drop(r->hub, peer->number, "it broke the protocol");
         status_free(status);
         return STATUS_OK;
@@ -447,6 +466,10 @@ static status_t reward_rank_open(reward_rank_t *r) {
                                 .length_weight = config->grpo.reward_length};
     TRY(packed_open(config->data.train, &r->packed));
     TRY(check_answers(r));
+    model_t *model;
+    TRY(model_open(config->model, NULL, &model));
+    r->vocabulary = model->config.vocabulary;
+    model_close(model);
     TRY(scorer_pool_open(&scorers, &r->scorers));
     link_options_t options = job_link_options(r->job);
     TRY(hub_open(job_bind_endpoint(r->job), &options, &r->hub));
