@@ -526,6 +526,14 @@ void hub_drop(hub_t *hub, uint32_t peer, const char *reason) {
     gate_wake(&hub->gate);
 }
 
+size_t hub_waiting(hub_t *hub, uint32_t peer) {
+    pthread_mutex_lock(&hub->gate.mutex);
+    const peer_t *of = peer_of(hub, peer);
+    size_t waiting = of && !of->gone ? of->stream.count : 0;
+    pthread_mutex_unlock(&hub->gate.mutex);
+    return waiting;
+}
+
 double hub_idle_seconds(hub_t *hub, uint32_t peer) {
     pthread_mutex_lock(&hub->gate.mutex);
     const peer_t *of = peer_of(hub, peer);

@@ -48,6 +48,8 @@ status_t hub_receive(hub_t *hub, double wait_s, hub_event_t *event) STATUS_CHECK
 // Queues a message for a peer (any thread). Takes over `message`. A peer that is gone: STATUS_PEER. Never blocks: the
 // hub's queue is bounded by what its owner grants as credits.
 status_t hub_send(hub_t *hub, uint32_t peer, link_buffer_t message) STATUS_CHECKED;
+// Messages queued for a peer that it has not acknowledged: what a peer that asks without taking costs. 0: it is gone.
+size_t hub_waiting(hub_t *hub, uint32_t peer);
 // Declares a peer gone (stalled, misbehaving); a HUB_GONE event follows.
 void hub_drop(hub_t *hub, uint32_t peer, const char *reason);
 // Seconds since the peer's work loop last moved (link_progress), and since it was last heard at all.
