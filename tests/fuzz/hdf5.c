@@ -88,7 +88,7 @@ static hid_t make_space(fuzz_bytes_t *bytes, int *rank, hsize_t length[3]) {
     return *rank ? H5Screate_simple(*rank, length, how & 64 ? most : NULL) : H5Screate(H5S_SCALAR);
 }
 
-static hid_t make_layout(fuzz_bytes_t *bytes, int rank) {
+static hid_t make_layout(fuzz_bytes_t *bytes, int rank, bool *small) {
     hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
     hsize_t chunk[3] = {1 + fuzz_take(bytes, 1) % 40, 3, 2};
     uint8_t how = (uint8_t)fuzz_take(bytes, 1);
@@ -96,6 +96,7 @@ static hid_t make_layout(fuzz_bytes_t *bytes, int rank) {
     if (how % 8 == 2) H5Pset_external(creation, "/etc/hostname", 0, 16);
     if (how % 8 < 3 || !rank) return creation;
     if (how % 8 == 7) chunk[0] = fuzz_take(bytes, 4) + 1;
+    *small = chunk[0] <= 4096; // the library would write the whole chunk
     H5Pset_chunk(creation, rank, chunk);
     if (how & 8) H5Pset_shuffle(creation);
     if (how & 16) H5Pset_deflate(creation, 1);
@@ -107,12 +108,14 @@ static void make_dataset(hid_t file, fuzz_bytes_t *bytes, hid_t links) {
     static uint8_t contents[1 << 16];
     const char *name = names[fuzz_take(bytes, 1) % (sizeof(names) / sizeof(names[0]))];
     int rank = 0;
+    bool small = true;
     hsize_t length[3] = {0};
-    hid_t type = make_type(bytes), space = make_space(bytes, &rank, length), creation = make_layout(bytes, rank);
+    hid_t type = make_type(bytes), space = make_space(bytes, &rank, length),
+          creation = make_layout(bytes, rank, &small);
     hid_t id = H5Dcreate2(file, name, type, space, links, creation, H5P_DEFAULT);
     hssize_t elements = space < 0 ? 0 : H5Sget_simple_extent_npoints(space);
     bool flat = H5Tget_class(type) != H5T_VLEN && H5Tis_variable_str(type) <= 0;
-    if (id >= 0 && flat && elements > 0 && (size_t)elements < sizeof(contents) / H5Tget_size(type) &&
+    if (id >= 0 && small && flat && elements > 0 && (size_t)elements < sizeof(contents) / H5Tget_size(type) &&
         fuzz_take(bytes, 1) < 240) {
         uint8_t fill = (uint8_t)fuzz_take(bytes, 1);
         for (size_t i = 0; i < (size_t)elements * H5Tget_size(type); i++)
