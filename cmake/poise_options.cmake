@@ -30,6 +30,11 @@ if(POISE_SANITIZE)
   target_link_options(poise_options INTERFACE -fsanitize=${POISE_SANITIZE})
 endif()
 
+# Coverage for libFuzzer in every source, or its programs would search blindly.
+if(POISE_FUZZ AND CMAKE_C_COMPILER_ID MATCHES "Clang")
+  target_compile_options(poise_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # poise_room(NAME DIRS... [LINK libs...]): one static library from every .c file of the given folders.
 function(poise_room name)
   cmake_parse_arguments(ROOM "" "" "DIRS;LINK" ${ARGN})

@@ -1,6 +1,7 @@
 #include "common/config/config.h"
 
 #include "common/config/config_schema.h"
+#include "common/text/utf8.h"
 #include <errno.h>
 #include <libfyaml.h>
 #include <math.h>
@@ -215,8 +216,25 @@ static status_t yaml_error(struct fy_diag *diag, const char *name) {
     return status;
 }
 
+// The YAML library never returns from a line that begins with '%' and is no UTF-8. Configurations need neither
+// directives nor control characters, so the library sees none.
+static status_t config_check_text(const char *name, const char *text, size_t length) {
+    int line = 1;
+    for (size_t i = 0; i < length; i++) {
+        unsigned char byte = (unsigned char)text[i];
+        if ((byte < 0x20 && !strchr("\t\n\r", byte)) || !byte || byte == 0x7f)
+            FAIL(STATUS_INVALID, "%s:%d: it holds the control character 0x%02x", name, line, byte);
+        if (byte == '%' && (!i || strchr("\n\r", text[i - 1])))
+            FAIL(STATUS_INVALID, "%s:%d: YAML directives (lines that begin with '%%') are not taken", name, line);
+        line += byte == '\n';
+    }
+    if (utf8_valid(text, length) != length) FAIL(STATUS_INVALID, "%s is no UTF-8 text", name);
+    return STATUS_OK;
+}
+
 static status_t config_apply_yaml(config_t *config, const char *name, const char *text, size_t length, origin_t origin,
                                   const char *path) {
+    TRY(config_check_text(name, text, length));
     struct fy_diag_cfg diag_options;
     fy_diag_cfg_default(&diag_options);
     diag_options.fp = NULL;

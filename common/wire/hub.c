@@ -1,4 +1,5 @@
 #include "common/comm/clock.h"
+#include "common/wire/doorkeeper.h"
 #include "common/wire/stream.h"
 #include "common/wire/transport.h"
 
@@ -17,7 +18,7 @@ enum {
     FLUSH_MS = 300,
 };
 
-static const double goodbye_again_s = 0.25;
+static const double goodbye_again_s = 0.25, tell_every_s = 1;
 
 // One epoch of one name. After it is gone only what refuses its late frames stays.
 typedef struct peer {
@@ -48,6 +49,7 @@ struct hub {
     char *public_key; // owned copy, for the I/O thread
     char endpoint[512];
     void *context, *router, *zap;
+    doorkeeper_t *keeper;
     pthread_t thread;
     double served; // when the I/O thread last looked
     gate_t gate;
@@ -58,7 +60,10 @@ struct hub {
     event_t *event; // [events] from first_event on
     size_t first_event, events, event_capacity;
     link_statistics_t statistics;
-    bool closing, told_refusal;
+    bool closing;
+    uint64_t told_refused, told_strangers; // as said in the log
+    double told;                           // when
+    char why[160];                         // the last frame was refused
     double close_until, said_goodbye;
     status_t failure; // of the I/O thread; given out once, then said again by `failed`
     bool failed;
@@ -99,9 +104,28 @@ static status_t add_event(hub_t *hub, event_t event) {
 
 static void refuse_frame(hub_t *hub, const char *why) {
     hub->statistics.refused++;
-    if (hub->told_refusal) return;
-    hub->told_refusal = true;
-    fprintf(stderr, "poise: %s refused a frame: %s (said once; the count is in the statistics)\n", hub->endpoint, why);
+    snprintf(hub->why, sizeof(hub->why), "%s", why);
+}
+
+// Refusals go into the log at most once a second, with their number: who floods the hub must not flood the log.
+static void tell_refusals(hub_t *hub, double now, double *wake) {
+    uint64_t frames = hub->statistics.refused - hub->told_refused;
+    uint64_t strangers = hub->statistics.strangers - hub->told_strangers;
+    if (!frames && !strangers) return;
+    if (now - hub->told < tell_every_s) {
+        *wake = fmin(*wake, hub->told + tell_every_s);
+        return;
+    }
+    if (frames)
+        fprintf(stderr, "poise: %s refused %llu frames (%llu in all): %s\n", hub->endpoint, (unsigned long long)frames,
+                (unsigned long long)hub->statistics.refused, hub->why);
+    if (strangers)
+        fprintf(stderr, "poise: %s ended %llu connections that showed no %s (%llu in all)\n", hub->endpoint,
+                (unsigned long long)strangers, hub->public_key ? "key of this job" : "sign of being Poise",
+                (unsigned long long)hub->statistics.strangers);
+    hub->told_refused = hub->statistics.refused;
+    hub->told_strangers = hub->statistics.strangers;
+    hub->told = now;
 }
 
 static void send_frame(hub_t *hub, peer_t *peer, envelope_kind_t kind, uint64_t sequence, const void *data, size_t size,
@@ -319,13 +343,20 @@ static status_t serve(hub_t *hub, double *wake) {
     double now = clock_seconds();
     gate_drain(&hub->gate);
     transport_frame_t frame;
-    for (int i = 0; i < FRAMES_AT_ONCE && transport_receive(hub->router, true, &frame); i++) {
+    bool drained = false;
+    for (int i = 0; i < FRAMES_AT_ONCE && !drained; i++) {
+        drained = !transport_receive(hub->router, true, &frame);
+        if (drained) break;
+        doorkeeper_admit(hub->keeper, &frame.part[frame.parts < 3 ? frame.parts - 1 : 2]);
         status_t status = take_frame(hub, &frame, now);
         transport_close_frame(&frame);
         TRY(status);
     }
     bool flushed = true;
     *wake = INFINITY;
+    doorkeeper_serve(hub->keeper, now, drained, wake);
+    hub->statistics.strangers = doorkeeper_refused(hub->keeper);
+    tell_refusals(hub, now, wake);
     // A process that was stopped itself must first look at what has arrived meanwhile.
     double half = hub->options.heartbeat_s / 2;
     for (size_t i = 0; i < hub->peers && now - hub->served > half; i++)
@@ -343,11 +374,12 @@ static void *hub_thread(void *argument) {
     double wake = 0;
     while (wake >= 0) {
         double wait_ms = ceil(fmin(fmax(wake - clock_seconds(), 0), 60) * 1000);
-        zmq_pollitem_t items[3] = {{.socket = hub->router, .events = ZMQ_POLLIN},
+        zmq_pollitem_t items[4] = {{.socket = hub->router, .events = ZMQ_POLLIN},
                                    {.fd = hub->gate.wake, .events = ZMQ_POLLIN},
+                                   {.socket = doorkeeper_socket(hub->keeper), .events = ZMQ_POLLIN},
                                    {.socket = hub->zap, .events = ZMQ_POLLIN}};
-        zmq_poll(items, hub->zap ? 3 : 2, (long)wait_ms);
-        if (hub->zap && items[2].revents) transport_authenticate(hub->zap, hub->public_key);
+        zmq_poll(items, hub->zap ? 4 : 3, (long)wait_ms);
+        if (hub->zap && items[3].revents) transport_authenticate(hub->zap, hub->public_key);
         pthread_mutex_lock(&hub->gate.mutex);
         status_t status = serve(hub, &wake);
         if (status) {
@@ -365,6 +397,7 @@ static void *hub_thread(void *argument) {
 
 static void free_hub(hub_t *hub) {
     int linger = FLUSH_MS; // goodbyes and last acknowledgements are still in the socket
+    doorkeeper_close(hub->keeper);
     if (hub->router) zmq_setsockopt(hub->router, ZMQ_LINGER, &linger, sizeof(linger));
     if (hub->router) zmq_close(hub->router);
     if (hub->zap) zmq_close(hub->zap);
@@ -395,6 +428,7 @@ static status_t bind_hub(hub_t *hub, const char *endpoint) {
     hub->router = zmq_socket(hub->context, ZMQ_ROUTER);
     if (!hub->router) FAIL(STATUS_UNAVAILABLE, "cannot make a ZeroMQ socket: %s", zmq_strerror(zmq_errno()));
     TRY(transport_configure(hub->router, endpoint, &hub->options, true));
+    TRY(doorkeeper_open(hub->context, hub->router, &hub->keeper));
     if (zmq_bind(hub->router, endpoint) != 0)
         FAIL(STATUS_UNAVAILABLE, "cannot listen on %s: %s", endpoint, zmq_strerror(zmq_errno()));
     char real[256] = "", host[128] = "localhost";
@@ -511,6 +545,14 @@ void hub_drop(hub_t *hub, uint32_t peer, const char *reason) {
     }
     pthread_mutex_unlock(&hub->gate.mutex);
     gate_wake(&hub->gate);
+}
+
+size_t hub_waiting(hub_t *hub, uint32_t peer) {
+    pthread_mutex_lock(&hub->gate.mutex);
+    const peer_t *of = peer_of(hub, peer);
+    size_t waiting = of && !of->gone ? of->stream.count : 0;
+    pthread_mutex_unlock(&hub->gate.mutex);
+    return waiting;
 }
 
 double hub_idle_seconds(hub_t *hub, uint32_t peer) {

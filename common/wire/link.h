@@ -5,8 +5,9 @@
 // dropped. A peer has an epoch number; frames of an old epoch are refused. Heartbeats come from the I/O thread, apart
 // from the work loop, and carry the work loop's progress counter, so that a peer that answers but never finishes can be
 // told from a busy one. Each hub or link runs one I/O thread that owns its sockets; the functions here are called by
-// one other thread (or, where said, by any). Payloads are frames of common/wire/message.h. Bad frames are counted,
-// named once in the log, and dropped. Beyond loopback CURVE keys are required; see link_options_t.
+// one other thread (or, where said, by any). Payloads are frames of common/wire/message.h. Bad frames, and connections
+// of strangers (doorkeeper.h), are counted, named in the log at most once a second, and dropped. Beyond loopback CURVE
+// keys are required; see link_options_t.
 #ifndef COMMON_WIRE_LINK_H
 #define COMMON_WIRE_LINK_H
 
@@ -48,6 +49,8 @@ status_t hub_receive(hub_t *hub, double wait_s, hub_event_t *event) STATUS_CHECK
 // Queues a message for a peer (any thread). Takes over `message`. A peer that is gone: STATUS_PEER. Never blocks: the
 // hub's queue is bounded by what its owner grants as credits.
 status_t hub_send(hub_t *hub, uint32_t peer, link_buffer_t message) STATUS_CHECKED;
+// Messages queued for a peer that it has not acknowledged: what a peer that asks without taking costs. 0: it is gone.
+size_t hub_waiting(hub_t *hub, uint32_t peer);
 // Declares a peer gone (stalled, misbehaving); a HUB_GONE event follows.
 void hub_drop(hub_t *hub, uint32_t peer, const char *reason);
 // Seconds since the peer's work loop last moved (link_progress), and since it was last heard at all.
@@ -70,6 +73,7 @@ void link_progress(link_t *link);
 // Counters since opening, for metrics and tests.
 typedef struct link_statistics {
     uint64_t sent, received, resent, duplicates, refused, bytes_sent, bytes_received;
+    uint64_t strangers; // of a hub: connections that ended without a valid frame (no key, a wrong one, garbage)
 } link_statistics_t;
 link_statistics_t link_get_statistics(const link_t *link);
 link_statistics_t hub_get_statistics(const hub_t *hub);

@@ -122,14 +122,17 @@ static const field_t chunk[] = {
     INT64("chunk", chunk.chunk, 0),
     {.name = "data", .kind = FIELD_BYTES, .offset = AT(chunk.data), .count = AT(chunk.size)},
 };
+// Counts that learners add up over workers: far from where a sum would overflow.
+#define COUNT(n, m)                                                                                                    \
+    { .name = n, .kind = FIELD_I64, .offset = AT(m), .high = (int64_t)1 << 44 }
 static const field_t statistics_fields[] = {
     INT64("version", statistics.version, 0),
-    INT64("generated_tokens", statistics.generated_tokens, 0),
-    INT64("prefill_tokens", statistics.prefill_tokens, 0),
-    INT64("preemptions", statistics.preemptions, 0),
-    INT64("pages_saved", statistics.pages_saved, 0),
-    INT64("decode_steps", statistics.decode_steps, 0),
-    INT64("decode_rows", statistics.decode_rows, 0),
+    COUNT("generated_tokens", statistics.generated_tokens),
+    COUNT("prefill_tokens", statistics.prefill_tokens),
+    COUNT("preemptions", statistics.preemptions),
+    COUNT("pages_saved", statistics.pages_saved),
+    COUNT("decode_steps", statistics.decode_steps),
+    COUNT("decode_rows", statistics.decode_rows),
     REAL64("busy_s", statistics.busy_s),
     REAL64("idle_s", statistics.idle_s),
     REAL64("sync_s", statistics.sync_s),

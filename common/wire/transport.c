@@ -8,7 +8,15 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { KEY_CHARACTERS = 40, KEY_BYTES = 32, CONNECT_TIMEOUT_MS = 3000, RECONNECT_MS = 100, RECONNECT_MAX_MS = 2000 };
+enum {
+    KEY_CHARACTERS = 40,
+    KEY_BYTES = 32,
+    CONNECT_TIMEOUT_MS = 3000,
+    RECONNECT_MS = 100,
+    RECONNECT_MAX_MS = 2000,
+    HANDSHAKE_MS = 15000, // doorkeeper.h is quicker where it matters
+    BACKLOG = 512,
+};
 
 void link_buffer_free(link_buffer_t *buffer) {
     free(buffer->data);
@@ -79,7 +87,8 @@ status_t transport_configure(void *socket, const char *endpoint, const link_opti
               set_int(socket, ZMQ_SNDHWM, 0) && set_int(socket, ZMQ_RCVHWM, 0) &&
               set_int(socket, ZMQ_IPV6, strchr(endpoint, '[') != NULL);
     if (is_hub)
-        ok = ok && set_int(socket, ZMQ_ROUTER_HANDOVER, 1) && set_int(socket, ZMQ_ROUTER_MANDATORY, 1);
+        ok = ok && set_int(socket, ZMQ_ROUTER_HANDOVER, 1) && set_int(socket, ZMQ_ROUTER_MANDATORY, 1) &&
+             set_int(socket, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) && set_int(socket, ZMQ_BACKLOG, BACKLOG);
     else // without a connection nothing is queued: what counts is sent again once there is one
         ok = ok && set_int(socket, ZMQ_IMMEDIATE, 1) && set_int(socket, ZMQ_CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS) &&
              set_int(socket, ZMQ_RECONNECT_IVL, RECONNECT_MS) &&

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-enum { CHUNK_BYTES = 1 << 20, CHUNKS_AHEAD = 8 };
+enum { CHUNK_BYTES = 1 << 20, CHUNKS_AHEAD = 8, CHUNKS_WAITING = 4 * CHUNKS_AHEAD };
 
 // ---- a model's trained values as one row of bytes: tensor after tensor, row after row ----
 
@@ -166,6 +166,11 @@ static status_t serve_event(weight_server_t *server, hub_event_t *event) {
         hub_drop(server->hub, event->peer, status ? status_message(status) : "it sent something else than PULL");
         status_free(status);
         if (!status) message_free(&message);
+        return STATUS_OK;
+    }
+    // Each answer is a megabyte: one that asks and does not take must not fill this process's memory.
+    if (hub_waiting(server->hub, event->peer) >= CHUNKS_WAITING) {
+        hub_drop(server->hub, event->peer, "it asks for more chunks than it takes");
         return STATUS_OK;
     }
     TRY(answer_pull(server, message.pull.version, message.pull.chunk, &answer));

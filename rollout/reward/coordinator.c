@@ -1,5 +1,6 @@
 #include "rollout/reward/coordinator.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -243,6 +244,18 @@ status_t coordinator_weights(coordinator_t *c, int64_t number, uint64_t checksum
 
 // ---- completions and scores ----
 
+// Whether a sampler can have made these tokens and log-probs.
+static bool values_are_possible(const coordinator_t *c, const message_completion_t *completion) {
+    static const float rounding = 1e-3f;
+    bool good = true;
+    for (int32_t t = 0; good && t < completion->length; t++)
+        good = completion->tokens[t] >= 0 &&
+               (!c->options.vocabulary || completion->tokens[t] < c->options.vocabulary) &&
+               isfinite(completion->logprobs[t]) && completion->logprobs[t] <= rounding &&
+               isfinite(completion->entropy[t]);
+    return good;
+}
+
 static status_t completion_check(const coordinator_t *c, const step_t *step, const group_t *group, uint32_t peer,
                                  const message_completion_t *completion) {
     if (!group)
@@ -259,6 +272,13 @@ static status_t completion_check(const coordinator_t *c, const step_t *step, con
         completion->length > c->options.max_new_tokens)
         FAIL(STATUS_PEER, "worker %u sent completion %d of group %llu with %d tokens, which is out of range", peer,
              completion->index, (unsigned long long)group->serial, completion->length);
+    if (!values_are_possible(c, completion))
+        FAIL(STATUS_PEER, "worker %u sent completion %d of group %llu with tokens or log-probs that cannot be", peer,
+             completion->index, (unsigned long long)group->serial);
+    // One that was taken for dead may deliver late what others have delivered since; nobody else delivers for others.
+    if (!group->item[completion->index].arrived && group->worker != peer)
+        FAIL(STATUS_PEER, "worker %u sent completion %d of group %llu, which it does not hold", peer, completion->index,
+             (unsigned long long)group->serial);
     return STATUS_OK;
 }
 

@@ -20,6 +20,7 @@ typedef struct coordinator_options {
     int64_t first_step, last_step; // steps first_step .. last_step - 1 are issued
     uint64_t seed;
     int max_new_tokens;
+    int vocabulary; // token ids are below it; 0: not known
     double temperature, advantage_eps, excluded_limit;
 } coordinator_options_t;
 
@@ -56,7 +57,8 @@ status_t coordinator_worker_ready(coordinator_t *coordinator, uint32_t worker, i
 // Version v exists with this checksum; completions that claim another are refused.
 status_t coordinator_weights(coordinator_t *coordinator, int64_t version, uint64_t checksum) STATUS_CHECKED;
 // Takes over the completion's memory. *fresh: it was wanted; duplicates (a group issued twice) are dropped and counted.
-// STATUS_PEER: it does not belong to any open group, or carries a wrong version or checksum.
+// STATUS_PEER: it does not belong to an open group of this worker, carries a wrong version or checksum, or values that
+// no sampler gives: what is accepted trains the model, so a worker that errs must not get it past here.
 status_t coordinator_completion(coordinator_t *coordinator, uint32_t worker, message_completion_t *completion,
                                 bool *fresh) STATUS_CHECKED;
 // Groups that the worker holds and that are not whole yet, and what it is at, for people: "generating group 17 (2 of 8

@@ -43,6 +43,7 @@ typedef struct reward_rank {
     peer_t *peer;         // as they joined
     size_t peers, peer_capacity;
     int learners_here, workers_here;
+    int vocabulary;   // of the model
     int pool_workers; // told the settings so far: their ranks follow those of the job
     int64_t first_step, last_step;
     message_weights_t *weights; // announcements still of use

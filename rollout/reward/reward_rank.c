@@ -47,6 +47,7 @@ status_t reward_begin(reward_rank_t *r, int64_t step) {
                                      .last_step = r->last_step,
                                      .seed = (uint64_t)config->seed,
                                      .max_new_tokens = config->grpo.max_new_tokens,
+                                     .vocabulary = r->vocabulary,
                                      .temperature = config->grpo.temperature,
                                      .advantage_eps = config->grpo.advantage_eps,
                                      .excluded_limit = config->grpo.excluded_limit};
@@ -91,7 +92,7 @@ static status_t on_fetch(reward_rank_t *r, const peer_t *peer, const message_t *
 }
 
 static step_time_t *time_of(reward_rank_t *r, int64_t step) {
-    step_time_t *time = &r->time[step % TIMED_STEPS];
+    step_time_t *time = &r->time[(uint64_t)step % TIMED_STEPS];
     if (time->step != step || !time->first_work) *time = (step_time_t){.step = step, .first_work = clock_seconds()};
     return time;
 }
@@ -132,11 +133,26 @@ static status_t on_completion(reward_rank_t *r, peer_t *peer, message_completion
     return STATUS_OK;
 }
 
+// For learner 0's metrics. Those of a version that nobody announced, or has forgotten, are left out.
+static status_t on_statistics(reward_rank_t *r, const message_t *message) {
+    const peer_t *first = reward_learner(r, 0);
+    if (!first || !weights_find(r, message->statistics.version)) return STATUS_OK;
+    return reward_send(r, first->number, message);
+}
+
+// What only learners and what only workers send. Workers that come before the first learner have nothing to say yet.
+static status_t check_sender(const reward_rank_t *r, const peer_t *peer, message_type_t type) {
+    bool of_learner = type == MESSAGE_WEIGHTS || type == MESSAGE_FETCH || type == MESSAGE_STOP;
+    bool of_worker = type == MESSAGE_READY || type == MESSAGE_COMPLETION || type == MESSAGE_STATISTICS;
+    if ((of_learner && peer->learner) || (of_worker && !peer->learner && r->coordinator) || type == MESSAGE_ERROR)
+        return STATUS_OK;
+    FAIL(STATUS_PEER, "%s rank %d sent %s, which the reward rank does not take from it%s",
+         peer->learner ? "learner" : "rollout", peer->world_rank, message_type_name(type),
+         r->coordinator ? "" : " before the run has begun");
+}
+
 static status_t dispatch(reward_rank_t *r, peer_t *peer, message_t *message) {
-    bool early = !r->coordinator && message->type != MESSAGE_ERROR && message->type != MESSAGE_STATISTICS;
-    if (early)
-        FAIL(STATUS_PEER, "rank %d sent %s before the learners were here", peer->world_rank,
-             message_type_name(message->type));
+    TRY(check_sender(r, peer, message->type));
     switch (message->type) {
     case MESSAGE_WEIGHTS:
         return on_weights(r, peer, &message->weights);
@@ -151,13 +167,8 @@ static status_t dispatch(reward_rank_t *r, peer_t *peer, message_t *message) {
         return coordinator_worker_ready(r->coordinator, peer->number, message->ready.version, message->ready.checksum);
     case MESSAGE_COMPLETION:
         return on_completion(r, peer, &message->completion);
-    case MESSAGE_STATISTICS: {
-        const peer_t *first = reward_learner(r, 0);
-        return first ? reward_send(r, first->number, message) : STATUS_OK;
-    }
     default:
-        FAIL(STATUS_PEER, "rank %d sent %s, which the reward rank does not take", peer->world_rank,
-             message_type_name(message->type));
+        return on_statistics(r, message);
     }
 }
 
@@ -363,6 +374,10 @@ static status_t reward_rank_open(reward_rank_t *r) {
                                 .length_weight = config->grpo.reward_length};
     TRY(packed_open(config->data.train, &r->packed));
     TRY(check_answers(r));
+    model_t *model;
+    TRY(model_open(config->model, NULL, &model));
+    r->vocabulary = model->config.vocabulary;
+    model_close(model);
     TRY(scorer_pool_open(&scorers, &r->scorers));
     link_options_t options = job_link_options(r->job);
     TRY(hub_open(job_bind_endpoint(r->job), &options, &r->hub));

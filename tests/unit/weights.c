@@ -310,12 +310,41 @@ static void test_many(void **state) {
     device_close(device);
 }
 
+// A peer that asks and never takes is dropped before its answers fill the memory; others are served.
+static void test_greedy(void **state) {
+    (void)state;
+    device_t *device = open_device();
+    toy_t *learner = make_toy(device, 900, 3), *worker = make_toy(device, 900, 1);
+    weight_server_t *server = NULL;
+    message_weights_t announced;
+    check(weight_server_open(&plain, "tcp://127.0.0.1:*", 1, &server));
+    check(weight_server_publish(server, &learner->model, 1, &announced));
+    message_t message = {.type = MESSAGE_HELLO};
+    link_buffer_t buffer;
+    link_t *greedy;
+    check(message_pack(&message, &buffer));
+    check(link_open(announced.endpoint, "greedy", buffer, 20, &plain, &greedy));
+    message = (message_t){.type = MESSAGE_PULL, .pull = {.version = 1}};
+    status_t status = STATUS_OK;
+    int asked = 0;
+    for (; !status && asked < 2000; asked++) {
+        check(message_pack(&message, &buffer));
+        status = link_send(greedy, buffer, 20);
+    }
+    check_kind(status, STATUS_PEER, "more chunks than it takes");
+    link_close(greedy);
+    check(weights_pull(&announced, &plain, "modest", &worker->model, 20));
+    weight_server_close(server);
+    free_toy(learner);
+    free_toy(worker);
+    device_close(device);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_publish_and_pull),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_restore),
-        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_publish_and_pull), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_restore),          cmocka_unit_test(test_many),
+        cmocka_unit_test(test_greedy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
