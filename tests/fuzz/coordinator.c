@@ -103,9 +103,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (what % 8 >= 3 && what % 8 < 7) complete(&state, &bytes);
         if (what % 8 == 7 && state.scores) {
             state.scores--;
-            refused(coordinator_scored(state.coordinator, state.score[state.scores].serial,
-                                       state.score[state.scores].index, what & 8 ? REWARD_ERROR : REWARD_OK, "", 0.5,
-                                       0.25, 1));
+            FUZZ_CHECK(!coordinator_scored(state.coordinator, state.score[state.scores].serial,
+                                           state.score[state.scores].index, what & 8 ? REWARD_ERROR : REWARD_OK, "",
+                                           0.5, 0.25, 1));
         }
         drain(&state);
     }

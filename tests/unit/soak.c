@@ -236,10 +236,16 @@ static message_completion_t completion_of(uint64_t serial, int index, int64_t ve
     return c;
 }
 
-// Sends; `wrong`: with a checksum that was never announced, which must cost an error and nothing else.
-static void deliver(game_t *g, uint32_t worker, uint64_t serial, int index, int64_t version, bool wrong, bool *fresh) {
-    message_completion_t completion = completion_of(serial, index, version);
-    if (wrong) completion.checksum ^= 1;
+typedef enum delivery {
+    DELIVERY_RIGHT,
+    DELIVERY_LATE,  // of a worker that was taken for dead: refused unless it has come from another since
+    DELIVERY_WRONG, // with a checksum that was never announced, which must cost an error and nothing else
+} delivery_t;
+
+static void deliver(game_t *g, uint32_t worker, const hand_t *hand, int index, delivery_t kind, bool *fresh) {
+    message_completion_t completion = completion_of(hand->serial, index, hand->version);
+    bool wrong = kind != DELIVERY_RIGHT;
+    if (kind == DELIVERY_WRONG) completion.checksum ^= 1;
     status_t status = coordinator_completion(g->c, worker, &completion, fresh);
     if (status) {
         if (!wrong) status_print(status, stderr, -1, true);
@@ -303,13 +309,14 @@ static void act(game_t *g) {
     }
 }
 
-static void send_next(game_t *g, player_t *player, bool counted) {
+static void send_next(game_t *g, player_t *player, bool late) {
     if (!player->hands) return;
     int at = (int)draw(&g->random, (uint64_t)player->hands);
     hand_t *hand = &player->hand[at];
     bool fresh;
-    deliver(g, player->number, hand->serial, hand->next, hand->version, false, &fresh);
-    g->late += counted;
+    deliver(g, player->number, hand, hand->next, late ? DELIVERY_LATE : DELIVERY_RIGHT, &fresh);
+    assert_false(late && fresh);
+    g->late += late;
     if (++hand->next == COMPLETIONS) *hand = player->hand[--player->hands];
 }
 
@@ -327,14 +334,13 @@ static void one_fault(game_t *g, player_t *player) {
         return;
     case 2:
         if (!player->hands || !player->hand[0].next) return;
-        deliver(g, player->number, player->hand[0].serial, player->hand[0].next - 1, player->hand[0].version, false,
-                &fresh);
+        deliver(g, player->number, &player->hand[0], player->hand[0].next - 1, DELIVERY_RIGHT, &fresh);
         assert_false(fresh);
         g->twice++;
         return;
     default:
         if (!player->hands) return;
-        deliver(g, player->number, player->hand[0].serial, player->hand[0].next, player->hand[0].version, true, &fresh);
+        deliver(g, player->number, &player->hand[0], player->hand[0].next, DELIVERY_WRONG, &fresh);
         assert_false(fresh);
         g->wrong++;
     }
