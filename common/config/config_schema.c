@@ -113,7 +113,7 @@ const config_key_t config_schema[] = {
     WHOLE("reward.scorers", reward.scorers, "1", 1, 1024, false, "scorer processes of the reward rank"),
     REAL("reward.timeout_s", reward.timeout_s, "10", 0.01, 86400, false,
          "a completion not scored by then has no reward and is excluded"),
-    LONG("reward.memory_mb", reward.memory_mb, "1024", 16, 1048576, false, "address space of a scorer, MiB"),
+    LONG("reward.memory_mb", reward.memory_mb, "1024", 16, 1000000000, false, "address space of a scorer, MiB"),
     WHOLE("checkpoint.every", checkpoint.every, "0", 0, 1000000000, false,
           "steps between checkpoints; 0: only at the end"),
     WHOLE("checkpoint.keep", checkpoint.keep, "2", 1, 100000, false, "newest checkpoints that stay on disk"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # tests/sanitizers/jobs.sh asan|ubsan|tsan|valgrind: a small SFT and a small GRPO job of several ranks under that tool, with every process
 # looked at, no report allowed and no leak left. The tool's programs are built beside the release build, which makes data and a model to
-# start from (valgrind looks at the release build itself). Before the jobs the tool has to find a fault that is put in.
+# start from (valgrind looks at the release build itself).
 tool=${1:-}
 case $tool in asan | ubsan | tsan | valgrind) ;; *) echo "usage: $0 asan|ubsan|tsan|valgrind" >&2; exit 2 ;; esac
 . "$(dirname "$0")/../lib/jobs.sh"
@@ -59,7 +59,8 @@ clean "SFT with $ranks ranks"
 must_job sft $((ranks - 1)) sft $patient optimizer.steps=2 checkpoint.every=1 sft.batch=2
 clean "SFT that has nothing left to do"
 grpo_settings
-settings+=(--set grpo.prompts=2 --set grpo.completions=3 --set grpo.max_new_tokens=8 --set metrics.trajectories=true)
+# Sanitizers reserve far more address space than they use.
+settings+=(--set reward.memory_mb=1000000000 --set reward.timeout_s=120 --set grpo.prompts=2 --set grpo.completions=3 --set grpo.max_new_tokens=8 --set metrics.trajectories=true)
 if [ "$tool" = valgrind ]; then layout="roles.learners=1 roles.rollouts=1"; else layout="roles.learners=2 roles.rollouts=1"; fi
 # shellcheck disable=SC2086
 must_job grpo $([ "$tool" = valgrind ] && echo 3 || echo 4) grpo $small $layout
