@@ -57,24 +57,26 @@ nothing_left_anywhere() { # NAME
 by_srun() { # NAME RANKS EXECUTABLE COMMAND [srun's options...]: returns srun's code
     local name=$1 ranks=$2 executable=$3 command=$4
     shift 4
-    timeout -k 5 "$limit" "$slurmlab" exec srun --mpi=pmix --kill-on-bad-exit=1 -N 3 -n "$ranks" "$@" \
+    timeout -k 5 "$limit" "$slurmlab" exec srun --mpi=pmix --kill-on-bad-exit=1 -n "$ranks" "$@" \
         "$executable" "$command" "${settings[@]}" --set "output=$work/$name" >>"$work/$name.log" 2>&1 </dev/null
 }
 undisturbed() { # COMMAND
     local name=srun-$1
     settings_of "$1"
-    by_srun "$name" $ranks "$POISE" "$1" || fail "$name ended with $?" "$work/$name.log"
+    by_srun "$name" $ranks "$POISE" "$1" -N 3 || fail "$name ended with $?" "$work/$name.log"
     same "weights ($name)" "${wanted[$1]}" "$(hash_of "$name")"
     nothing_left_anywhere "$name"
 }
-# ends NAME COMMAND RANK ACTION SHARE: the rank does that after so many hundredths of its collectives; in a subshell of its own.
+# ends NAME COMMAND RANK ACTION SHARE NODES: on these two nodes, which no other job has (Open MPI jobs that start beside each other on a node may
+# take each other's connections). The rank does that after so many hundredths of its collectives. In a subshell
+# of its own.
 ends() {
     local name=$1 command=$2 rank=$3 action=$4 begun=$SECONDS code took count point
     settings_of "$command"
     count=$(sed -n 's/^collective //p' "$work/counts-$command.$rank")
     point=$((count * $5 / 100))
     echo "$command, rank $rank: $action at collective $point of $count" >"$work/$name.log"
-    POISE_FAULT=collective:$point:$action@$rank by_srun "$name" $ranks "$faulty" "$command"
+    POISE_FAULT=collective:$point:$action@$rank by_srun "$name" $ranks "$faulty" "$command" -N 2 "--nodelist=$6"
     code=$?
     took=$((SECONDS - begun))
     holds "$work/$name.log" "^fault: rank $rank: $action"
@@ -86,7 +88,7 @@ ends() {
     # The same command, with another number of ranks, goes on.
     settings_of "$command"
     [ "$command" = sft ] && ranks=3
-    by_srun "$name" $ranks "$POISE" "$command" || fail "$name does not go on" "$work/$name.log"
+    by_srun "$name" $ranks "$POISE" "$command" -N 2 "--nodelist=$6" || fail "$name does not go on" "$work/$name.log"
     same "weights ($name)" "${wanted[$command]}" "$(hash_of "$name")"
     echo "$name: code $code after $took s, resumed to the same weights"
     stress_count "slurm: $command, $action" 1
@@ -124,13 +126,15 @@ if [ "${POISE_STRESS:-short}" = full ]; then
             # The reward rank meets the others in a few collectives only, at the start and the end.
             random 60
             share=$((drawn + 30))
-            case_of "srun-$n-$command" $command $rank $action $share
+            nodes=h0,h1
+            [ $command = grpo ] && nodes=h2,h3
+            case_of "srun-$n-$command" $command $rank $action $share $nodes
         done
         all_of
     done
 else
-    case_of srun-learner-killed sft 1 kill 60
-    case_of srun-learner-hangs grpo 0 hang 60
+    case_of srun-learner-killed sft 1 kill 60 h0,h1
+    case_of srun-learner-hangs grpo 0 hang 60 h2,h3
     all_of
 fi
 
