@@ -55,10 +55,19 @@ nothing_left_anywhere() { # NAME
 
 # ---- by srun ----
 by_srun() { # NAME RANKS EXECUTABLE COMMAND [srun's options...]: returns srun's code
-    local name=$1 ranks=$2 executable=$3 command=$4
+    local name=$1 ranks=$2 executable=$3 command=$4 code try
     shift 4
-    timeout -k 5 "$limit" "$slurmlab" exec srun --mpi=pmix --kill-on-bad-exit=1 -n "$ranks" "$@" \
-        "$executable" "$command" "${settings[@]}" --set "output=$work/$name" >>"$work/$name.log" 2>&1 </dev/null
+    for try in 1 2 3; do
+        timeout -k 5 "$limit" "$slurmlab" exec srun --mpi=pmix --kill-on-bad-exit=1 -n "$ranks" "$@" \
+            "$executable" "$command" "${settings[@]}" --set "output=$work/$name" >"$work/$name.try" 2>&1 </dev/null
+        code=$?
+        cat "$work/$name.try" >>"$work/$name.log"
+        # Now and then, on a machine that is full, Open MPI crashes inside MPI_Init (its TCP part takes a message before anything is set
+        # up for it), in programs that do nothing else, too. No rank of Poise's has begun by then.
+        [ "$code" = 139 ] && ! grep -q '^part .*trainable' "$work/$name.try" || return "$code"
+        stress_count "slurm: Open MPI crashed inside MPI_Init, started again" 1
+    done
+    return "$code"
 }
 undisturbed() { # COMMAND
     local name=srun-$1
