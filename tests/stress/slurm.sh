@@ -92,7 +92,8 @@ ends() {
     case $code in 0 | 124) fail "$name ended with $code" "$work/$name.log" ;; esac
     [ $took -le $((start_s + 25 + 60)) ] || fail "$name took $took s" "$work/$name.log"
     [ "$(grep -c '^poise: .*start the run again to go on' "$work/$name.log")" -le 1 ] || fail "$name says it more than once" "$work/$name.log"
-    holds "$work/$name.log" "^poise: .*rank $rank .*(is gone|has been in|stands still|hangs|did not)"
+    # Who is lost, or (two learners, of which one hangs) who waits for it, and in which phase.
+    holds "$work/$name.log" "^poise: .*(rank $rank (is gone|has been in|stands still|did not).*|waited .* s )in \""
     nothing_left_anywhere "$name"
     # The same command, with another number of ranks, goes on.
     settings_of "$command"
@@ -155,7 +156,7 @@ batch() { # NAME SCRIPT "SBATCH OPTIONS" [ARGUMENTS of poise]: sets `job_id`
     job_id=$("$slurmlab" exec env "TMPDIR=$NETLAB_DIR/local" sbatch --parsable --cpus-per-task=1 --output="$work/$name.log" $options \
         "$POISE_SOURCE_DIR/launch/slurm/$script" "$@" "${settings[@]}" --set "output=$work/$name") || fail "sbatch refuses $name"
 }
-state_of() { "$slurmlab" exec scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }
+state_of() { "$slurmlab" exec scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1; }
 is_over() { case $(state_of "$1") in COMPLETED | FAILED | TIMEOUT | CANCELLED | NODE_FAIL) return 0 ;; *) return 1 ;; esac }
 says() { grep -Eq -- "$2" "$work/$1.log" 2>/dev/null; }
 batch_ended_well() { # NAME COMMAND JOB STEPS
@@ -196,6 +197,16 @@ stress_count "slurm: node lost" 1
 batch_ended_well asked grpo "$asked_job" $batch_steps
 holds "$work/asked.log" "queueing job $asked_job again"
 same "weights (asked)" "$wanted_batch" "$(hash_of asked)"
+# Meanwhile: rollout workers that are a component of their own, on a node of their own.
+batch pools grpo-pools.sbatch "--nodelist=h0 -n 4 : --nodelist=h1 -n 2 --cpus-per-task=1"
+pools_job=$job_id
+
 within 120 says lost "queueing job|going on after step" || fail "lost is not queued again" "$work/lost.log"
 batch_ended_well lost grpo "$lost_job" $batch_steps
 same "weights (lost)" "$wanted_batch" "$(hash_of lost)"
+
+within "$limit" is_over "$pools_job" || fail "pools is not over: $(state_of "$pools_job")" "$work/pools.log"
+[ "$(state_of "$pools_job")" = COMPLETED ] || fail "pools is $(state_of "$pools_job")" "$work/pools.log"
+holds "$work/pools.log" "rollout rank [45] has joined from outside"
+same "weights (pools)" "$wanted_batch" "$(hash_of pools)"
+nothing_left_anywhere pools
