@@ -27,7 +27,7 @@ start_on_hosts() {
     for word in "$@"; do more+=(--set "$word"); done
     # shellcheck disable=SC2086
     printf '%s\n' $hosts >"$work/$name.hosts"
-    TMPDIR=$NETLAB_DIR/local "$netlab" exec "${hosts%% *}" timeout -k 5 "$limit" "$launch" -n "$(wc -l <"$work/$name.hosts")" \
+    TMPDIR=$NETLAB_DIR/local "$netlab" exec "${hosts%% *}" timeout -k 5 "$limit" "$launch" --replace "${replace:-0}" -n "$(wc -l <"$work/$name.hosts")" \
         --mca plm_rsh_agent "$netlab rsh" --map-by seq --hostfile "$work/$name.hosts" --mca oob_tcp_keepalive_time 3 \
         --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3 -- \
         "$command" "${settings[@]}" --set "output=$work/$name" ${more[@]+"${more[@]}"} >>"$work/$name.log" 2>&1 </dev/null &

@@ -26,11 +26,11 @@ seen_word() { "$netlab" exec "$1" iptables -w -L OUTPUT -v -n -x | awk -v word="
 
 # ---- disturbances; each knows host and rank, returns when it is over ----
 is_named() { # NAME RANK: the log says that the worker is gone, while what, and why
-    grep -Eq "rollout rank $2 is gone.*\(" "$work/$1.log"
+    grep -Eq "rollout rank $2 is gone while [^:]+: " "$work/$1.log"
 }
 expect_named() {
     within 60 is_named "$1" "$2" || fail "$1: the loss of rank $2 is not named" "$work/$1.log"
-    holds "$work/$1.log" "rollout rank $2 is gone.*\("
+    holds "$work/$1.log" "rollout rank $2 is gone while [^:]+: "
 }
 ends_itself() { # NAME RANK: a rank that hears nothing ends, though nobody can reach it
     within 90 rank_is_gone "$1" "$2" || fail "$1: rank $2 was cut off and is still there" "$work/$1.log"

@@ -55,38 +55,50 @@ nothing_left_anywhere() { # NAME
 
 # ---- by srun ----
 by_srun() { # NAME RANKS EXECUTABLE COMMAND [srun's options...]: returns srun's code
-    local name=$1 ranks=$2 executable=$3 command=$4
+    local name=$1 ranks=$2 executable=$3 command=$4 code try
     shift 4
-    timeout -k 5 "$limit" "$slurmlab" exec srun --mpi=pmix --kill-on-bad-exit=1 -N 3 -n "$ranks" "$@" \
-        "$executable" "$command" "${settings[@]}" --set "output=$work/$name" >>"$work/$name.log" 2>&1 </dev/null
+    for try in 1 2 3; do
+        timeout -k 5 "$limit" "$slurmlab" exec srun --mpi=pmix --kill-on-bad-exit=1 -n "$ranks" "$@" \
+            "$executable" "$command" "${settings[@]}" --set "output=$work/$name" >"$work/$name.try" 2>&1 </dev/null
+        code=$?
+        cat "$work/$name.try" >>"$work/$name.log"
+        # Now and then, on a machine that is full, Open MPI crashes inside MPI_Init (its TCP part takes a message before anything is set
+        # up for it), in programs that do nothing else, too. No rank of Poise's has begun by then.
+        [ "$code" = 139 ] && ! grep -q '^part .*trainable' "$work/$name.try" || return "$code"
+        stress_count "slurm: Open MPI crashed inside MPI_Init, started again" 1
+    done
+    return "$code"
 }
 undisturbed() { # COMMAND
     local name=srun-$1
     settings_of "$1"
-    by_srun "$name" $ranks "$POISE" "$1" || fail "$name ended with $?" "$work/$name.log"
+    by_srun "$name" $ranks "$POISE" "$1" -N 3 || fail "$name ended with $?" "$work/$name.log"
     same "weights ($name)" "${wanted[$1]}" "$(hash_of "$name")"
     nothing_left_anywhere "$name"
 }
-# ends NAME COMMAND RANK ACTION SHARE: the rank does that after so many hundredths of its collectives; in a subshell of its own.
+# ends NAME COMMAND RANK ACTION SHARE NODES: on these two nodes, which no other job has (Open MPI jobs that start beside each other on a node may
+# take each other's connections). The rank does that after so many hundredths of its collectives. In a subshell
+# of its own.
 ends() {
     local name=$1 command=$2 rank=$3 action=$4 begun=$SECONDS code took count point
     settings_of "$command"
     count=$(sed -n 's/^collective //p' "$work/counts-$command.$rank")
     point=$((count * $5 / 100))
     echo "$command, rank $rank: $action at collective $point of $count" >"$work/$name.log"
-    POISE_FAULT=collective:$point:$action@$rank by_srun "$name" $ranks "$faulty" "$command"
+    POISE_FAULT=collective:$point:$action@$rank by_srun "$name" $ranks "$faulty" "$command" -N 2 "--nodelist=$6"
     code=$?
     took=$((SECONDS - begun))
     holds "$work/$name.log" "^fault: rank $rank: $action"
     case $code in 0 | 124) fail "$name ended with $code" "$work/$name.log" ;; esac
     [ $took -le $((start_s + 25 + 60)) ] || fail "$name took $took s" "$work/$name.log"
     [ "$(grep -c '^poise: .*start the run again to go on' "$work/$name.log")" -le 1 ] || fail "$name says it more than once" "$work/$name.log"
-    holds "$work/$name.log" "^poise: .*rank $rank .*(is gone|has been in|stands still|hangs|did not)"
+    # Who is lost, or (two learners, of which one hangs) who waits for it, and in which phase.
+    holds "$work/$name.log" "^poise: .*(rank $rank (is gone|has been in|stands still|did not).*|waited .* s )in \""
     nothing_left_anywhere "$name"
     # The same command, with another number of ranks, goes on.
     settings_of "$command"
     [ "$command" = sft ] && ranks=3
-    by_srun "$name" $ranks "$POISE" "$command" || fail "$name does not go on" "$work/$name.log"
+    by_srun "$name" $ranks "$POISE" "$command" -N 2 "--nodelist=$6" || fail "$name does not go on" "$work/$name.log"
     same "weights ($name)" "${wanted[$command]}" "$(hash_of "$name")"
     echo "$name: code $code after $took s, resumed to the same weights"
     stress_count "slurm: $command, $action" 1
@@ -124,13 +136,15 @@ if [ "${POISE_STRESS:-short}" = full ]; then
             # The reward rank meets the others in a few collectives only, at the start and the end.
             random 60
             share=$((drawn + 30))
-            case_of "srun-$n-$command" $command $rank $action $share
+            nodes=h0,h1
+            [ $command = grpo ] && nodes=h2,h3
+            case_of "srun-$n-$command" $command $rank $action $share $nodes
         done
         all_of
     done
 else
-    case_of srun-learner-killed sft 1 kill 60
-    case_of srun-learner-hangs grpo 0 hang 60
+    case_of srun-learner-killed sft 1 kill 60 h0,h1
+    case_of srun-learner-hangs grpo 0 hang 60 h2,h3
     all_of
 fi
 
@@ -142,7 +156,7 @@ batch() { # NAME SCRIPT "SBATCH OPTIONS" [ARGUMENTS of poise]: sets `job_id`
     job_id=$("$slurmlab" exec env "TMPDIR=$NETLAB_DIR/local" sbatch --parsable --cpus-per-task=1 --output="$work/$name.log" $options \
         "$POISE_SOURCE_DIR/launch/slurm/$script" "$@" "${settings[@]}" --set "output=$work/$name") || fail "sbatch refuses $name"
 }
-state_of() { "$slurmlab" exec scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }
+state_of() { "$slurmlab" exec scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1; }
 is_over() { case $(state_of "$1") in COMPLETED | FAILED | TIMEOUT | CANCELLED | NODE_FAIL) return 0 ;; *) return 1 ;; esac }
 says() { grep -Eq -- "$2" "$work/$1.log" 2>/dev/null; }
 batch_ended_well() { # NAME COMMAND JOB STEPS
@@ -183,6 +197,16 @@ stress_count "slurm: node lost" 1
 batch_ended_well asked grpo "$asked_job" $batch_steps
 holds "$work/asked.log" "queueing job $asked_job again"
 same "weights (asked)" "$wanted_batch" "$(hash_of asked)"
+# Meanwhile: rollout workers that are a component of their own, on a node of their own.
+batch pools grpo-pools.sbatch "--nodelist=h0 -n 4 : --nodelist=h1 -n 2 --cpus-per-task=1"
+pools_job=$job_id
+
 within 120 says lost "queueing job|going on after step" || fail "lost is not queued again" "$work/lost.log"
 batch_ended_well lost grpo "$lost_job" $batch_steps
 same "weights (lost)" "$wanted_batch" "$(hash_of lost)"
+
+within "$limit" is_over "$pools_job" || fail "pools is not over: $(state_of "$pools_job")" "$work/pools.log"
+[ "$(state_of "$pools_job")" = COMPLETED ] || fail "pools is $(state_of "$pools_job")" "$work/pools.log"
+holds "$work/pools.log" "rollout rank [45] has joined from outside"
+same "weights (pools)" "$wanted_batch" "$(hash_of pools)"
+nothing_left_anywhere pools
