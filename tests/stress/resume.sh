@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SIGKILL of the whole job at random moments, then the same command again with other ranks, threads and recompute levels, until it is done:
 # weights, optimizer state, completions and metrics are those of a run that nothing happened to. The moments: inside a checkpoint's write,
-# its flush and its rename; inside the log of a step's completions; in the announcement of new weights and while they are pulled; at the
+# its flush and its rename; inside the log of a step's completions and the saved model; in the announcement of new weights and while they are pulled; at the
 # second update of a batch; with a group half delivered, to the reward rank or to the learners; and at any time. SFT and GRPO, full and
 # LoRA, strict staleness 0, 1 and 2. And a resumed run's ranks need no more memory than those of a fresh one.
 . "$(dirname "$0")/../lib/jobs.sh"
@@ -104,6 +104,10 @@ kill_in() {
         random 30
         aimed_kill "$name" "write.trajectories/step-:$((drawn + 2)):kill@0"
         [ "$(temporary trajectories)" -gt 0 ] || fail "$name: no unfinished log of completions is left"
+        ;;
+    model-save) # the last thing that a run does; its checkpoint is there
+        aimed_kill "$name" "rename./$([ -d "$work/$reference/model" ] && echo model || echo adapter):1:kill@0"
+        [ "$(temporary .)" -gt 0 ] || fail "$name: no unfinished model is left"
         ;;
     announcement) # of the version after the first step, or in the pull of it
         random 2
@@ -226,20 +230,20 @@ measure_memory() {
 
 kills=0
 if [ "$(amount short full)" = short ]; then
-    scenario sft-full sft 0 6 "checkpoint-write any"
-    scenario grpo-0-lora grpo 0 7 "second-update half-batch" lora.rank=2 optimizer.learning_rate=3e-3
+    scenario sft-full sft 0 6 "checkpoint-write any model-save"
+    scenario grpo-0-lora grpo 0 7 "second-update trajectory-write" lora.rank=2 optimizer.learning_rate=3e-3
     scenario grpo-1-full grpo 1 7 "announcement checkpoint-rename"
     scenario grpo-2-full grpo 2 7 "half-group any"
 else
     round=0
     while [ "$round" = 0 ] || { [ "$kills" -lt 60 ] && time_left; }; do
         scenario "sft-full-$round" sft 0 9 "checkpoint-write checkpoint-rename any"
-        scenario "sft-lora-$round" sft 0 9 "any checkpoint-write checkpoint-flush" lora.rank=4 optimizer.learning_rate=1e-2
+        scenario "sft-lora-$round" sft 0 9 "any checkpoint-write checkpoint-flush model-save" lora.rank=4 optimizer.learning_rate=1e-2
         scenario "grpo-0-full-$round" grpo 0 14 "second-update half-group checkpoint-write announcement any"
         scenario "grpo-0-lora-$round" grpo 0 12 "any half-batch trajectory-write second-update" lora.rank=2 optimizer.learning_rate=3e-3
         scenario "grpo-1-full-$round" grpo 1 14 "announcement half-batch any second-update checkpoint-flush"
         scenario "grpo-1-lora-$round" grpo 1 12 "half-group checkpoint-rename any announcement" lora.rank=2 optimizer.learning_rate=3e-3
-        scenario "grpo-2-full-$round" grpo 2 14 "checkpoint-write second-update announcement half-group any"
+        scenario "grpo-2-full-$round" grpo 2 14 "checkpoint-write second-update announcement half-group any model-save"
         scenario "grpo-2-lora-$round" grpo 2 12 "any half-batch second-update trajectory-write" lora.rank=2 optimizer.learning_rate=3e-3
         round=$((round + 1))
     done
