@@ -26,20 +26,25 @@ static status_t hash_dataset(store_t *store, const char *name, dtype_t dtype, cr
     return status;
 }
 
+typedef struct part {
+    const char *prefix; // of names; NULL ends a list
+    dtype_t dtype;
+} part_t;
+
 // One hash over the datasets whose names begin with one of the prefixes, in the order of their names.
-static status_t print_hash(store_t *store, const char *key, const char *const *prefixes, int64_t *datasets,
-                           int64_t *elements) {
+static status_t print_hash(store_t *store, const char *key, const part_t *parts, int64_t *datasets, int64_t *elements) {
     crypto_hash_sha256_state state;
     unsigned char digest[crypto_hash_sha256_BYTES];
     char hex[2 * crypto_hash_sha256_BYTES + 1];
+    if (sodium_init() < 0) FAIL(STATUS_UNAVAILABLE, "libsodium could not be initialised");
     crypto_hash_sha256_init(&state);
     for (size_t i = 0; i < store_names(store); i++) {
-        const char *const *prefix = prefixes, *name = store_name(store, i);
-        while (name && *prefix && strncmp(name, *prefix, strlen(*prefix)) != 0) prefix++;
-        if (!name || !*prefix) continue;
-        dtype_t dtype = !strncmp(*prefix, "weights/", 8) ? DTYPE_U8 : strstr(*prefix, "scales") ? DTYPE_I64 : DTYPE_F32;
+        const char *name = store_name(store, i);
+        const part_t *part = parts;
+        while (name && part->prefix && strncmp(name, part->prefix, strlen(part->prefix)) != 0) part++;
+        if (!name || !part->prefix) continue;
         int64_t count;
-        TRY(hash_dataset(store, name, dtype, &state, &count));
+        TRY(hash_dataset(store, name, part->dtype, &state, &count));
         *elements += count;
         ++*datasets;
     }
@@ -68,12 +73,12 @@ static status_t print_number(store_t *store, const char *key, const char *name) 
 
 static status_t print_tensors(store_t *store) {
     static const char prefix[] = "optimizer/master/";
-    static const char *const masters[] = {prefix, NULL};
-    static const char *const all[] = {
-        prefix, "optimizer/first_moment/", "optimizer/second_moment/", "optimizer/scales", "weights/version-", NULL};
+    static const part_t masters[] = {{prefix, DTYPE_F32}, {0}};
+    static const part_t all[] = {{"optimizer/scales", DTYPE_I64},        {prefix, DTYPE_F32},
+                                 {"optimizer/first_moment/", DTYPE_F32}, {"optimizer/second_moment/", DTYPE_F32},
+                                 {"weights/version-", DTYPE_U8},         {0}};
     int64_t sum = 0, tensors = 0, datasets = 0, everything = 0;
-    if (sodium_init() < 0) FAIL(STATUS_UNAVAILABLE, "libsodium could not be initialised");
-    // In the order of their names; equal for two runs that go on alike, whatever their ranks.
+    // Equal for two runs that go on alike, whatever their ranks.
     TRY(print_hash(store, "SHA-256 of the masters", masters, &tensors, &sum));
     TRY(print_hash(store, "SHA-256 of the state", all, &datasets, &everything));
     inspect_line("trained tensors", "%" PRId64 " with %" PRId64 " elements, each with two moments", tensors, sum);
@@ -195,11 +200,24 @@ static status_t inspect_checkpoint(const char *path) {
     return status;
 }
 
+// All but the configuration, which says how many ranks there were.
+static status_t print_contents_hash(store_t *store) {
+    static const part_t parts[] = {{"groups/", DTYPE_I64},           {"exact/", DTYPE_I64},
+                                   {"updates/", DTYPE_I64},          {"tensors/before", DTYPE_I64},
+                                   {"tensors/after", DTYPE_I64},     {"completions/token_start", DTYPE_I64},
+                                   {"completions/index", DTYPE_I32}, {"completions/flags", DTYPE_I32},
+                                   {"completions/", DTYPE_F32},      {"tokens", DTYPE_I32},
+                                   {"logprobs", DTYPE_F32},          {0}};
+    int64_t datasets = 0, elements = 0;
+    return print_hash(store, "SHA-256 of the contents", parts, &datasets, &elements);
+}
+
 static status_t inspect_trajectory(const char *path) {
     store_t *store;
     TRY(store_open(path, &store));
     printf("%s: trajectories of a step\n", path);
     status_t status = print_trajectory(store);
+    if (!status) status = print_contents_hash(store);
     store_close(store);
     return status;
 }

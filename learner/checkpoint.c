@@ -201,11 +201,14 @@ status_t checkpoint_open_path(const learner_t *learner, const char *path, const 
     return status_context(status, "cannot go on from %s", path);
 }
 
+// What a killed run left half written.
 static void sweep(const learner_t *learner) {
+    static const char *const folders[] = {"", "/checkpoints", "/trajectories"};
     char path[PATH_BYTES];
-    snprintf(path, sizeof(path), "%s/checkpoints", learner->config->output);
-    store_sweep(learner->config->output);
-    store_sweep(path);
+    for (size_t i = 0; i < sizeof(folders) / sizeof(*folders); i++) {
+        snprintf(path, sizeof(path), "%s%s", learner->config->output, folders[i]);
+        store_sweep(path);
+    }
 }
 
 static status_t find(const learner_t *learner, int64_t *step) {

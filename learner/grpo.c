@@ -65,7 +65,9 @@ static status_t announce_start(grpo_run_t *run, old_versions_t *old, int64_t com
     run->learner.model->vision_version += old->count;
     for (int i = 0; i < old->count && run->server; i++) {
         message_t message = {.type = MESSAGE_WEIGHTS};
-        TRY(weight_server_restore(run->server, run->learner.model, old->first + i, old->bytes[i], (size_t)old->size[i],
+        void *bytes = old->bytes[i];
+        old->bytes[i] = NULL; // taken over
+        TRY(weight_server_restore(run->server, run->learner.model, old->first + i, bytes, (size_t)old->size[i],
                                   &message.weights));
         message.weights.vision_version -= old->count - i;
         TRY(grpo_send(run, &message));

@@ -1,8 +1,12 @@
 #include "common/model/model_files.h"
 
+#include "common/store/store.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -13,16 +17,22 @@ static status_t join(char *out, const char *directory, const char *name) {
     return STATUS_OK;
 }
 
+// A name beside the folder that the sweep of a later run knows (common/store): what a killed process leaves goes away.
 static status_t beside(const char *directory, const char *what, char *out) {
     size_t length = strlen(directory);
     while (length > 1 && directory[length - 1] == '/') length--;
-    if (snprintf(out, MODEL_PATH_BYTES, "%.*s.%s-%d", (int)length, directory, what, (int)getpid()) >= MODEL_PATH_BYTES)
+    char path[MODEL_PATH_BYTES], *name;
+    if (snprintf(path, sizeof(path), "%.*s%s", (int)length, directory, what) >= MODEL_PATH_BYTES)
         FAIL(STATUS_INVALID, "the path %s is too long", directory);
+    TRY(file_temporary_name(path, &name));
+    bool fits = snprintf(out, MODEL_PATH_BYTES, "%s", name) < MODEL_PATH_BYTES;
+    free(name);
+    if (!fits) FAIL(STATUS_INVALID, "the path %s is too long", directory);
     return STATUS_OK;
 }
 
 status_t folder_begin(const char *directory, char *out) {
-    TRY(beside(directory, "partial", out));
+    TRY(beside(directory, "", out));
     folder_discard(out);
     if (mkdir(out, 0777)) FAIL(STATUS_IO, "cannot make the folder %s: %s", out, strerror(errno));
     return STATUS_OK;
@@ -54,7 +64,7 @@ status_t folder_finish(const char *temporary, const char *directory) {
     // A folder with files in it cannot be renamed over: move it aside first.
     if (errno != ENOTEMPTY && errno != EEXIST)
         FAIL(STATUS_IO, "cannot rename %s to %s: %s", temporary, directory, strerror(errno));
-    TRY(beside(directory, "old", old));
+    TRY(beside(directory, ".old", old));
     if (rename(directory, old) || rename(temporary, directory))
         FAIL(STATUS_IO, "cannot replace %s: %s", directory, strerror(errno));
     folder_discard(old);

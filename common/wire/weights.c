@@ -288,20 +288,20 @@ status_t weight_server_publish(weight_server_t *server, model_t *model, int64_t 
     return status;
 }
 
-status_t weight_server_restore(weight_server_t *server, model_t *model, int64_t version, const void *bytes, size_t size,
+status_t weight_server_restore(weight_server_t *server, model_t *model, int64_t version, void *bytes, size_t size,
                                message_weights_t *out) {
-    trained_t trained;
-    char *copy = NULL;
-    TRY(list_trained(model, &trained));
-    status_t status = STATUS_OK;
-    if (size != trained.bytes)
+    trained_t trained = {0};
+    status_t status = list_trained(model, &trained);
+    if (!status && size != trained.bytes)
         status =
             STATUS_NEW(STATUS_INVALID,
                        "the saved weights of version %" PRId64 " have %zu bytes, but this model trains %zu; resume "
                        "with the configuration of the run",
                        version, size, trained.bytes);
-    if (!status) status = memory_copy_bytes(bytes, size, &copy);
-    if (!status) status = publish(server, model, &trained, (uint8_t *)copy, XXH3_64bits(copy, size), version, out);
+    if (status)
+        free(bytes);
+    else
+        status = publish(server, model, &trained, bytes, XXH3_64bits(bytes, size), version, out);
     free(trained.tensor);
     return status;
 }

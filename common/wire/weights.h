@@ -22,8 +22,9 @@ status_t weight_server_publish(weight_server_t *server, model_t *model, int64_t 
 // publish.
 status_t weight_server_snapshot(weight_server_t *server, int64_t version, const void **bytes,
                                 size_t *size) STATUS_CHECKED;
-// Publishes bytes saved earlier (resume under staleness > 0).
-status_t weight_server_restore(weight_server_t *server, model_t *model, int64_t version, const void *bytes, size_t size,
+// Publishes bytes saved earlier (resume under staleness > 0). Takes over `bytes` (malloc'd), also on error: a second
+// copy would make a resumed run need more memory than a fresh one.
+status_t weight_server_restore(weight_server_t *server, model_t *model, int64_t version, void *bytes, size_t size,
                                message_weights_t *out) STATUS_CHECKED;
 
 // Hash of names and shapes, and checksum of values, of the model's trained tensors. Equal on both sides of a sync.

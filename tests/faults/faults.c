@@ -6,7 +6,8 @@
 //     CLASS: one of fault_name. N counts from 1; "N+": that and all later.
 //     DETAIL: only calls on a path that holds it (open, write, fsync, rename), or messages of that type (send), count.
 //     ACTION: fail (default), kill (SIGKILL), stop (SIGSTOP), hang, crash (SIGSEGV).
-//   POISE_FAULT_COUNTS=PREFIX: writes "CLASS[.DETAIL] COUNT" lines to PREFIX.RANK when the process ends.
+//   POISE_FAULT_COUNTS=PREFIX: writes "CLASS[.DETAIL] COUNT" lines to PREFIX.RANK when the process
+//     ends, and "peak_kb N": the most memory that was resident.
 //
 //   POISE_FAULT_EACH=...                             one run for each N, see tests/faults/each.h
 //
@@ -141,6 +142,13 @@ static void counts_write(void) {
     for (int i = 0; file >= 0 && i < faults; i++)
         if (fault[i].detail[0])
             dprintf(file, "%s.%s %ld\n", fault_name[fault[i].class], fault[i].detail, (long)fault[i].seen);
+    char status[4096];
+    int self = __real_open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    ssize_t size = self < 0 ? 0 : read(self, status, sizeof(status) - 1);
+    status[size > 0 ? size : 0] = 0;
+    const char *peak = strstr(status, "VmHWM:");
+    if (file >= 0 && peak) dprintf(file, "peak_kb %ld\n", strtol(peak + 6, NULL, 10));
+    if (self >= 0) close(self);
     if (file >= 0) close(file);
 }
 __attribute__((destructor)) static void faults_close(void) {

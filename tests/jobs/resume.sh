@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A run that was stopped or killed and started again, also with other ranks, ends in the same weights as one that was not.
+# A run that was stopped or killed and started again, also with other ranks, ends in the same weights as one that was not; a torn
+# checkpoint is passed over. (tests/stress/resume.sh kills at every kind of moment.)
 . "$(dirname "$0")/../lib/jobs.sh"
 make_data
 
@@ -45,12 +46,5 @@ for staleness in 0 1; do
     must_job grpo-stopped-$staleness 5 grpo roles.learners=2 roles.rollouts=2
     holds "$work/grpo-stopped-$staleness.log" "going on after step 2"
     finished grpo-stopped-$staleness "$wanted" 5
-    killed_job 2 grpo-killed-$staleness 4 grpo roles.learners=2 roles.rollouts=1 checkpoint.every=1
-    layout="roles.learners=1 roles.rollouts=2"
-    [ $staleness = 1 ] || layout=roles.colocated=true # which knows no older versions
-    # shellcheck disable=SC2086
-    must_job grpo-killed-$staleness 4 grpo $layout checkpoint.every=1
-    holds "$work/grpo-killed-$staleness.log" "going on after step"
-    finished grpo-killed-$staleness "$wanted" 5
 done
 [ "$(hash_of grpo-0)" != "$(hash_of grpo-1)" ] || fail "staleness 0 and 1 end in the same weights"

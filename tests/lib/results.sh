@@ -11,8 +11,13 @@ results_of() {
     state=$("$POISE" inspect "$folder/checkpoints/step-$2.h5" | sed -n 's/^ *SHA-256 of the state:* *//p')
     [ ${#state} = 64 ] || fail "no hash of the state of $1: $state"
     echo "weights $(sha "$weights") state $state"
-    # shellcheck disable=SC2046
-    [ ! -d "$folder/trajectories" ] ||
-        echo "trajectories $(ls "$folder/trajectories" | wc -l) $(cd "$folder/trajectories" && sha $(ls | sort -V))"
+    if [ -d "$folder/trajectories" ]; then
+        local file logs=""
+        for file in $(ls "$folder/trajectories" | sort -V); do
+            logs="$logs$file $("$POISE" inspect "$folder/trajectories/$file" | sed -n 's/^ *SHA-256 of the contents:* *//p');"
+        done
+        case $logs in *" ;"*) fail "no hash of some log of $1: $logs" ;; esac
+        echo "trajectories $(ls "$folder/trajectories" | wc -l) $(echo "$logs" | sha)"
+    fi
     echo "metrics $(sed 's/"time[^,}]*[,}]//g; s/"tokens_per_second[^,}]*[,}]//g; s/"rollout[^,}]*[,}]//g' "$folder/metrics.jsonl" | sha)"
 }

@@ -229,18 +229,17 @@ static void test_restore(void **state) {
     check(weight_server_open(&plain, "tcp://127.0.0.1:*", 2, &server));
     check(weight_server_publish(server, &learner->model, 5, &first));
     check(weight_server_snapshot(server, 5, &bytes, &size));
-    void *saved = malloc(size);
+    void *saved = malloc(size), *wrong = malloc(size);
     memcpy(saved, bytes, size);
     weight_server_close(server);
     fill_all(learner, 100);
     check(weight_server_open(&plain, "tcp://127.0.0.1:*", 2, &server));
-    check_kind(weight_server_restore(server, &learner->model, 5, saved, size - 4, &restored), STATUS_INVALID, "resume");
+    check_kind(weight_server_restore(server, &learner->model, 5, wrong, size - 4, &restored), STATUS_INVALID, "resume");
     check(weight_server_restore(server, &learner->model, 5, saved, size, &restored));
     assert_int_equal(restored.checksum, first.checksum);
     assert_int_equal(restored.manifest, first.manifest);
     check(weights_pull(&restored, &plain, "w", &worker->model, 10));
     assert_int_equal(checksum_of(worker), first.checksum);
-    free(saved);
     weight_server_close(server);
     // A model that trains nothing has a version too.
     for (int i = 0; i < PARAMETERS; i++) learner->parameter[i].sink.sum = worker->parameter[i].sink.sum = NULL;
