@@ -14,7 +14,7 @@ static const double turn_s = 0.1, late_s = 1.0, notice_s = 8.0;
 
 // ---- the board: text of fixed places, so that a shell can read it and a phase is one copy ----
 
-enum { CLOSING_S = 5, BOARD_LINE = 32, BOARD_PHASE = 96, BOARD_BYTES = BOARD_PHASE + PHASE_BYTES };
+enum { CLOSING_S = 5, BOARD_LINE = 32, BOARD_HOST = 96, BOARD_PHASE = 160, BOARD_BYTES = BOARD_PHASE + PHASE_BYTES };
 
 struct board {
     char text[BOARD_BYTES];
@@ -28,10 +28,10 @@ static void board_put(board_t *board, int at, int bytes, const char *text) {
     board->text[at + bytes - 1] = '\n';
 }
 
-// Lines: process and Open MPI's number of the job; running or ended; role; phase.
+// Lines: process and Open MPI's number of the job; running or ended; role; host; phase.
 static board_t *board_open(int rank) {
     const char *session = getenv("POISE_SESSION"), *job = getenv("OMPI_MCA_ess_base_jobid");
-    char path[4096], line[BOARD_LINE];
+    char path[4096], line[BOARD_LINE], host[256] = "";
     if (!session || !*session || rank < 0) return NULL;
     snprintf(path, sizeof(path), "%s/rank.%d", session, rank);
     int file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -45,6 +45,8 @@ static board_t *board_open(int rank) {
     board_put(board, 0, BOARD_LINE, line);
     board_put(board, BOARD_LINE, BOARD_LINE, "running");
     board_put(board, 2 * BOARD_LINE, BOARD_LINE, "-");
+    if (gethostname(host, sizeof(host) - 1) != 0) memcpy(host, "-", 2);
+    board_put(board, BOARD_HOST, BOARD_PHASE - BOARD_HOST, host);
     board_put(board, BOARD_PHASE, PHASE_BYTES, "starting");
     return board;
 }

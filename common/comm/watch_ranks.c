@@ -76,10 +76,12 @@ status_t watch_join(watch_t *watch, comm_t *world, const watch_options_t *option
     if (!watch) return STATUS_OK;
     bool host = comm_world_rank(world) == options->host;
     char endpoint[ENDPOINT_BYTES] = "";
+    pthread_mutex_lock(&watch->mutex);
     watch->rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
     watch->size = comm_size(world);
     watch->options = *options;
     watch_role(watch, options->role);
+    pthread_mutex_unlock(&watch->mutex);
     status_t status = STATUS_OK;
     if (watch->size > 1) {
         if (host) status = host_open(watch, endpoint);
