@@ -166,3 +166,16 @@ for ((round = 1; round <= rounds; round++)); do
     stress_count "frames sent again long after" "$replayed"
     rm -rf "${work:?}/$name"
 done
+
+echo "== wire and coordinator by themselves"
+soak=${POISE_BINARY_DIR:-$POISE_SOURCE_DIR/build/release}/tests/unit_soak
+if [ -x "$soak" ]; then
+    rounds=$(amount 1 20)
+    for ((round = 1; round <= rounds; round++)); do
+        [ "$round" = 1 ] || time_left || break
+        random 1000000
+        POISE_STRESS_SEED=$drawn POISE_SOAK_FAULTS=$(amount 500 5000) timeout -k 5 "$limit" "$soak" >"$work/soak.out" 2>"$work/soak.log" ||
+            fail "the soak failed (POISE_STRESS_SEED=$drawn)" "$work/soak.log"
+        while IFS=$'\t' read -r _ what number; do stress_count "$what" "$number"; done < <(grep "^count" "$work/soak.out")
+    done
+fi

@@ -166,9 +166,9 @@ static void test_wire(void **state) {
         some_traffic(&wire);
         if (++turns % 400 == 0 && !wire.proxy->heal_at) {
             // The proxy heals it by itself: what is sent here may wait for that.
+            wire.proxy->cut = 1;
             wire.proxy->heal_at =
                 (long long)((clock_seconds() + 0.05) * 1e6) + 1000 * (long long)draw(&wire.random, 400);
-            wire.proxy->cut = 1;
             cuts++;
         }
         if (turns % 1500 == 0 && reopened < REOPENINGS) {
