@@ -32,6 +32,7 @@ typedef struct proxy {
     proxy_frame_t held[PROXY_HELD];
     pthread_t thread;
     atomic_int stop, cut;
+    atomic_llong heal_at; // clock in microseconds at which a cut ends by itself; 0: when `cut` is cleared
     atomic_llong lost, doubled, delayed, replayed;
 } proxy_t;
 
@@ -134,6 +135,11 @@ static inline void *proxy_thread(void *argument) {
         for (int i = 0; i < proxy->peers; i++)
             for (int n = 0; n < 64 && proxy_take(proxy, proxy->back[i], i) == 0;) n++;
         double now = clock_seconds();
+        long long heal_at = atomic_load(&proxy->heal_at);
+        if (heal_at && now * 1e6 > (double)heal_at) {
+            atomic_store(&proxy->heal_at, 0);
+            atomic_store(&proxy->cut, 0);
+        }
         for (int i = 0; i < PROXY_HELD; i++) {
             proxy_frame_t *frame = &proxy->held[i];
             if (frame->due <= 0 || frame->due > now) continue;

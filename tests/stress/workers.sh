@@ -10,9 +10,8 @@ limit=${POISE_JOB_LIMIT:-900}
 make_data
 make_start 24
 grpo_settings
-heartbeat=3
 settings+=(--set roles.learners=1 --set roles.rollouts=3 --set grpo.prompts=6 --set grpo.max_new_tokens=48 --set metrics.trajectories=true
-    --set optimizer.steps="$(amount 40 300)" --set rollout.credits=3 --set deadline.heartbeat_s=$heartbeat --set deadline.group_s=3)
+    --set optimizer.steps="$(amount 40 150)" --set rollout.credits=3 --set deadline.heartbeat_s=3 --set deadline.group_s=3)
 export POISE_STUCK=1
 
 workers() { # ids of living workers, one a line
@@ -104,18 +103,23 @@ check() { # NAME: what must hold in the end
     fi
 }
 
-must_job undisturbed 5 grpo
+# Trajectories hold the configuration: all runs write to a folder of the same name.
+begin() { # NAME
+    mkdir "$work/$1"
+    ln -sfn "$work/$1" "$work/run"
+}
+begin undisturbed
+must_job undisturbed 5 grpo "output=$work/run"
 has_hash undisturbed
 wanted=$(hash_of undisturbed)
 echo "undisturbed: $wanted, $(steps_of undisturbed) steps"
 
 # Unlike within a job of a user, deaths here have no end.
-launch_disturbed() { # NAME [KEY=VALUE]...
-    local name=$1 more=() word
-    shift
-    for word in "$@"; do more+=(--set "$word"); done
-    POISE=$POISE_FAULTS timeout -k 5 "$limit" "$launch" --replace 100000 -n 5 grpo "${settings[@]}" --set "output=$work/$name" \
-        ${more[@]+"${more[@]}"} >>"$work/$name.log" 2>&1 </dev/null &
+launch_disturbed() { # NAME
+    local name=$1
+    begin "$name"
+    POISE=$POISE_FAULTS timeout -k 5 "$limit" "$launch" --replace 100000 -n 5 grpo "${settings[@]}" --set "output=$work/run" \
+        >>"$work/$name.log" 2>&1 </dev/null &
     background=$!
 }
 
@@ -150,7 +154,7 @@ for ((round = 1; round <= rounds; round++)); do
     name=frames-$round
     random 100000
     export POISE_FRAMES="lose=0.02,twice=0.03,delay=0.04,replay=0.03,seed=$((drawn + 1))" POISE_FRAMES_COUNTS=$work/$name.counts
-    launch_disturbed "$name" deadline.heartbeat_s=10
+    launch_disturbed "$name"
     check "$name"
     unset POISE_FRAMES POISE_FRAMES_COUNTS
     read -r sent lost doubled delayed replayed <<<"$(od -An -v -w40 -N40 -td8 "$work/$name.counts")"
@@ -162,3 +166,16 @@ for ((round = 1; round <= rounds; round++)); do
     stress_count "frames sent again long after" "$replayed"
     rm -rf "${work:?}/$name"
 done
+
+echo "== wire and coordinator by themselves"
+soak=${POISE_BINARY_DIR:-$POISE_SOURCE_DIR/build/release}/tests/unit_soak
+if [ -x "$soak" ]; then
+    rounds=$(amount 1 20)
+    for ((round = 1; round <= rounds; round++)); do
+        [ "$round" = 1 ] || time_left || break
+        random 1000000
+        POISE_STRESS_SEED=$drawn POISE_SOAK_FAULTS=$(amount 500 5000) timeout -k 5 "$limit" "$soak" >"$work/soak.out" 2>"$work/soak.log" ||
+            fail "the soak failed (POISE_STRESS_SEED=$drawn)" "$work/soak.log"
+        while IFS=$'\t' read -r _ what number; do stress_count "$what" "$number"; done < <(grep "^count" "$work/soak.out")
+    done
+fi
