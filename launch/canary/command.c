@@ -322,7 +322,7 @@ static status_t canary_all(canary_t *c, const canary_arguments_t *a, watch_t *wa
     return result_write(status_exit_code(*verdict), *verdict ? status_message(*verdict) : "");
 }
 
-status_t command_canary(int argc, char **argv) {
+static status_t canary_command(int argc, char **argv) {
     canary_arguments_t arguments;
     status_t verdict = STATUS_OK;
     TRY(arguments_read(argc, argv, &arguments));
@@ -354,5 +354,14 @@ status_t command_canary(int argc, char **argv) {
     watch_close(watch);
     if (c->user_messages >= 0) close(c->user_messages);
     free(c);
+    return status;
+}
+
+status_t command_canary(int argc, char **argv) {
+    status_t status = canary_command(argc, argv);
+    const char *path = getenv("POISE_RESULT");
+    // A rank that fails before there is a world leaves its result, too.
+    if (status && path && access(path, F_OK) != 0)
+        status_free(result_write(status_exit_code(status), status_message(status)));
     return status;
 }
