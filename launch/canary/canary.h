@@ -32,8 +32,9 @@ typedef struct canary {
     int threads;
     bool wanted[CANARIES], injected[CANARIES];
     char folder[FOLDER_BYTES], model[FOLDER_BYTES];
-    bool temporary; // the folder goes when all is done
-    int log;        // descriptor of folder/log.txt, where the runs' own messages go
+    bool temporary;    // the folder goes when all is done
+    int log;           // descriptor of folder/log.txt, where the runs' own messages go
+    int user_messages; // a copy of the descriptor of standard error, where the user looks
     row_t row[MOST_ROWS];
     int rows; // on rank 0
     // Of the user's own data (-c FILE): what there is to learn from.

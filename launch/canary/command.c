@@ -273,19 +273,56 @@ static status_t report(canary_t *c, status_t *verdict) {
     return STATUS_OK;
 }
 
-static status_t canary_all(canary_t *c, const canary_arguments_t *a, status_t *verdict) {
+// For launch/run, which does not go by what mpirun returns.
+static status_t result_write(int code, const char *message) {
+    const char *path = getenv("POISE_RESULT");
+    if (!path) return STATUS_OK;
+    json_t *result = json_pack("{s:i, s:s, s:s}", "exit", code, "state", code ? "failed" : "done", "message", message);
+    char *text = result ? json_dumps(result, JSON_INDENT(1)) : NULL;
+    json_decref(result);
+    if (!text) FAIL(STATUS_MEMORY, "out of memory while writing the result");
+    status_t status = file_write_whole(path, text, strlen(text));
+    free(text);
+    return status;
+}
+
+// A rank that is lost ends all: what the watch finds out is said where the user looks, not in the log of a run.
+static void conclude(void *context, int exit_code, const char *sentence) {
+    const canary_t *c = context;
+    dprintf(c->user_messages, "poise: %s\n", sentence);
+    status_free(result_write(exit_code, sentence));
+}
+
+static status_t watch_ranks(canary_t *c, watch_t *watch) {
+    if (comm_hosts(c->world) > 1) return STATUS_OK; // there the launcher's own care for lost ranks is all there is
+    watch_options_t options = {.role = "canary",
+                               .essential = true,
+                               .link = {.heartbeat_s = 30, .max_message = 1 << 20, .window = 64},
+                               .bind = "tcp://127.0.0.1:*",
+                               .start_s = 120,
+                               .conclude = conclude,
+                               .context = c};
+    TRY(watch_join(watch, c->world, &options));
+    watch_phase(watch, "running canaries", 0);
+    return STATUS_OK;
+}
+
+static status_t canary_all(canary_t *c, const canary_arguments_t *a, watch_t *watch, status_t *verdict) {
     if (comm_size(c->world) < 2) FAIL(STATUS_INVALID, "poise canary wants two ranks or more: launch/run -n 4 canary");
     if (a->file) {
         TRY(config_read(a->file, a->user, a->users, &c->config));
         if (!*c->config.data.train)
             FAIL(STATUS_INVALID, "%s names no data.train for the canaries to learn from", a->file);
     }
+    TRY(watch_ranks(c, watch));
     TRY(prepare(c, a));
     TRY(canary_check(c));
-    return c->first ? report(c, verdict) : STATUS_OK;
+    if (!c->first) return STATUS_OK;
+    TRY(report(c, verdict));
+    return result_write(status_exit_code(*verdict), *verdict ? status_message(*verdict) : "");
 }
 
-status_t command_canary(int argc, char **argv) {
+static status_t canary_command(int argc, char **argv) {
     canary_arguments_t arguments;
     status_t verdict = STATUS_OK;
     TRY(arguments_read(argc, argv, &arguments));
@@ -299,16 +336,32 @@ status_t command_canary(int argc, char **argv) {
     c->log = -1;
     memcpy(c->wanted, arguments.wanted, sizeof(c->wanted));
     memcpy(c->injected, arguments.injected, sizeof(c->injected));
+    c->user_messages = dup(STDERR_FILENO);
+    watch_t *watch;
     TRY(job_hold_signals());
+    TRY(watch_open(&watch));
+    watch_phase(watch, "starting MPI", 120);
     TRY(comm_open_world(120, &c->world));
+    comm_set_watch(c->world, watch);
     comm_set_deadline(c->world, 3600);
     c->first = comm_world_rank(c->world) == 0;
-    status_t status = canary_all(c, &arguments, &verdict);
+    status_t status = canary_all(c, &arguments, watch, &verdict);
     // After a failure the folder stays: its log tells more.
     if (c->log >= 0) close(c->log);
     if (!status && c->temporary) (void)nftw(c->folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
     config_free(&c->config);
-    comm_t *world = c->world;
+    status = status_first(world_end(c->world, watch, status), verdict);
+    watch_close(watch);
+    if (c->user_messages >= 0) close(c->user_messages);
     free(c);
-    return status_first(world_end(world, NULL, status), verdict);
+    return status;
+}
+
+status_t command_canary(int argc, char **argv) {
+    status_t status = canary_command(argc, argv);
+    const char *path = getenv("POISE_RESULT");
+    // A rank that fails before there is a world leaves its result, too.
+    if (status && path && access(path, F_OK) != 0)
+        status_free(result_write(status_exit_code(status), status_message(status)));
+    return status;
 }

@@ -163,7 +163,11 @@ static void test_failing_scorers(void **state) {
                  {"close", "it has closed its connection"},
                  {"stale", "its answer makes no sense"}};
     // Sanitizers reserve more address space than any limit that a test could fill.
-    bool limited = !getenv("ASAN_OPTIONS") && !getenv("TSAN_OPTIONS");
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    const bool limited = false;
+#else
+    const bool limited = true;
+#endif
     scorer_pool_t *pool = open_program(faulty, 1, 60, limited ? MEMORY_MB : ALL_OF_IT);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         if (!limited && !strcmp(cases[i].kind, "memory")) continue;
