@@ -64,7 +64,8 @@ static status_t result_write(const config_t *config, bool dry_run, status_t run)
     bool inside = !dry_run && *config->output;
     status_t status = inside ? file_make_directory(config->output) : STATUS_OK;
     if (!status && inside) status = file_write_whole(path, text, strlen(text));
-    if (!status && extra) status = file_write_whole(extra, text, strlen(text));
+    // The launcher's copy does not depend on the run's disk.
+    if (extra) status = status_first(status, file_write_whole(extra, text, strlen(text)));
     free(text);
     return status;
 }

@@ -243,6 +243,9 @@ int __wrap_asprintf(char **out, const char *format, ...) {
     va_end(arguments);
     return length;
 }
+WRAP(FILE *, open_memstream, char **text, size_t *size) {
+    return HITS(FAULT_ALLOC) ? NULL : __real_open_memstream(text, size);
+}
 WRAP(void *, mmap, void *address, size_t size, int protection, int flags, int file, off_t offset) {
     return HITS(FAULT_ALLOC) ? MAP_FAILED : __real_mmap(address, size, protection, flags, file, offset);
 }
