@@ -114,11 +114,12 @@ static status_t write_trajectory(void *context) {
 static status_t keep_trajectory(grpo_run_t *run, int64_t completed) {
     const config_t *config = run->learner.config;
     if (!config->metrics.trajectories) return STATUS_OK;
-    char what[64];
+    char what[64], folder[4096];
+    snprintf(folder, sizeof(folder), "%s/trajectories", config->output);
     snprintf(what, sizeof(what), "the trajectories of step %lld", (long long)completed);
     kept_trajectory_t kept = {run, completed};
     const disk_task_t task = {.what = what,
-                              .folder = config->output,
+                              .folder = folder,
                               .next = "without this step's trajectories",
                               .run = write_trajectory,
                               .context = &kept};

@@ -27,7 +27,7 @@ disk() {
     mount -t tmpfs -o "size=$1" poise-disk "$work/$2/${3:-}" || fail "cannot mount a disk of $1"
 }
 resize() { mount -o "remount,size=$1" "$work/$2" || fail "cannot resize the disk of $2"; }
-says() { grep -Eq -- "$2" "$work/$1.log"; }
+says() { grep -Eq -- "$2" "$work/$1.log" 2>/dev/null; }
 wait_for() { # NAME PATTERN
     within "$limit" says "$1" "$2" || fail "$1 does not say \"$2\"" "$work/$1.log"
     holds "$work/$1.log" "$2"
