@@ -405,8 +405,10 @@ static bool run_again(each_t *each, const char *name, long number) {
 static bool run_class(each_t *each, const char *name) {
     int class = fault_class_of(name);
     if (class < 0) give_up("no such class:", name);
-    long count, tried = 0, harmless = 0, most = 0;
-    if (!strcmp(name, "alloc")) most = (long)number_of("POISE_FAULT_EACH_MOST", 0);
+    long count, tried = 0, harmless = 0, most;
+    char limit[64];
+    snprintf(limit, sizeof(limit), "POISE_FAULT_EACH_MOST_%s", name);
+    most = (long)number_of(limit, 0);
     char why[PATH_BYTES];
     ending_t ending;
     if (count_calls(each, class, name, &count)) return true;

@@ -28,7 +28,7 @@ each() {
     mkdir -p "$fast/$name"
     local left=0
     [ "${POISE_STRESS_SECONDS:-0}" = 0 ] || left=$((POISE_STRESS_SECONDS - (SECONDS - stress_begun) + 1))
-    POISE_FAULT_EACH=$classes POISE_FAULT_EACH_FOLDER=$fast/$name POISE_FAULT_EACH_MOST=$most POISE_FAULT_EACH_RERUN=$rerun \
+    POISE_FAULT_EACH=$classes POISE_FAULT_EACH_FOLDER=$fast/$name POISE_FAULT_EACH_MOST_alloc=$most POISE_FAULT_EACH_MOST_write=$([ -n "$full" ] || echo "${writes:-0}") POISE_FAULT_EACH_RERUN=$rerun \
         POISE_FAULT_EACH_SEED=$stress_seed POISE_FAULT_EACH_SECONDS=$left POISE_FAULT_EACH_PARTIAL=${partial:-} \
         POISE_FAULT_EACH_DEADLINE=$limit POISE_FAULT_EACH_COUNTS=$fast/counts "$POISE_FAULTS" "${arguments[@]}" \
         >"$work/$name.each" 2>&1 </dev/null || fail "$name: not every fault ends as it should (${arguments[*]})" "$work/$name.each"
@@ -66,10 +66,10 @@ if [ "${POISE_FAIL_NTH_PART:-single}" = single ]; then
     fi
     partial='samples*' each eval 20 10 eval "${evaluating[@]}" --set output=@
     sft_settings
-    partial='metrics.jsonl' each sft 40 10 sft "${settings[@]}" --set output=@ --set optimizer.steps=2 --set checkpoint.every=1 \
+    partial='metrics.jsonl' writes=20 each sft 20 20 sft "${settings[@]}" --set output=@ --set optimizer.steps=2 --set checkpoint.every=1 \
         --set checkpoint.on_failure=stop --set save_model=true
     # A disk that fails once does not end a run: what is not written then is written later.
-    partial='metrics.jsonl' POISE_FAIL_NTH_CLASSES=${POISE_FAIL_NTH_CLASSES:-$(amount fsync,rename "")} each sft-on 0 0 sft "${settings[@]}" \
+    partial='metrics.jsonl' POISE_FAIL_NTH_CLASSES=${POISE_FAIL_NTH_CLASSES:-$(amount rename "")} each sft-on 0 0 sft "${settings[@]}" \
         --set output=@ --set optimizer.steps=2 --set checkpoint.every=1 --set checkpoint.keep=1 --set checkpoint.wait_s=5
     [ ! -e "$fast/counts" ] || while IFS=$'\t' read -r class tried of; do
         stress_count "$class failed in a single process" "$tried"
@@ -81,5 +81,68 @@ if [ "${POISE_FAIL_NTH_PART:-single}" = single ]; then
         "$POISE" $arguments >/dev/full 2>"$work/err"
         same "exit code of poise $arguments with a full standard output" $? 1
         [ "$(grep -c '^poise: ' "$work/err")" = 1 ] || fail "no sentence on stderr" "$work/err"
+    done
+fi
+
+if [ "${POISE_FAIL_NTH_PART:-mpi}" = mpi ]; then
+    echo "== MPI jobs"
+    classes=(alloc open write fsync rename send receive collective)
+    # count_of NAME RANK CLASS: how often the undisturbed run's rank came by.
+    count_of() { sed -n "s/^$3 //p" "$work/$1.counts.$2"; }
+    # one_fault KIND RANKS: a fault drawn by the seed in a job of that kind, whose undisturbed run is KIND.
+    one_fault() {
+        local kind=$1 ranks=$2 class rank count=0 name=$1-fault code said file
+        until [ "${count:-0}" -gt 0 ]; do
+            random ${#classes[@]}
+            class=${classes[$drawn]}
+            random "$ranks"
+            rank=$drawn
+            count=$(count_of "$kind" "$rank" "$class")
+        done
+        random "$count"
+        local fault="$class:$((drawn + 1))@$rank"
+        rm -rf "${work:?}/$name" "$work/$name.log"
+        POISE=$POISE_FAULTS POISE_FAULT=$fault job "$name" "$ranks" "${kind%%-*}"
+        code=$?
+        [ "$code" != 124 ] && [ "$code" != 137 ] || fail "$kind, $fault: the job hangs" "$work/$name.log"
+        grep -Eq 'Segmentation|signal [0-9]+ \((Abort|Bus|Seg|Float)|Sanitizer|stack smashing|double free|corrupt' "$work/$name.log" &&
+            fail "$kind, $fault: a process crashed" "$work/$name.log"
+        said=$(grep -c "^poise: \[rank $rank\] " "$work/$name.log")
+        case $code in
+        0) same_result "$kind" "$name" "$fault, harmless" ;;
+        1)
+            [ "$said" = 1 ] || fail "$kind, $fault: rank $rank says $said sentences" "$work/$name.log"
+            [ ! -e "$work/$name/result.json" ] || grep -q '"exit": *1' "$work/$name/result.json" || fail "$kind, $fault: the result is not 1" "$work/$name/result.json"
+            for file in "$work/$name"/checkpoints/step-*.h5; do
+                [ ! -e "$file" ] || "$POISE" inspect "$file" >"$work/out" 2>&1 || fail "$kind, $fault: $file is torn" "$work/out"
+            done
+            [ ! -e "$work/$name/model" ] || "$POISE" inspect "$work/$name/model" >"$work/out" 2>&1 || fail "$kind, $fault: the model is torn" "$work/out"
+            must_job "$name" "$ranks" "${kind%%-*}"
+            same_result "$kind" "$name" "after $fault"
+            ;;
+        *) fail "$kind, $fault: exit code $code" "$work/$name.log" ;;
+        esac
+        stress_count "$class failed in an MPI job" 1
+    }
+    same_result() { # KIND NAME WHAT
+        has_hash "$2"
+        same "weights ($1, $3)" "$(hash_of "$1")" "$(hash_of "$2")"
+        [ -z "$(find "$work/$2" -name '*.tmp.*' -o -name '*.partial-*' -o -name '*.old-*')" ] || fail "$1, $3: left: $(find "$work/$2")" "$work/$2.log"
+    }
+    undisturbed() { # KIND RANKS
+        POISE_FAULT_COUNTS=$work/$1.counts POISE=$POISE_FAULTS must_job "$1" "$2" "${1%%-*}"
+    }
+    common=(--set checkpoint.every=1 --set checkpoint.wait_s=5 --set deadline.collective_s=60 --set deadline.heartbeat_s=20)
+    sft_settings
+    sft=("${settings[@]}" "${common[@]}" --set optimizer.steps=3 --set save_model=true)
+    grpo_settings
+    grpo=("${settings[@]}" "${common[@]}" --set optimizer.steps=2 --set roles.learners=2 --set roles.rollouts=1 --set metrics.trajectories=true)
+    settings=("${sft[@]}")
+    undisturbed sft 4
+    settings=("${grpo[@]}")
+    undisturbed grpo 4
+    for ((i = 0; i < $(amount 8 200); i++)); do
+        time_left || break
+        if [ $((i % 2)) = 0 ]; then settings=("${sft[@]}") && one_fault sft 4; else settings=("${grpo[@]}") && one_fault grpo 4; fi
     done
 fi
