@@ -260,6 +260,8 @@ static void sweep(const learner_t *learner) {
     snprintf(path, sizeof(path), "%s/checkpoints", learner->config->output);
     store_sweep(learner->config->output);
     store_sweep(path);
+    snprintf(path, sizeof(path), "%s/trajectories", learner->config->output);
+    store_sweep(path);
 }
 
 static status_t find(const learner_t *learner, int64_t *step) {

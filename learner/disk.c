@@ -69,6 +69,7 @@ static void pause_for(const learner_t *learner) {
     if (seconds > pause_most_s) seconds = pause_most_s;
     struct timespec time = {.tv_sec = (time_t)seconds, .tv_nsec = (long)(1e9 * (seconds - (double)(time_t)seconds))};
     nanosleep(&time, NULL);
+    job_phase(learner->job, "waiting for room on the disk");
 }
 
 static status_t give_up(const learner_t *learner, const disk_task_t *task, status_t status) {

@@ -292,6 +292,9 @@ WRAP(int, fsync, int file) {
 WRAP(int, rename, const char *from, const char *to) {
     return HITS_ON(FAULT_RENAME, to) ? -1 : __real_rename(from, to);
 }
+WRAP(int, renameat2, int from_folder, const char *from, int to_folder, const char *to, unsigned flags) {
+    return HITS_ON(FAULT_RENAME, to) ? -1 : __real_renameat2(from_folder, from, to_folder, to, flags);
+}
 // Defined in the executable, these are what HDF5 finds; which of the two it calls depends on how it was built.
 extern ssize_t pwrite(int file, const void *data, size_t size, off_t offset);
 extern ssize_t pwrite64(int file, const void *data, size_t size, off64_t offset);
