@@ -145,8 +145,7 @@ static status_t print_json(const report_t *report, FILE *stream) {
 }
 
 static status_t print_text(const report_t *report, FILE *stream) {
-    report_print_text(report, FILE_WIDTH, stream);
-    return STATUS_OK;
+    return report_print_text(report, FILE_WIDTH, stream);
 }
 
 static status_t write_file(const report_t *report, const char *name, printer_t print) {
@@ -193,7 +192,7 @@ static status_t make(report_t *report, const options_t *options, int argc, char 
     TRY(write_file(report, "report.html", report_print_html));
     TRY(write_file(report, "report.txt", print_text));
     TRY(write_file(report, "report.json", print_json)); // last: whoever finds it finds the others
-    report_print_text(report, terminal_width(), stdout);
+    TRY(report_print_text(report, terminal_width(), stdout));
     printf("\nwritten: %s/report.{json,txt,html}%s\n", report->output, report->gnuplot ? " and plots/" : "");
     fflush(stdout);
     return STATUS_OK;

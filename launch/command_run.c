@@ -51,22 +51,29 @@ status_t own_path(char out[4096]) {
 
 // The run's result for launchers: mpirun's own exit code is not to be trusted after a rank's death. Written by one
 // rank. A dry run leaves none in the output folder.
-static status_t result_write(const config_t *config, bool dry_run, status_t run) {
-    const char *extra = getenv("POISE_RESULT"), *state = run ? "failed" : "done";
+static status_t result_write_one(const char *path, status_t run) {
+    const char *state = run ? "failed" : "done";
     if (run && status_kind(run) == STATUS_CANCELLED) state = "stopped";
     json_t *result =
         json_pack("{s:i, s:s, s:s}", "exit", status_exit_code(run), "state", state, "message", status_message(run));
     char *text = result ? json_dumps(result, JSON_INDENT(1)) : NULL;
     json_decref(result);
     if (!text) FAIL(STATUS_MEMORY, "out of memory while writing the result");
-    char path[4096];
-    snprintf(path, sizeof(path), "%s/result.json", config->output);
-    bool inside = !dry_run && *config->output;
-    status_t status = inside ? file_make_directory(config->output) : STATUS_OK;
-    if (!status && inside) status = file_write_whole(path, text, strlen(text));
-    if (!status && extra) status = file_write_whole(extra, text, strlen(text));
+    status_t status = file_write_whole(path, text, strlen(text));
     free(text);
     return status;
+}
+
+static status_t result_write(const config_t *config, bool dry_run, status_t run) {
+    // The launcher's copy first: it does not depend on the run's disk, and without it the run is not done.
+    const char *extra = getenv("POISE_RESULT");
+    status_t status = extra ? result_write_one(extra, run) : STATUS_OK;
+    if (dry_run || !*config->output) return status;
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/result.json", config->output);
+    status_t inside = file_make_directory(config->output);
+    if (!inside) inside = result_write_one(path, run ? run : status);
+    return status_first(status, inside);
 }
 
 // What an earlier run in the same folder left would pass for this run's result if this one is refused or killed.

@@ -161,7 +161,7 @@ status_t report_compute(report_t *report) STATUS_CHECKED;
 // Writes plots/NAME.dat and NAME.gp and runs gnuplot on each; without gnuplot it warns.
 status_t report_draw(report_t *report) STATUS_CHECKED;
 // The text report; tables leave out their least important columns to fit `width`.
-void report_print_text(const report_t *report, int width, FILE *stream);
+status_t report_print_text(const report_t *report, int width, FILE *stream) STATUS_CHECKED;
 // The page: one file, nothing loaded from elsewhere.
 status_t report_print_html(const report_t *report, FILE *stream) STATUS_CHECKED;
 void report_escape_html(FILE *stream, const char *text);

@@ -18,6 +18,7 @@ typedef struct column {
 typedef struct table {
     column_t column[MAX_COLUMNS];
     int columns, rows;
+    bool short_of_memory; // a column is missing
 } table_t;
 
 static bool table_begin(table_t *table, int rows) {
@@ -25,12 +26,15 @@ static bool table_begin(table_t *table, int rows) {
     return rows > 0;
 }
 
-// A new column; NULL when memory or room is short (the table then lacks it).
+// A new column; NULL when room is short (the table then lacks it) or memory (table_end then fails).
 static column_t *table_column(table_t *table, const char *head, int importance, bool left) {
     if (table->columns >= MAX_COLUMNS) return NULL;
     column_t *column = &table->column[table->columns];
     column->cell = calloc((size_t)table->rows, CELL_BYTES);
-    if (!column->cell) return NULL;
+    if (!column->cell) {
+        table->short_of_memory = true;
+        return NULL;
+    }
     snprintf(column->head, CELL_BYTES, "%s", head);
     column->importance = importance;
     column->left = left;
@@ -75,7 +79,7 @@ static void print_cell(FILE *stream, const char *text, int width, bool left) {
 }
 
 // Prints to fit `width`, and frees.
-static void table_end(table_t *table, int width, FILE *stream) {
+static status_t table_end(table_t *table, int width, FILE *stream) {
     table_fit(table, width);
     for (int r = -1; r < table->rows; r++) {
         int shown = 0;
@@ -88,6 +92,8 @@ static void table_end(table_t *table, int width, FILE *stream) {
         fputc('\n', stream);
     }
     for (int c = 0; c < table->columns; c++) free(table->column[c].cell);
+    if (table->short_of_memory) FAIL(STATUS_MEMORY, "out of memory while writing the report");
+    return STATUS_OK;
 }
 
 // ---- cells ----
@@ -145,10 +151,10 @@ static void fill_text(table_t *table, const json_t *rows, const char *head, cons
 
 // ---- the tables ----
 
-static void print_rows(const json_t *json, int width, FILE *stream) {
+static status_t print_rows(const json_t *json, int width, FILE *stream) {
     const json_t *rows = json_object_get(json, "rows");
     table_t table;
-    if (!table_begin(&table, (int)json_array_size(rows))) return;
+    if (!table_begin(&table, (int)json_array_size(rows))) return STATUS_OK;
     fill_text(&table, rows, "config", "config", 100);
     fill_percent(&table, rows, "accuracy %", "accuracy", 99);
     fill_interval(&table, rows, "95 % interval", "accuracy_ci95", 90, false);
@@ -161,14 +167,14 @@ static void print_rows(const json_t *json, int width, FILE *stream) {
     fill_percent(&table, rows, "cut off %", "truncated_rate", 40);
     fill_number(&table, rows, "n", "n", 0, 50);
     fill_number(&table, rows, "seconds", "seconds", 0, 65);
-    table_end(&table, width, stream);
+    return table_end(&table, width, stream);
 }
 
-static void print_kinds(const json_t *json, int width, FILE *stream) {
+static status_t print_kinds(const json_t *json, int width, FILE *stream) {
     const json_t *rows = json_object_get(json, "rows");
     const json_t *kinds = json_object_get(json_array_get(rows, 0), "by_kind");
     table_t table;
-    if (json_object_size(kinds) < 2 || !table_begin(&table, (int)json_array_size(rows))) return;
+    if (json_object_size(kinds) < 2 || !table_begin(&table, (int)json_array_size(rows))) return STATUS_OK;
     fputs("\nAccuracy by kind of question (percent)\n", stream);
     fill_text(&table, rows, "config", "config", 100);
     const char *kind;
@@ -180,13 +186,13 @@ static void print_kinds(const json_t *json, int width, FILE *stream) {
             put_percent(column->cell[r], json_object_get(json_object_get(all, kind), "accuracy"));
         }
     }
-    table_end(&table, width, stream);
+    return table_end(&table, width, stream);
 }
 
-static void print_pairs(const json_t *json, int width, FILE *stream) {
+static status_t print_pairs(const json_t *json, int width, FILE *stream) {
     const json_t *pairs = json_object_get(json, "paired");
     table_t table;
-    if (!table_begin(&table, (int)json_array_size(pairs))) return;
+    if (!table_begin(&table, (int)json_array_size(pairs))) return STATUS_OK;
     fputs("\nPaired differences of accuracy (points)\n", stream);
     fill_text(&table, pairs, "a", "a", 100);
     fill_text(&table, pairs, "minus b", "b", 99);
@@ -201,7 +207,7 @@ static void print_pairs(const json_t *json, int width, FILE *stream) {
     for (int r = 0; column && r < table.rows; r++)
         snprintf(column->cell[r], CELL_BYTES, "%.1f",
                  280 * json_number_value(json_object_get(json_array_get(pairs, (size_t)r), "stderr")));
-    table_end(&table, width, stream);
+    return table_end(&table, width, stream);
 }
 
 static void print_controls(const json_t *json, FILE *stream) {
@@ -232,13 +238,13 @@ static void put_run(char *cell, const json_t *run, int line, const char *name) {
 }
 
 // A line for each thing that runs spend seconds on (as their metrics name them), a column a run.
-static void print_time(const json_t *json, int width, FILE *stream) {
+static status_t print_time(const json_t *json, int width, FILE *stream) {
     static const char *const heads[] = {"steps", "learner tokens/s", "rollout tokens/s", "seconds"};
     const json_t *runs = json_object_get(json, "runs"), *names = json_object_get(json, "time"), *value;
     table_t table;
     const char *name;
     int lines = 4 + (int)json_object_size(names) - (json_object_get(names, "step") != NULL);
-    if (!json_array_size(runs) || !table_begin(&table, lines)) return;
+    if (!json_array_size(runs) || !table_begin(&table, lines)) return STATUS_OK;
     fputs("\nTraining runs: seconds by what they were spent on (stages overlap)\n", stream);
     column_t *what = table_column(&table, "", 100, true);
     for (size_t r = 0; what && r < json_array_size(runs); r++) {
@@ -256,27 +262,29 @@ static void print_time(const json_t *json, int width, FILE *stream) {
             line++;
         }
     }
-    table_end(&table, width, stream);
+    TRY(table_end(&table, width, stream));
     const json_t *difference = json_object_get(json, "rollout_learner_logprob_max_abs_diff");
     if (json_is_number(difference))
         fprintf(stream, "max |rollout log-prob - learner log-prob| before the first update of any batch: %g\n",
                 json_number_value(difference));
+    return STATUS_OK;
 }
 
-void report_print_text(const report_t *report, int width, FILE *stream) {
+status_t report_print_text(const report_t *report, int width, FILE *stream) {
     const json_t *json = report->json;
     fprintf(stream, "%s\n", report->title);
     fprintf(stream, "%lld questions on %lld pictures, seed %llu; accuracies in percent\n\n",
             (long long)json_integer_value(json_object_get(json, "n")),
             (long long)json_integer_value(json_object_get(json, "images")), (unsigned long long)report->seed);
-    print_rows(json, width, stream);
+    TRY(print_rows(json, width, stream));
     fputs("interval: over resampled pictures; invalid: no complete <answer>; bare: the whole text taken as the "
           "answer;\nlisting: reasoning that names everything in the picture as it is; seconds: training and "
           "evaluation\n",
           stream);
     print_controls(json, stream);
-    print_kinds(json, width, stream);
-    print_pairs(json, width, stream);
-    print_time(json, width, stream);
+    TRY(print_kinds(json, width, stream));
+    TRY(print_pairs(json, width, stream));
+    TRY(print_time(json, width, stream));
     for (int i = 0; i < report->warnings; i++) fprintf(stream, "\nnote: %s\n", report->warning[i]);
+    return STATUS_OK;
 }

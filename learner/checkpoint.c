@@ -1,5 +1,7 @@
 #include "learner/checkpoint.h"
 
+#include "learner/disk.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -80,15 +82,24 @@ static status_t write_configuration(const learner_t *learner, store_t *store) {
     FILE *stream = open_memstream(&text, &size);
     if (!stream) FAIL(STATUS_MEMORY, "no memory for the configuration's text");
     status_t status = config_print(learner->config, stream);
-    fclose(stream);
+    bool failed = ferror(stream) != 0;
+    failed |= fclose(stream) != 0;
+    if (failed && !status) status = STATUS_NEW(STATUS_MEMORY, "no memory for the configuration's text");
     if (!status) status = store_write_string(store, "config", text ? text : "");
     free(text);
     return status;
 }
 
+static status_t training_hash(const learner_t *learner, char text[17]) {
+    uint64_t hash;
+    TRY(config_training_hash(learner->config, &hash));
+    snprintf(text, 17, "%016" PRIx64, hash);
+    return STATUS_OK;
+}
+
 static status_t write_header(const learner_t *learner, store_t *store, const char *kind, int64_t completed) {
     char hash[17];
-    snprintf(hash, sizeof(hash), "%016" PRIx64, config_training_hash(learner->config));
+    TRY(training_hash(learner, hash));
     TRY(store_write_number(store, "schema", CHECKPOINT_SCHEMA));
     TRY(store_write_string(store, "kind", kind));
     TRY(store_write_number(store, "step", completed));
@@ -106,20 +117,20 @@ static status_t write_header(const learner_t *learner, store_t *store, const cha
     return write_configuration(learner, store);
 }
 
-static status_t remove_old(const config_t *config) {
-    if (config->checkpoint.keep < 1) return STATUS_OK;
+// What cannot be removed stays, and is told: the new checkpoint is whole, and the run can go on.
+static void remove_old(const config_t *config) {
     int64_t *steps;
     size_t count;
-    TRY(checkpoint_list(config->output, "checkpoints", &steps, &count));
-    status_t status = STATUS_OK;
+    status_t status = checkpoint_list(config->output, "checkpoints", &steps, &count);
     for (size_t i = (size_t)config->checkpoint.keep; i < count && !status; i++) {
         char path[PATH_BYTES];
         file_path(config->output, steps[i], path);
         if (unlink(path) != 0 && errno != ENOENT)
             status = STATUS_NEW(STATUS_IO, "cannot remove the old checkpoint %s: %s", path, strerror(errno));
     }
+    if (status) fprintf(stderr, "poise: old checkpoints stay: %s\n", status_message(status));
+    status_free(status);
     free(steps);
-    return status;
 }
 
 // Makes the folder too.
@@ -133,25 +144,68 @@ static status_t create(learner_t *learner, const char *path, const char *kind, i
     return write_header(learner, *store, kind, completed);
 }
 
-status_t checkpoint_write(learner_t *learner, const char *path, const char *kind, int64_t completed,
-                          checkpoint_part_t part, void *context) {
+typedef struct save {
+    learner_t *learner;
+    const char *path, *kind;
+    int64_t completed;
+    checkpoint_part_t part;
+    void *context;
+    bool regular; // one of the run's own, which older ones give way to
+} save_t;
+
+// The outcome is this learner's own.
+static status_t save_once(void *context) {
+    const save_t *save = context;
+    learner_t *learner = save->learner;
     job_phase(learner->job, "writing a checkpoint");
     store_t *store = NULL;
-    status_t status = learner->first ? create(learner, path, kind, completed, &store) : STATUS_OK;
+    status_t status = learner->first ? create(learner, save->path, save->kind, save->completed, &store) : STATUS_OK;
     // Even when the file could not be made the gathers run: the other ranks are in them.
     status = status_first(status, optimizer_save(learner->optimizer, status ? NULL : store));
-    if (!status && store && part) status = part(context, store);
+    if (!status && store && save->part) status = save->part(save->context, store);
     if (!status && store) status = store_commit(store);
     store_close(store);
-    return learner_agree(learner, status, "checkpoint");
+    if (!status && learner->first && save->regular) remove_old(learner->config);
+    return status;
 }
 
-status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, checkpoint_part_t part,
+status_t checkpoint_write(learner_t *learner, const char *path, const char *kind, int64_t completed,
+                          checkpoint_part_t part, void *context) {
+    save_t save = {learner, path, kind, completed, part, context, false};
+    return learner_agree(learner, save_once(&save), "checkpoint");
+}
+
+// Masters and two moments of what is trained, the published versions that staleness keeps, and the rest of the file.
+static int64_t bytes_needed(const learner_t *learner, const char *kind) {
+    int64_t elements = 0;
+    for (int part = 0; part < PART_COUNT; part++) {
+        int64_t trainable, total;
+        model_count(learner->model, (model_part_t)part, &trainable, &total);
+        elements += trainable;
+    }
+    int versions = strcmp(kind, "grpo") ? 0 : learner->config->grpo.staleness;
+    return elements * (int64_t)sizeof(float) * (3 + versions) + (64 << 10);
+}
+
+status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, bool last, checkpoint_part_t part,
                          void *context) {
-    char path[PATH_BYTES];
-    file_path(learner->config->output, completed, path);
-    TRY(checkpoint_write(learner, path, kind, completed, part, context));
-    return learner_agree(learner, learner->first ? remove_old(learner->config) : STATUS_OK, "checkpoint");
+    char path[PATH_BYTES], folder[PATH_BYTES], what[64], next[96] = "with the next checkpoint at its end";
+    const config_t *config = learner->config;
+    file_path(config->output, completed, path);
+    save_t save = {learner, path, kind, completed, part, context, true};
+    snprintf(folder, sizeof(folder), "%s/checkpoints", config->output);
+    snprintf(what, sizeof(what), "the checkpoint of step %lld", (long long)completed);
+    if (config->checkpoint.every > 0 && completed + config->checkpoint.every < learner->last)
+        snprintf(next, sizeof(next), "with the next checkpoint after step %lld",
+                 (long long)completed + config->checkpoint.every);
+    const disk_task_t task = {.what = what,
+                              .folder = folder,
+                              .bytes = bytes_needed(learner, kind),
+                              .next = next,
+                              .last = last,
+                              .run = save_once,
+                              .context = &save};
+    return disk_try(learner, &task);
 }
 
 // ---- reading ----
@@ -171,7 +225,7 @@ static status_t check_text(store_t *store, const char *name, const char *expecte
 
 static status_t check_header(const learner_t *learner, store_t *store, const char *kind, int64_t step) {
     char hash[17];
-    snprintf(hash, sizeof(hash), "%016" PRIx64, config_training_hash(learner->config));
+    TRY(training_hash(learner, hash));
     int64_t schema, stored;
     TRY(store_read_number(store, "schema", &schema));
     if (schema != CHECKPOINT_SCHEMA)
@@ -203,7 +257,7 @@ status_t checkpoint_open_path(const learner_t *learner, const char *path, const 
 
 // What a killed run left half written.
 static void sweep(const learner_t *learner) {
-    static const char *const folders[] = {"", "/checkpoints", "/trajectories"};
+    static const char *const folders[] = {"", "/checkpoints", "/trajectories", "/bad_steps"};
     char path[PATH_BYTES];
     for (size_t i = 0; i < sizeof(folders) / sizeof(*folders); i++) {
         snprintf(path, sizeof(path), "%s%s", learner->config->output, folders[i]);

@@ -16,8 +16,9 @@
 typedef status_t (*checkpoint_part_t)(void *context, store_t *store);
 
 // Writes the state after `completed` steps and removes all but the newest checkpoint.keep files. `kind` is "sft" or
-// "grpo". Collective: all fail if learner 0 cannot write.
-status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, checkpoint_part_t part,
+// "grpo"; `last`: the run ends after it. A file that cannot be written ends the run or not as learner/disk.h says;
+// older checkpoints are removed only when the new one is whole. Collective: all have the same outcome.
+status_t checkpoint_save(learner_t *learner, const char *kind, int64_t completed, bool last, checkpoint_part_t part,
                          void *context) STATUS_CHECKED;
 // The same state under any name; makes its folder, removes nothing.
 status_t checkpoint_write(learner_t *learner, const char *path, const char *kind, int64_t completed,

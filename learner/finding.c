@@ -84,7 +84,7 @@ static status_t save(learner_t *learner, const bad_step_t *bad) {
 static status_t stop(learner_t *learner, const bad_step_t *bad, const char *sentence, const char *why) {
     // Weights that this step's earlier updates have moved belong to no checkpoint.
     if (bad->update == 0 && bad->step > 0)
-        TRY(checkpoint_save(learner, bad->kind, bad->step, bad->versions, bad->context));
+        TRY(checkpoint_save(learner, bad->kind, bad->step, true, bad->versions, bad->context));
     FAIL(STATUS_FAILED,
          "step %lld: %s; %s. Its inputs are in bad_steps/step-%lld.h5: \"poise replay %s --bad-step %lld\" shows where "
          "it "

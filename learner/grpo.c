@@ -1,4 +1,5 @@
 // A learner rank of `poise grpo`: publish version t, wait for the batch of step t, update, again.
+#include "learner/disk.h"
 #include "learner/trajectory.h"
 
 #include <stdlib.h>
@@ -88,7 +89,8 @@ static status_t after_step(grpo_run_t *run, int64_t completed, bool stop) {
     const config_t *config = learner->config;
     bool final = completed == learner->last;
     bool due = config->checkpoint.every > 0 && completed % config->checkpoint.every == 0;
-    if (due || stop || final) TRY(checkpoint_save(learner, "grpo", completed, grpo_save_versions, run));
+    if (due || stop || final) TRY(checkpoint_save(learner, "grpo", completed, stop || final, grpo_save_versions, run));
+    if (stop || final) TRY(learner_end_metrics(learner, run->metrics));
     if (final) TRY(learner_save_model(learner));
     if (stop && !final) {
         message_t message = {.type = MESSAGE_STOP};
@@ -101,16 +103,39 @@ static status_t after_step(grpo_run_t *run, int64_t completed, bool stop) {
     return run->colocated->published(run->colocated->context, completed);
 }
 
+typedef struct kept_trajectory {
+    const grpo_run_t *run;
+    int64_t completed;
+} kept_trajectory_t;
+
+static status_t write_trajectory(void *context) {
+    const kept_trajectory_t *kept = context;
+    return kept->run->learner.first ? trajectory_write(kept->run, kept->completed) : STATUS_OK;
+}
+
+static status_t keep_trajectory(grpo_run_t *run, int64_t completed) {
+    const config_t *config = run->learner.config;
+    if (!config->metrics.trajectories) return STATUS_OK;
+    char what[64], folder[4096];
+    snprintf(folder, sizeof(folder), "%s/trajectories", config->output);
+    snprintf(what, sizeof(what), "the trajectories of step %lld", (long long)completed);
+    kept_trajectory_t kept = {run, completed};
+    const disk_task_t task = {.what = what,
+                              .folder = folder,
+                              .next = "without this step's trajectories",
+                              .run = write_trajectory,
+                              .context = &kept};
+    return disk_try(&run->learner, &task);
+}
+
 static status_t one_step(grpo_run_t *run, int64_t step, bool *stop) {
     learner_t *learner = &run->learner;
     TRY(grpo_wait_batch(run, step));
     job_phase(run->learner.job, "preparing the batch");
     TRY(grpo_batch_prepare(run));
     TRY(grpo_train_step(run, step));
-    status_t status = STATUS_OK;
     job_phase(learner->job, "writing metrics");
-    if (learner->first && learner->config->metrics.trajectories) status = trajectory_write(run, step + 1);
-    TRY(learner_agree(learner, status, "trajectories"));
+    TRY(keep_trajectory(run, step + 1));
     TRY(grpo_report(run, step + 1));
     return learner_should_stop(learner, stop);
 }

@@ -176,5 +176,5 @@ status_t grpo_report(grpo_run_t *run, int64_t completed) {
     learner_t *learner = &run->learner;
     TRY(learner_share(learner, run->batch.slot, slots_of(run) * SLOT_FIELDS, "step numbers"));
     TRY(comm_all_reduce_i64(learner->comm, run->batch.ratio_bin, RATIO_BINS, COMM_SUM, "ratios"));
-    return learner_agree(learner, learner->first ? write_line(run, completed) : STATUS_OK, "metrics");
+    return learner_note_metrics(learner, learner->first ? write_line(run, completed) : STATUS_OK);
 }

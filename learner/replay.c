@@ -180,7 +180,9 @@ static status_t check_configuration(const replay_t *replay) {
     const learner_t *learner = &replay->run.learner;
     const trajectory_t *t = &replay->trajectory;
     char hash[17];
-    snprintf(hash, sizeof(hash), "%016llx", (unsigned long long)config_training_hash(learner->config));
+    uint64_t number;
+    TRY(config_training_hash(learner->config, &number));
+    snprintf(hash, sizeof(hash), "%016llx", (unsigned long long)number);
     if (strcmp(hash, t->training_hash) != 0)
         FAIL(STATUS_INVALID,
              "step %lld was trained under another configuration (%s there, %s now); leave out settings that shape "

@@ -2,6 +2,7 @@
 
 #include "common/model/model_start.h"
 #include "common/store/store.h"
+#include "learner/disk.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -138,18 +139,70 @@ void learner_print_setup(const learner_t *learner, FILE *stream) {
     print_line(stream, "sum without images", weights + state + tape);
 }
 
+typedef struct model_save {
+    learner_t *learner;
+    char path[4096];
+} model_save_t;
+
+static status_t save_model_once(void *context) {
+    const model_save_t *save = context;
+    const learner_t *learner = save->learner;
+    if (!learner->first) return STATUS_OK;
+    return learner->model->adapter_rank > 0 ? model_save_adapter(learner->model, learner->config->model, save->path)
+                                            : model_save(learner->model, learner->config->model, save->path);
+}
+
 status_t learner_save_model(learner_t *learner) {
     const config_t *config = learner->config;
     if (!config->save_model) return STATUS_OK;
-    status_t status = STATUS_OK;
     job_phase(learner->job, "saving the model");
-    if (learner->first) {
-        char path[4096];
-        bool adapter = learner->model->adapter_rank > 0;
-        snprintf(path, sizeof(path), "%s/%s", config->output, adapter ? "adapter" : "model");
-        status = adapter ? model_save_adapter(learner->model, config->model, path)
-                         : model_save(learner->model, config->model, path);
-        if (!status) fprintf(stderr, "poise: wrote %s\n", path);
+    model_save_t save = {.learner = learner};
+    bool adapter = learner->model->adapter_rank > 0;
+    int64_t elements = 0, trained = 0;
+    for (int part = 0; part < PART_COUNT; part++) {
+        int64_t trainable, total;
+        model_count(learner->model, (model_part_t)part, &trainable, &total);
+        elements += total;
+        trained += trainable;
     }
-    return learner_agree(learner, status, "saving the model");
+    snprintf(save.path, sizeof(save.path), "%s/%s", config->output, adapter ? "adapter" : "model");
+    const disk_task_t task = {.what = adapter ? "the trained adapter" : "the trained model",
+                              .folder = config->output,
+                              .bytes = (adapter ? trained : elements) * (int64_t)sizeof(float) + (1 << 20),
+                              .last = true,
+                              .run = save_model_once,
+                              .context = &save};
+    TRY(disk_try(learner, &task));
+    if (learner->first) fprintf(stderr, "poise: wrote %s\n", save.path);
+    return STATUS_OK;
+}
+
+status_t learner_note_metrics(learner_t *learner, status_t status) {
+    bool goes_on = learner->first && learner->config->checkpoint.on_failure == ON_FAILURE_CONTINUE;
+    if (status && goes_on && status_kind(status) == STATUS_IO) {
+        if (!learner->metrics_late)
+            fprintf(stderr,
+                    "poise: %s; free space in %s: the run goes on, and lines of metrics are kept until they can be "
+                    "written\n",
+                    status_message(status), learner->config->output);
+        learner->metrics_late = true;
+        status_free(status);
+        status = STATUS_OK;
+    } else if (!status) {
+        learner->metrics_late = false;
+    }
+    return learner_agree(learner, status, "metrics");
+}
+
+static status_t flush_metrics(void *metrics) {
+    return metrics ? metrics_flush(metrics) : STATUS_OK;
+}
+
+status_t learner_end_metrics(learner_t *learner, metrics_t *metrics) {
+    const disk_task_t task = {.what = "the metrics",
+                              .folder = learner->config->output,
+                              .last = true,
+                              .run = flush_metrics,
+                              .context = metrics};
+    return disk_try(learner, &task);
 }

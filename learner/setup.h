@@ -20,7 +20,8 @@ typedef struct learner {
     patch_cache_t *patches;
     optimizer_t *optimizer;
     launcher_t launcher;
-    int64_t last; // steps end here: optimizer.steps, or stop_after when that is less
+    bool metrics_late; // lines of metrics wait for room on the disk, and it was said
+    int64_t last;      // steps end here: optimizer.steps, or stop_after when that is less
 } learner_t;
 
 // Opens everything but the tape's memory. Collective.
@@ -45,6 +46,11 @@ status_t learner_should_stop(learner_t *learner, bool *stop) STATUS_CHECKED;
 // steps; on the other learners *metrics stays as it is. Collective: all fail if it fails.
 status_t learner_open_metrics(learner_t *learner, const char *label, int64_t completed, metrics_t **metrics,
                               progress_t *progress) STATUS_CHECKED;
+// What metrics_write or the like came to on learner 0: a disk that takes nothing (STATUS_IO) is told once and does not
+// end the run, unless checkpoint.on_failure says so. Collective.
+status_t learner_note_metrics(learner_t *learner, status_t status) STATUS_CHECKED;
+// Before the run ends: metrics that wait for room on the disk. Collective.
+status_t learner_end_metrics(learner_t *learner, metrics_t *metrics) STATUS_CHECKED;
 // Exact sharing of numbers: values[i] is set on one rank and 0 (bits) on the others; afterwards all have all. Unlike a
 // floating-point sum this does not depend on the number of ranks. Collective.
 status_t learner_share(learner_t *learner, double *values, int64_t count, const char *phase) STATUS_CHECKED;

@@ -68,12 +68,14 @@ static status_t train(sft_run_t *run, int64_t completed) {
         sft_sums_t sums;
         status_t status = sft_train_step(run, completed, &sums);
         job_phase(learner->job, "writing metrics");
-        if (!status) status = learner_agree(learner, report(run, ++completed, &sums), "metrics");
+        if (!status) status = learner_note_metrics(learner, report(run, ++completed, &sums));
         sft_finish(run);
         TRY(status);
         TRY(learner_should_stop(learner, &stop));
         bool due = config->checkpoint.every > 0 && completed % config->checkpoint.every == 0;
-        if (due || stop || completed == learner->last) TRY(checkpoint_save(learner, "sft", completed, NULL, NULL));
+        bool last = stop || completed == learner->last;
+        if (due || last) TRY(checkpoint_save(learner, "sft", completed, last, NULL, NULL));
+        if (last) TRY(learner_end_metrics(learner, run->metrics));
     }
     if (completed < learner->last) {
         FAIL(STATUS_CANCELLED, "stopped after step %lld of %lld; the same command goes on from there",

@@ -164,11 +164,15 @@ static status_t write_configuration(const config_t *config, store_t *store) {
     size_t size = 0;
     FILE *stream = open_memstream(&text, &size);
     if (!stream) FAIL(STATUS_MEMORY, "no memory for the configuration's text");
+    uint64_t number = 0;
     status_t status = config_print(config, stream);
-    fclose(stream);
-    if (!status) status = store_write_string(store, "config", text ? text : "");
+    bool failed = ferror(stream) != 0;
+    failed |= fclose(stream) != 0;
+    if (failed && !status) status = STATUS_NEW(STATUS_MEMORY, "no memory for the configuration's text");
+    if (!status) status = store_write_string(store, "config", text);
     free(text);
-    snprintf(hash, sizeof(hash), "%016" PRIx64, config_training_hash(config));
+    if (!status) status = config_training_hash(config, &number);
+    snprintf(hash, sizeof(hash), "%016" PRIx64, number);
     return status ? status : store_write_string(store, "training_hash", hash);
 }
 

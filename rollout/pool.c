@@ -94,11 +94,15 @@ static status_t ask(const job_t *job, const config_t *config, message_t *out) {
 static status_t read_settings(const message_t *answer, const rollout_pool_options_t *options, config_t *out) {
     config_t plain;
     TRY(config_read_text(answer->settings.config, "the job's configuration", NULL, 0, &plain));
-    uint64_t hash = config_training_hash(&plain);
+    uint64_t hash, own = 0;
+    status_t status = config_training_hash(&plain, &hash);
     config_free(&plain);
+    TRY(status);
     TRY(config_read_text(answer->settings.config, "the job's configuration", options->setting, options->settings, out));
-    if (config_training_hash(out) == hash) return STATUS_OK;
+    status = config_training_hash(out, &own);
+    if (!status && own == hash) return STATUS_OK;
     config_free(out);
+    TRY(status);
     FAIL(STATUS_INVALID, "a rollout pool takes the settings that shape training from the job; --set only paths (model, "
                          "adapter, data.train), device, threads, rollout.* and deadline.*");
 }

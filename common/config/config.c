@@ -421,19 +421,23 @@ void config_print_reference(FILE *stream) {
     }
 }
 
-uint64_t config_training_hash(const config_t *config) {
+status_t config_training_hash(const config_t *config, uint64_t *out) {
     char *text = NULL;
     size_t length = 0;
     FILE *stream = open_memstream(&text, &length);
-    if (!stream) return 0;
+    *out = 0;
+    if (!stream) FAIL(STATUS_MEMORY, "out of memory while hashing the configuration");
     for (int i = 0; i < config_schema_count; i++) {
         if (!config_schema[i].shapes_training) continue;
         fprintf(stream, "%s=", config_schema[i].path);
         print_value(stream, config, &config_schema[i]);
         fputc('\n', stream);
     }
-    fclose(stream);
-    uint64_t hash = text ? XXH3_64bits(text, length) : 0;
+    // A hash of half the text would be that of another configuration.
+    bool failed = ferror(stream) != 0;
+    failed |= fclose(stream) != 0;
+    if (!failed) *out = XXH3_64bits(text, length);
     free(text);
-    return hash;
+    if (failed) FAIL(STATUS_MEMORY, "out of memory while hashing the configuration");
+    return STATUS_OK;
 }

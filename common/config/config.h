@@ -16,6 +16,7 @@ typedef struct config_list {
     int count;
 } config_list_t;
 
+typedef enum config_on_failure { ON_FAILURE_CONTINUE, ON_FAILURE_STOP } config_on_failure_t;
 typedef enum config_objective { OBJECTIVE_VANILLA, OBJECTIVE_SCALE, OBJECTIVE_FIXED } config_objective_t;
 typedef enum config_nonfinite { NONFINITE_STOP, NONFINITE_SKIP } config_nonfinite_t;
 typedef enum config_schedule { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT } config_schedule_t;
@@ -94,7 +95,9 @@ typedef struct config {
         int64_t memory_mb;
     } reward;
     struct {
-        int every, keep; // steps between checkpoints (0: only at the end), how many stay
+        int every, keep;                // steps between checkpoints (0: only at the end), how many stay
+        config_on_failure_t on_failure; // what a disk that takes no file does to a run
+        double wait_s;                  // the last files of a run are tried again for so long
     } checkpoint;
     struct {
         bool tensorboard, trajectories;
@@ -125,6 +128,6 @@ status_t config_print(const config_t *config, FILE *stream) STATUS_CHECKED;
 void config_print_reference(FILE *stream);
 // A hash of what determines the results of training (not threads, launch_leaves, recompute, roles, deadlines, paths of
 // output): a checkpoint refuses to resume under another.
-uint64_t config_training_hash(const config_t *config);
+status_t config_training_hash(const config_t *config, uint64_t *out) STATUS_CHECKED;
 
 #endif

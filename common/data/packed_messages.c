@@ -126,7 +126,12 @@ static status_t take_response(json_t *messages, char **response) {
         good = good && json_is_string(part);
         if (good) fwrite(json_string_value(part), 1, json_string_length(part), stream);
     }
-    fclose(stream);
+    bool failed = ferror(stream) != 0;
+    failed |= fclose(stream) != 0;
+    if (failed) {
+        free(text);
+        FAIL(STATUS_MEMORY, "out of memory while reading a response");
+    }
     if (!good) {
         free(text);
         FAIL(STATUS_INVALID, "the assistant's last turn must be text");

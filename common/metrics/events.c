@@ -46,10 +46,16 @@ static uint64_t get(const uint8_t *at, int bytes) {
 }
 
 static status_t write_all(const events_t *events, const uint8_t *data, size_t size) {
+    off_t start = lseek(events->file, 0, SEEK_END);
     while (size) {
         ssize_t written = write(events->file, data, size);
         if (written < 0 && errno == EINTR) continue;
-        if (written < 0) FAIL(STATUS_IO, "cannot write %s: %s", events->path, strerror(errno));
+        if (written < 0) {
+            // A torn record in the middle would hide all that follow it.
+            int why = errno;
+            if (start >= 0 && ftruncate(events->file, start) != 0) why = errno;
+            FAIL(STATUS_IO, "cannot write %s: %s", events->path, strerror(why));
+        }
         data += written;
         size -= (size_t)written;
     }

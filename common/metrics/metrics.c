@@ -11,9 +11,14 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { PENDING_LIMIT = 16 << 20 };
+
 struct metrics {
     char *path;
-    FILE *file;
+    int file;      // -1: not open
+    off_t whole;   // bytes of the file that are whole lines
+    char *pending; // [pending_size] lines that are not in the file yet
+    size_t pending_size, pending_capacity;
     events_t *events; // NULL: not wanted
     json_t *values;   // collected for the next line
     bool lost;        // a value could not be stored: memory
@@ -78,8 +83,11 @@ static status_t open_files(metrics_t *metrics, const char *directory, bool tenso
         FAIL(STATUS_MEMORY, "out of memory");
     }
     TRY(cut_lines(metrics->path, resume_step < 0 ? INT64_MIN : resume_step));
-    metrics->file = fopen(metrics->path, "abe");
-    if (!metrics->file) FAIL(STATUS_IO, "cannot write %s: %s", metrics->path, strerror(errno));
+    metrics->file = open(metrics->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    struct stat about;
+    if (metrics->file < 0 || fstat(metrics->file, &about) != 0)
+        FAIL(STATUS_IO, "cannot write %s: %s", metrics->path, strerror(errno));
+    metrics->whole = about.st_size;
     metrics->values = json_object();
     if (!metrics->values) FAIL(STATUS_MEMORY, "out of memory");
     if (tensorboard) TRY(events_open(directory, resume_step, &metrics->events));
@@ -90,6 +98,7 @@ status_t metrics_open(const char *directory, bool tensorboard, int64_t resume_st
     *out = NULL;
     metrics_t *metrics = NULL;
     TRY(ALLOCATE(&metrics, 1));
+    metrics->file = -1;
     status_t status = open_files(metrics, directory, tensorboard, resume_step);
     if (status) {
         metrics_close(metrics);
@@ -101,7 +110,8 @@ status_t metrics_open(const char *directory, bool tensorboard, int64_t resume_st
 
 void metrics_close(metrics_t *metrics) {
     if (!metrics) return;
-    if (metrics->file) fclose(metrics->file);
+    if (metrics->file >= 0) close(metrics->file);
+    free(metrics->pending);
     events_close(metrics->events);
     json_decref(metrics->values);
     free(metrics->path);
@@ -117,16 +127,43 @@ void metrics_add_text(metrics_t *metrics, const char *name, const char *text) {
     if (json_object_set_new(metrics->values, name, json_string(text)) != 0) metrics->lost = true;
 }
 
-static status_t write_line(metrics_t *metrics, double time, int64_t step) {
+static status_t keep_line(metrics_t *metrics, const char *text) {
+    size_t length = strlen(text), needed = metrics->pending_size + length + 1;
+    if (needed > PENDING_LIMIT)
+        FAIL(STATUS_FAILED, "%s cannot be written since many steps, and %d MiB of lines wait for it; free space there",
+             metrics->path, PENDING_LIMIT >> 20);
+    TRY(memory_grow((void **)&metrics->pending, &metrics->pending_capacity, needed, 1));
+    memcpy(metrics->pending + metrics->pending_size, text, length);
+    metrics->pending[needed - 1] = '\n';
+    metrics->pending_size = needed;
+    return STATUS_OK;
+}
+
+static status_t add_line(metrics_t *metrics, double time, int64_t step) {
     json_t *line = json_object();
     bool ok = line && json_object_set_new(line, "step", json_integer(step)) == 0 &&
               json_object_set_new(line, "time", json_real(time)) == 0 && json_object_update(line, metrics->values) == 0;
     char *text = ok ? json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(line);
     if (!text) FAIL(STATUS_MEMORY, "out of memory while writing %s", metrics->path);
-    bool written = fprintf(metrics->file, "%s\n", text) > 0 && fflush(metrics->file) == 0;
+    status_t status = keep_line(metrics, text);
     free(text);
-    if (!written) FAIL(STATUS_IO, "cannot write %s: %s", metrics->path, strerror(errno));
+    return status;
+}
+
+status_t metrics_flush(metrics_t *metrics) {
+    for (size_t done = 0; done < metrics->pending_size;) {
+        ssize_t written = write(metrics->file, metrics->pending + done, metrics->pending_size - done);
+        if (written < 0 && errno == EINTR) continue;
+        if (written < 0) {
+            int why = errno;
+            if (done && ftruncate(metrics->file, metrics->whole) != 0) why = errno;
+            FAIL(STATUS_IO, "cannot write %s: %s", metrics->path, strerror(why));
+        }
+        done += (size_t)written;
+    }
+    metrics->whole += (off_t)metrics->pending_size;
+    metrics->pending_size = 0;
     return STATUS_OK;
 }
 
@@ -150,8 +187,9 @@ status_t metrics_write(metrics_t *metrics, int64_t step) {
     if (metrics->lost)
         FAIL(STATUS_FAILED, "a metric of step %lld could not be kept (memory, or a text that is no UTF-8)",
              (long long)step);
-    TRY(write_line(metrics, time, step));
-    TRY(write_events(metrics, time, step));
+    TRY(add_line(metrics, time, step));
+    status_t status = metrics_flush(metrics);
+    status = status_first(status, write_events(metrics, time, step));
     json_object_clear(metrics->values);
-    return STATUS_OK;
+    return status;
 }

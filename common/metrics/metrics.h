@@ -17,8 +17,12 @@ void metrics_close(metrics_t *metrics);
 // out of the event file). A name added twice keeps the last value. Texts are UTF-8.
 void metrics_add(metrics_t *metrics, const char *name, double value);
 void metrics_add_text(metrics_t *metrics, const char *name, const char *text); // JSON Lines only
-// Writes {"step": S, "time": T, ...} with what was collected and flushes. T is the wall clock in seconds. Steps ascend.
+// Writes {"step": S, "time": T, ...} with what was collected. T is the wall clock in seconds. Steps ascend. A line that
+// cannot be written (STATUS_IO: a full disk) is kept and written with the next one; the file never holds a part of a
+// line. The event file does without such a step. More than 16 MiB of kept lines: STATUS_FAILED.
 status_t metrics_write(metrics_t *metrics, int64_t step) STATUS_CHECKED;
+// Writes what was kept; nothing to write is OK.
+status_t metrics_flush(metrics_t *metrics) STATUS_CHECKED;
 
 // Progress on stderr: a bar with ETA on a terminal, a line every few seconds otherwise.
 typedef struct progress {

@@ -17,22 +17,24 @@ static status_t join(char *out, const char *directory, const char *name) {
     return STATUS_OK;
 }
 
-// A name beside the folder that the sweep of a later run knows (common/store): what a killed process leaves goes away.
-static status_t beside(const char *directory, const char *what, char *out) {
+// The temporary folder beside `directory`, of a name that the next start sweeps.
+static status_t beside(const char *directory, char *out) {
+    char *plain, *temporary;
     size_t length = strlen(directory);
     while (length > 1 && directory[length - 1] == '/') length--;
-    char path[MODEL_PATH_BYTES], *name;
-    if (snprintf(path, sizeof(path), "%.*s%s", (int)length, directory, what) >= MODEL_PATH_BYTES)
-        FAIL(STATUS_INVALID, "the path %s is too long", directory);
-    TRY(file_temporary_name(path, &name));
-    bool fits = snprintf(out, MODEL_PATH_BYTES, "%s", name) < MODEL_PATH_BYTES;
-    free(name);
+    TRY(memory_copy_bytes(directory, length, &plain));
+    status_t status = file_temporary_name(plain, &temporary);
+    free(plain);
+    TRY(status);
+    bool fits = snprintf(out, MODEL_PATH_BYTES, "%s", temporary) < MODEL_PATH_BYTES;
+    free(temporary);
     if (!fits) FAIL(STATUS_INVALID, "the path %s is too long", directory);
     return STATUS_OK;
 }
 
 status_t folder_begin(const char *directory, char *out) {
-    TRY(beside(directory, "", out));
+    TRY(beside(directory, out));
+    store_sweep_beside(out);
     folder_discard(out);
     if (mkdir(out, 0777)) FAIL(STATUS_IO, "cannot make the folder %s: %s", out, strerror(errno));
     return STATUS_OK;
@@ -57,18 +59,42 @@ static status_t flush_folder(const char *path) {
     return STATUS_OK;
 }
 
-status_t folder_finish(const char *temporary, const char *directory) {
-    char old[MODEL_PATH_BYTES];
-    TRY(flush_folder(temporary));
-    if (!rename(temporary, directory)) return STATUS_OK;
-    // A folder with files in it cannot be renamed over: move it aside first.
-    if (errno != ENOTEMPTY && errno != EEXIST)
-        FAIL(STATUS_IO, "cannot rename %s to %s: %s", temporary, directory, strerror(errno));
-    TRY(beside(directory, ".old", old));
-    if (rename(directory, old) || rename(temporary, directory))
-        FAIL(STATUS_IO, "cannot replace %s: %s", directory, strerror(errno));
+// The folder that a path lies in.
+static status_t flush_parent(const char *path) {
+    char parent[MODEL_PATH_BYTES];
+    const char *slash = strrchr(path, '/');
+    snprintf(parent, sizeof(parent), "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    return flush_folder(parent);
+}
+
+// Both folders hold files, and a folder with files cannot be renamed over: they change places, in one step where the
+// file system can, so that there is always a whole one.
+static status_t exchange(const char *temporary, const char *directory) {
+    char old[MODEL_PATH_BYTES + 8];
+    if (!renameat2(AT_FDCWD, temporary, AT_FDCWD, directory, RENAME_EXCHANGE)) {
+        folder_discard(temporary);
+        return STATUS_OK;
+    }
+    if (errno != EINVAL && errno != ENOSYS) FAIL(STATUS_IO, "cannot replace %s: %s", directory, strerror(errno));
+    snprintf(old, sizeof(old), "%s.old", temporary);
+    if (rename(directory, old)) FAIL(STATUS_IO, "cannot replace %s: %s", directory, strerror(errno));
+    if (rename(temporary, directory)) {
+        int why = errno;
+        if (rename(old, directory)) FAIL(STATUS_IO, "cannot rename %s back to %s: %s", old, directory, strerror(errno));
+        FAIL(STATUS_IO, "cannot replace %s: %s", directory, strerror(why));
+    }
     folder_discard(old);
     return STATUS_OK;
+}
+
+status_t folder_finish(const char *temporary, const char *directory) {
+    TRY(flush_folder(temporary));
+    if (rename(temporary, directory)) {
+        if (errno != ENOTEMPTY && errno != EEXIST)
+            FAIL(STATUS_IO, "cannot rename %s to %s: %s", temporary, directory, strerror(errno));
+        TRY(exchange(temporary, directory));
+    }
+    return flush_parent(temporary);
 }
 
 static bool is_weights(const char *name) {

@@ -83,8 +83,7 @@ done:
     return status;
 }
 
-// Sweeps the folder that `path` lies in; what cannot be swept stays.
-static void sweep_beside(const char *path) {
+void store_sweep_beside(const char *path) {
     const char *slash = strrchr(path, '/');
     char *folder;
     status_t status = memory_copy_bytes(slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1, &folder);
@@ -95,7 +94,7 @@ static void sweep_beside(const char *path) {
 
 status_t file_writer_open(const char *path, file_writer_t *out) {
     *out = (file_writer_t){0};
-    sweep_beside(path);
+    store_sweep_beside(path);
     TRY(memory_copy_string(path, &out->path));
     status_t status = file_temporary_name(path, &out->temporary);
     if (!status && !(out->stream = fopen(out->temporary, "we"))) {

@@ -5,18 +5,27 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 enum { CHUNK_BYTES = 1 << 20 };
 
-// The innermost message of HDF5's error stack.
+enum { REASON_BYTES = 160 };
+
+// The innermost message of HDF5's error stack, or what the system said if the message quotes that: "..., errno = 28,
+// error message = 'No space left on device', buf = ...".
 static herr_t store_first_reason(unsigned n, const H5E_error2_t *error, void *text) {
-    if (n == 0 && error->desc) snprintf(text, 160, "%s", error->desc);
+    static const char quoted[] = "error message = '";
+    if (n || !error->desc) return 0;
+    const char *from = strstr(error->desc, quoted);
+    from = from ? from + strlen(quoted) : error->desc;
+    size_t length = strcspn(from, from == error->desc ? "\n" : "'");
+    snprintf(text, REASON_BYTES, "%.*s", (int)length, from);
     return 0;
 }
 
 static status_t store_failure(status_kind_t kind, const char *what, const store_t *store, const char *name) {
-    char reason[160] = "no reason given";
+    char reason[REASON_BYTES] = "no reason given";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, store_first_reason, reason);
     H5Eclear2(H5E_DEFAULT);
     if (name) FAIL(kind, "cannot %s '%s' in '%s': %s", what, name, store->path, reason);
@@ -115,13 +124,14 @@ status_t store_commit(store_t *store) {
     status_t status = STATUS_OK;
     if (store->broken)
         status = STATUS_NEW(STATUS_IO, "'%s' is not written because an earlier write to it failed", store->path);
-    if (!status && H5Fclose(store->file) < 0) {
+    // Flushed first: HDF5 frees a file whose closing fails, but keeps its id, which nobody may touch any more.
+    if (!status && H5Fflush(store->file, H5F_SCOPE_GLOBAL) < 0)
         status = store_failure(STATUS_IO, "finish", store, NULL);
-        store->broken = true;
-    } else if (!status) {
+    if (!status) {
+        if (H5Fclose(store->file) < 0) status = store_failure(STATUS_IO, "finish", store, NULL);
         store->file = -1;
-        status = file_publish(store->temporary, store->path);
     }
+    if (!status) status = file_publish(store->temporary, store->path);
     if (status)
         store->broken = true;
     else
@@ -129,9 +139,20 @@ status_t store_commit(store_t *store) {
     return status;
 }
 
+// Lets a file that will not be kept be closed whatever the disk says: what HDF5 still has to write goes to memory.
+// Without this a full disk would leave the file open, and its space taken, after it has been unlinked.
+static void store_divert(store_t *store) {
+    void *handle = NULL;
+    int memory = memfd_create("poise-store", MFD_CLOEXEC);
+    if (memory < 0) return;
+    if (H5Fget_vfd_handle(store->file, H5P_DEFAULT, &handle) >= 0 && handle) dup2(memory, *(const int *)handle);
+    close(memory);
+}
+
 void store_close(store_t *store) {
     if (!store) return;
     if (store->temporary) store_quiet();
+    if (store->file >= 0 && store->temporary) store_divert(store);
     if (store->file >= 0) H5Fclose(store->file);
     if (store->reader.fd >= 0) close(store->reader.fd);
     directory_free(&store->directory);

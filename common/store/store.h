@@ -25,6 +25,8 @@ void store_close(store_t *store);
 // Removes NAME.tmp.HOST.PID files, and folders with nothing but files in them, from a folder: of this host, when the process no longer runs; of other hosts, when
 // untouched for a day. What cannot be removed stays.
 void store_sweep(const char *directory);
+// Sweeps the folder that `path` lies in.
+void store_sweep_beside(const char *path);
 
 // Datasets, one-dimensional; names may have '/' (groups are made). compress: deflate 1, for repetitive data.
 status_t store_write(store_t *store, const char *name, dtype_t dtype, const void *data, int64_t count,

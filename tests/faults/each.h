@@ -6,7 +6,7 @@
 //   W/start
 //                                      where there is one, before each run; W/good, W/stdout and W/stderr are the
 //                                      driver's own
-//   POISE_FAULT_EACH_MOST=M            so many N of the class alloc, drawn by the seed (default, 0: all)
+//   POISE_FAULT_EACH_MOST_CLASS=M      so many N of a class, drawn by the seed (default, 0: all)
 //   POISE_FAULT_EACH_SEED=S            order of the N
 //   POISE_FAULT_EACH_SECONDS=T         no new run after so many seconds (default, 0: no limit)
 //   POISE_FAULT_EACH_DEADLINE=T        a run that takes longer hangs (default 60)

@@ -251,6 +251,9 @@ int __wrap_asprintf(char **out, const char *format, ...) {
     va_end(arguments);
     return length;
 }
+WRAP(FILE *, open_memstream, char **text, size_t *size) {
+    return HITS(FAULT_ALLOC) ? NULL : __real_open_memstream(text, size);
+}
 WRAP(void *, mmap, void *address, size_t size, int protection, int flags, int file, off_t offset) {
     return HITS(FAULT_ALLOC) ? MAP_FAILED : __real_mmap(address, size, protection, flags, file, offset);
 }
@@ -296,6 +299,9 @@ WRAP(int, fsync, int file) {
 }
 WRAP(int, rename, const char *from, const char *to) {
     return HITS_ON(FAULT_RENAME, to) ? -1 : __real_rename(from, to);
+}
+WRAP(int, renameat2, int from_folder, const char *from, int to_folder, const char *to, unsigned flags) {
+    return HITS_ON(FAULT_RENAME, to) ? -1 : __real_renameat2(from_folder, from, to_folder, to, flags);
 }
 // Defined in the executable, these are what HDF5 finds; which of the two it calls depends on how it was built.
 extern ssize_t pwrite(int file, const void *data, size_t size, off_t offset);

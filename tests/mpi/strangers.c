@@ -68,7 +68,10 @@ static link_t *join_as_pool(const scene_t *scene, const char *name, int *world_r
     assert_true(answer.settings.data_hash == scene->data_hash);
     config_t config;
     CHECK_OK(config_read_text(answer.settings.config, "settings", NULL, 0, &config));
-    assert_true(config_training_hash(&config) == config_training_hash(&scene->config));
+    uint64_t theirs, ours;
+    CHECK_OK(config_training_hash(&config, &theirs));
+    CHECK_OK(config_training_hash(&scene->config, &ours));
+    assert_true(theirs == ours);
     config_free(&config);
     *world_rank = answer.settings.world_rank;
     int role_index = answer.settings.role_index;
