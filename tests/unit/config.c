@@ -73,6 +73,10 @@ static void test_errors_name_place_and_remedy(void **state) {
     read_text("model: [unclosed\n", "not valid YAML");
     read_text("a: 1\na: 2\n", "");
     read_text("- 1\n", "mapping");
+    read_text("%%%%\xe1%%%model: x", "directives"); // libfyaml never returns from this one
+    read_text("model: x\n%YAML 1.1\n", "directives");
+    read_text("model: \xe1\n", "no UTF-8");
+    read_text("model: a\x01z\n", "control character");
     config_t config;
     status_t status = config_read("/nonexistent.yaml", NULL, 0, &config);
     assert_non_null(status);

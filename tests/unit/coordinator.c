@@ -162,6 +162,8 @@ static void test_wrong_completions_are_refused(void **state) {
     refused(deliver(c, 1, 99, 0, 0, 3), "not open");
     refused(deliver(c, 1, 0, 2, 0, 3), "out of range");
     refused(deliver(c, 1, 0, -1, 0, 3), "out of range");
+    refused(deliver(c, 1, 0, 0, 0, 3), "does not hold"); // nobody was given the group yet
+    refused(deliver(c, 1, UINT64_MAX, 0, 0, 3), "not open");
     refused(deliver(c, 1, 0, 0, 0, 9), "out of range");
     message_group_t group;
     message_plan_t plan;

@@ -271,6 +271,40 @@ static void test_slices(void **state) {
     free(back);
 }
 
+// More names in a group than one node of its tree takes, and more chunks than one node of theirs.
+static void test_many(void **state) {
+    place_t *place = *state;
+    enum { NAMES = 3000, COUNT = 200 * (1 << 20) / 8 };
+    store_t *store;
+    char name[64];
+    int64_t value, *data = calloc(COUNT, sizeof(*data)), some[3];
+    for (int64_t i = 0; i < COUNT; i++) data[i] = i / 1000;
+    CHECK_OK(store_create(place->file, &store));
+    for (int i = 0; i < NAMES; i++) {
+        snprintf(name, sizeof(name), "group/model.layers.%d.weight", i * 7919 % NAMES);
+        CHECK_OK(store_write_number(store, name, i));
+    }
+    CHECK_OK(store_write(store, "chunks", DTYPE_I64, data, COUNT, true));
+    CHECK_OK(store_commit(store));
+    store_close(store);
+    CHECK_OK(store_open(place->file, &store));
+    assert_int_equal(store_names(store), NAMES + 2);
+    assert_string_equal(store_name(store, 0), "chunks");
+    assert_null(store_name(store, 1)); // the group
+    assert_null(store_name(store, NAMES + 2));
+    for (int i = 0; i < NAMES; i++) {
+        snprintf(name, sizeof(name), "group/model.layers.%d.weight", i * 7919 % NAMES);
+        CHECK_OK(store_read_number(store, name, &value));
+        assert_int_equal(value, i);
+    }
+    for (int64_t at = 0; at + 3 <= COUNT; at += COUNT / 7) {
+        CHECK_OK(store_read(store, "chunks", DTYPE_I64, at, 3, some));
+        assert_memory_equal(some, data + at, sizeof(some));
+    }
+    store_close(store);
+    free(data);
+}
+
 // Parts of a dataset written in any order, as the pictures of packed data are.
 static void test_parts(void **state) {
     place_t *place = *state;
@@ -427,6 +461,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_torn, setup, teardown),
         cmocka_unit_test_setup_teardown(test_hostile, setup, teardown),
         cmocka_unit_test_setup_teardown(test_endless, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_many, setup, teardown),
         cmocka_unit_test_setup_teardown(test_short_chunk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slices, setup, teardown),
         cmocka_unit_test_setup_teardown(test_parts, setup, teardown),
