@@ -142,7 +142,8 @@ for ((round = 1; faults < wanted_faults; round++)); do
     check "$name"
     echo "$name: $(events "$name" worker_gone "") gone, $(events "$name" worker_joined "") joined, $(events "$name" group_reissued "") groups issued" \
         "again, $(events "$name" duplicate_dropped "") duplicates dropped, $(events "$name" worker_back "") back; $faults faults so far"
-    [ "$(events "$name" group_reissued "")" -gt 0 ] || fail "$name: no group was issued again"
+    # One may have held none; not all of several.
+    [ "$(events "$name" worker_gone "")" -lt 4 ] || [ "$(events "$name" group_reissued "")" -gt 0 ] || fail "$name: no group was issued again"
     rm -rf "${work:?}/$name"
 done
 for kind in "${!by_kind[@]}"; do stress_count "$kind" "${by_kind[$kind]}"; done
