@@ -97,6 +97,8 @@ static hid_t store_access(void) {
 
 status_t store_create(const char *path, store_t **out) {
     store_t *store;
+    // After a file could not be closed HDF5's own tidying at exit would touch what it has freed. Files are closed here.
+    H5dont_atexit();
     store_quiet();
     TRY(store_new(path, &store));
     *out = NULL;
