@@ -166,6 +166,12 @@ cut_learners_ended() { # NAME
     echo "$name: code $code, nothing left, $((SECONDS - cut_at)) s after the cut at most"
 }
 
+# The reward rank, which writes the result, away from launch/run, on a host with temporary files of its own.
+start_on_hosts away "h0 h0 h1 h1" grpo roles.learners=2 optimizer.stop_after=2
+{ wait "$background"; code=$?; } 2>/dev/null
+[ "$code" = 0 ] || fail "a run whose reward rank is on another host ended with $code" "$work/away.log"
+has_hash away
+
 rounds=$(amount 1 40)
 for ((n = 1; n <= rounds; n++)); do
     time_left || break
