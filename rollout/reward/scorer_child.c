@@ -62,8 +62,6 @@ static status_t request_answer(const char *line, size_t length, json_t **out) {
 status_t reward_scorer_main(void) {
     char *line = NULL;
     size_t capacity = 0;
-    // A scorer that computes would not notice the end of its reward rank before its next line.
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     status_t status = STATUS_OK;
     // A scorer that hangs must not outlive a reward rank that is killed; one that waits sees the end of its input.
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
