@@ -1,7 +1,7 @@
 // ranks: 4
-// A worker that holds the right keys and says wrong things: rank 2 joins the reward rank (3) again and again, each time
-// breaking the protocol in another way, before a good worker (1) comes. Each time it is dropped, its group goes to
-// another, and the learner (0) ends as if nothing had been.
+// A worker that holds the right keys and says wrong things: rank 2 joins the reward rank (3) again and again, as ever
+// other ranks, each time breaking the protocol in another way, before a good worker (1) comes. Each time it is dropped,
+// its group goes to another, and the learner (0) ends as if nothing had been.
 #include "common/comm/clock.h"
 #include "common/comm/job.h"
 #include "common/wire/message.h"
@@ -138,30 +138,32 @@ static void attack(const stranger_t *stranger, int kind) {
     say(stranger->link, &message);
 }
 
-static void run_hostile(const scene_t *scene, const job_t *job) {
+// A rank joins once: each time it is another.
+static void join(const job_t *job, uint64_t data_hash, int number, link_t **out) {
     link_options_t options = job_link_options(job);
+    link_buffer_t buffer;
+    char name[32];
+    message_t hello = {.type = MESSAGE_HELLO,
+                       .hello = {.role = "rollout",
+                                 .world_rank = HOSTILE + number,
+                                 .role_index = 1 + number,
+                                 .credits = 1,
+                                 .data_hash = data_hash}};
+    snprintf(name, sizeof(name), "rollout rank %d", HOSTILE + number);
+    CHECK_OK(message_pack(&hello, &buffer));
+    CHECK_OK(link_open(job->coordinator_endpoint, name, buffer, 60, &options, out));
+}
+
+static void run_hostile(const scene_t *scene, const job_t *job) {
     packed_t *packed;
     CHECK_OK(packed_open(job->config->data.train, &packed));
-    for (int kind = 0; kind < ATTACKS; kind++) {
+    for (int number = 0; number <= ATTACKS; number++) {
         stranger_t stranger = {0};
-        link_buffer_t buffer;
-        message_t hello = {.type = MESSAGE_HELLO,
-                           .hello = {.role = "rollout", .world_rank = HOSTILE, .role_index = 1, .credits = 1}};
-        hello.hello.data_hash = packed_hash_number(packed);
-        CHECK_OK(message_pack(&hello, &buffer));
-        CHECK_OK(link_open(job->coordinator_endpoint, "rollout rank 2", buffer, 60, &options, &stranger.link));
-        if (kind == 0) attack(&stranger, 5); // before a learner is there, or it is an error in any case
-        if (kind) {
-            await_work(&stranger);
-            attack(&stranger, kind);
-        }
+        int kind = number ? number - 1 : 5; // once before a learner is there, or it is an error in any case
+        join(job, packed_hash_number(packed), number, &stranger.link);
+        if (number > 1) await_work(&stranger);
+        attack(&stranger, kind);
         await_drop(stranger.link, attacks[kind]);
-        link_close(stranger.link);
-        if (kind) continue;
-        CHECK_OK(message_pack(&hello, &buffer));
-        CHECK_OK(link_open(job->coordinator_endpoint, "rollout rank 2", buffer, 60, &options, &stranger.link));
-        attack(&stranger, 0);
-        await_drop(stranger.link, attacks[0]);
         link_close(stranger.link);
     }
     packed_close(packed);
@@ -212,7 +214,7 @@ static void test_wrong_workers_are_dropped(void **state) {
                                            : ROLE_ROLLOUT,
                  .role_index = rank == HOSTILE ? 1 : 0,
                  .learner_count = 1,
-                 .rollout_count = 2,
+                 .rollout_count = 2 + ATTACKS,
                  .program = POISE_BINARY_DIR "/poise",
                  .signal_fd = -1};
     CHECK_OK(comm_split(scene->world, rank == LEARNER ? 0 : -1, &job.learners));
