@@ -4,6 +4,48 @@
 #include "kernels/base/philox.h"
 #include <math.h>
 
+text_input_t engine_text_input(engine_t *engine, int rows, int sequences) {
+    return (text_input_t){.rows = rows,
+                          .token = engine->token,
+                          .rope_position = {engine->rope[0], engine->rope[1], engine->rope[2]},
+                          .mask = {.sequences = sequences,
+                                   .query_start = engine->query_start,
+                                   .query_position = engine->query_position,
+                                   .key_start = engine->key_start,
+                                   .key_row = engine->key_row,
+                                   .causal = true},
+                          .cache = &engine->cache,
+                          .cache_row = engine->cache_row};
+}
+
+token_sample_args_t engine_sample_args(engine_t *engine, matrix_t picked) {
+    const parameter_t *head = model_head(engine->model);
+    return (token_sample_args_t){.hidden = picked,
+                                 .weight = head->value,
+                                 .packed = head->packed,
+                                 .temperature = engine->device_temperature,
+                                 .uniform = engine->device_uniform,
+                                 .banned = engine->device_banned,
+                                 .banned_count = engine->banned_count,
+                                 .token = engine->device_token,
+                                 .logprob = engine->device_logprob,
+                                 .entropy = engine->device_entropy};
+}
+
+token_logprobs_args_t engine_score_args(engine_t *engine, const tensor_t *hidden, float temperature, int count) {
+    const parameter_t *head = model_head(engine->model);
+    return (token_logprobs_args_t){.hidden = hidden->value,
+                                   .weight = head->value,
+                                   .packed = head->packed,
+                                   .temperature = temperature,
+                                   .count = count,
+                                   .rows = engine->device_row,
+                                   .targets = engine->device_target,
+                                   .logprob = engine->device_logprob,
+                                   .entropy = engine->device_entropy,
+                                   .lse = engine->device_lse};
+}
+
 // Rows of pages that are about to be written and are shared.
 static status_t copy_pages(engine_t *engine) {
     const device_table_t *table = engine->device->table;
@@ -26,17 +68,7 @@ static status_t copy_pages(engine_t *engine) {
 }
 
 static status_t run_text(engine_t *engine, tensor_t **hidden) {
-    text_input_t input = {.rows = engine->rows,
-                          .token = engine->token,
-                          .rope_position = {engine->rope[0], engine->rope[1], engine->rope[2]},
-                          .mask = {.sequences = engine->sequences,
-                                   .query_start = engine->query_start,
-                                   .query_position = engine->query_position,
-                                   .key_start = engine->key_start,
-                                   .key_row = engine->key_row,
-                                   .causal = true},
-                          .cache = &engine->cache,
-                          .cache_row = engine->cache_row};
+    text_input_t input = engine_text_input(engine, engine->rows, engine->sequences);
     if (engine->feature_rows) {
         tensor_t *store;
         const void *index;
@@ -77,7 +109,6 @@ static status_t download(engine_t *engine, int count, bool tokens) {
 // Draws the tokens of draw[draw_item[0 .. count - 1]].
 static status_t draw_tokens(engine_t *engine, tensor_t *hidden, int count) {
     const device_table_t *table = engine->device->table;
-    const parameter_t *head = model_head(engine->model);
     size_t bytes = (size_t)count * sizeof(float);
     for (int i = 0; i < count; i++) {
         const engine_draw_t *draw = &engine->draw[engine->draw_item[i]];
@@ -95,16 +126,7 @@ static status_t draw_tokens(engine_t *engine, tensor_t *hidden, int count) {
     picked.rows = count;
     rows_args_t pick = {.x = hidden->value, .index = engine->device_row, .y = picked};
     TRY(table->gather_rows(engine->device, &pick));
-    token_sample_args_t args = {.hidden = picked,
-                                .weight = head->value,
-                                .packed = head->packed,
-                                .temperature = engine->device_temperature,
-                                .uniform = engine->device_uniform,
-                                .banned = engine->device_banned,
-                                .banned_count = engine->banned_count,
-                                .token = engine->device_token,
-                                .logprob = engine->device_logprob,
-                                .entropy = engine->device_entropy};
+    token_sample_args_t args = engine_sample_args(engine, picked);
     status_t status = table->token_sample(engine->device, &args);
     if (status) return status_context(status, "weights version %lld", (long long)engine->model->version);
     TRY(download(engine, count, true));
@@ -117,7 +139,6 @@ static status_t draw_tokens(engine_t *engine, tensor_t *hidden, int count) {
 // Scores the given tokens of draw[draw_item[0 .. count - 1]], all at one temperature.
 static status_t score_tokens(engine_t *engine, tensor_t *hidden, float temperature, int count) {
     const device_table_t *table = engine->device->table;
-    const parameter_t *head = model_head(engine->model);
     size_t bytes = (size_t)count * sizeof(int32_t);
     for (int i = 0; i < count; i++) {
         engine->draw_row[i] = engine->draw[engine->draw_item[i]].row;
@@ -125,16 +146,7 @@ static status_t score_tokens(engine_t *engine, tensor_t *hidden, float temperatu
     }
     TRY(table->upload(engine->device, engine->device_row, engine->draw_row, bytes));
     TRY(table->upload(engine->device, engine->device_target, engine->draw_target, bytes));
-    token_logprobs_args_t args = {.hidden = hidden->value,
-                                  .weight = head->value,
-                                  .packed = head->packed,
-                                  .temperature = temperature > 0 ? temperature : 1,
-                                  .count = count,
-                                  .rows = engine->device_row,
-                                  .targets = engine->device_target,
-                                  .logprob = engine->device_logprob,
-                                  .entropy = engine->device_entropy,
-                                  .lse = engine->device_lse};
+    token_logprobs_args_t args = engine_score_args(engine, hidden, temperature > 0 ? temperature : 1, count);
     TRY(table->token_logprobs(engine->device, &args));
     TRY(download(engine, count, false));
     for (int i = 0; i < count; i++)

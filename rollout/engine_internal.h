@@ -162,6 +162,11 @@ status_t feature_store_compute(engine_t *engine) STATUS_CHECKED;
 status_t engine_schedule(engine_t *engine) STATUS_CHECKED;
 // Runs them and records tokens and log-probs.
 status_t engine_forward(engine_t *engine) STATUS_CHECKED;
+// What a step gives the model and the head, over the engine's own buffers; the same when it runs and when it is
+// planned.
+text_input_t engine_text_input(engine_t *engine, int rows, int sequences);
+token_sample_args_t engine_sample_args(engine_t *engine, matrix_t picked);
+token_logprobs_args_t engine_score_args(engine_t *engine, const tensor_t *hidden, float temperature, int count);
 // Dry runs: the text step at open; the vision launch when a larger image than before is submitted.
 status_t engine_plan_text(engine_t *engine) STATUS_CHECKED;
 status_t engine_plan_vision(engine_t *engine, const image_patches_t *largest) STATUS_CHECKED;

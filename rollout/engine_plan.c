@@ -24,7 +24,6 @@ static status_t reopen(engine_t *engine) {
 // The worst text step: every row a sequence of its own, an image token, and one that is drawn for.
 static status_t text_step(engine_t *engine, tape_t *tape) {
     int rows = engine->options.batch_rows;
-    const parameter_t *head = model_head(engine->model);
     const model_config_t *config = &engine->model->config;
     leaves_t none = {0};
     tensor_t *hidden;
@@ -34,17 +33,7 @@ static status_t text_step(engine_t *engine, tape_t *tape) {
         engine->feature_target[i] = i;
     }
     engine->query_start[rows] = engine->key_start[rows] = rows;
-    text_input_t input = {.rows = rows,
-                          .token = engine->token,
-                          .rope_position = {engine->rope[0], engine->rope[1], engine->rope[2]},
-                          .mask = {.sequences = rows,
-                                   .query_start = engine->query_start,
-                                   .query_position = engine->query_position,
-                                   .key_start = engine->key_start,
-                                   .key_row = engine->key_row,
-                                   .causal = true},
-                          .cache = &engine->cache,
-                          .cache_row = engine->cache_row};
+    text_input_t input = engine_text_input(engine, rows, rows);
     if (config->has_vision) {
         tensor_t *store;
         TRY(tape_input(tape, engine->picked, none, &store));
@@ -52,27 +41,9 @@ static status_t text_step(engine_t *engine, tape_t *tape) {
         input.feature_index = engine->feature_target;
     }
     TRY(engine->model->family->text(engine->model, tape, &input, &hidden));
-    token_sample_args_t draw = {.hidden = engine->picked,
-                                .weight = head->value,
-                                .packed = head->packed,
-                                .temperature = engine->device_temperature,
-                                .uniform = engine->device_uniform,
-                                .banned = engine->device_banned,
-                                .banned_count = engine->banned_count,
-                                .token = engine->device_token,
-                                .logprob = engine->device_logprob,
-                                .entropy = engine->device_entropy};
+    token_sample_args_t draw = engine_sample_args(engine, engine->picked);
     TRY(engine->device->table->token_sample(engine->device, &draw));
-    token_logprobs_args_t score = {.hidden = hidden->value,
-                                   .weight = head->value,
-                                   .packed = head->packed,
-                                   .temperature = 1,
-                                   .count = rows,
-                                   .rows = engine->device_row,
-                                   .targets = engine->device_target,
-                                   .logprob = engine->device_logprob,
-                                   .entropy = engine->device_entropy,
-                                   .lse = engine->device_lse};
+    token_logprobs_args_t score = engine_score_args(engine, hidden, 1, rows);
     return engine->device->table->token_logprobs(engine->device, &score);
 }
 
