@@ -56,6 +56,7 @@ static status_t replay_in_world(const arguments_t *arguments, comm_t *world, cha
     comm_set_deadline(world, config.deadline.collective_s);
     status_t status = job_open(&config, world, false, "", &job);
     if (!status) {
+        job_release_signals();
         status = learner_replay(&job, &arguments->options, sentence);
         job_close(&job);
     }

@@ -3,13 +3,14 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const command_t commands[] = {
     {"sft", "-c FILE [--set KEY=VALUE]... [--dry-run]",
      "supervised fine-tuning: SCALe, fixed weights, vanilla (mpirun)", command_sft},
     {"grpo", "-c FILE [--set KEY=VALUE]... [--dry-run]", "GRPO with learner, rollout and reward ranks (mpirun)",
      command_grpo},
-    {"rollout", "--join RUN | --join ENDPOINT [--keys FILE]  [--set KEY=VALUE]...",
+    {"rollout", "--join RUN | --join ENDPOINT [--keys FILE] [--set KEY=VALUE]...",
      "one more rollout worker for a running grpo job (alone or mpirun)", command_rollout},
     {"eval", "-c FILE [--set KEY=VALUE]... [--dry-run]", "greedy answers, accuracy, invalid rate (alone or mpirun)",
      command_eval},
@@ -64,6 +65,11 @@ static status_t output_failure(void) {
     FAIL(STATUS_IO, "cannot write all of the output to standard output; is the disk full, or the reader gone?");
 }
 
+// Wrong use is mostly the same on every rank: rank 0 says it, and the others only if they live long enough to.
+static void let_rank_0_speak(void) {
+    if (comm_launcher_rank() > 0) sleep(3);
+}
+
 int main(int argc, char **argv) {
     if (argc >= 2 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))) {
         print_usage(stdout);
@@ -77,6 +83,7 @@ int main(int argc, char **argv) {
     for (int i = 0; argc >= 2 && i < COMMANDS; i++)
         if (!strcmp(argv[1], commands[i].name)) command = &commands[i];
     if (!command) {
+        let_rank_0_speak();
         if (argc >= 2) fprintf(stderr, "poise: there is no command '%s'\n\n", argv[1]);
         print_usage(stderr);
         return 2;
@@ -90,6 +97,7 @@ int main(int argc, char **argv) {
     if ((!status || !status_exit_code(status)) && (fflush(stdout) != 0 || ferror(stdout)))
         status = status_first(output_failure(), status);
     int code = status_exit_code(status);
+    if (code == 2) let_rank_0_speak();
     // The trace is for whoever changes the code; users ask for it.
     status_print(status, stderr, -1, getenv("POISE_TRACE") != NULL);
     status_free(status);

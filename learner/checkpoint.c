@@ -77,29 +77,16 @@ status_t checkpoint_newest(const char *output, int64_t *step) {
 // ---- writing ----
 
 static status_t write_configuration(const learner_t *learner, store_t *store) {
-    char *text = NULL;
-    size_t size = 0;
-    FILE *stream = open_memstream(&text, &size);
-    if (!stream) FAIL(STATUS_MEMORY, "no memory for the configuration's text");
-    status_t status = config_print(learner->config, stream);
-    bool failed = ferror(stream) != 0;
-    failed |= fclose(stream) != 0;
-    if (failed && !status) status = STATUS_NEW(STATUS_MEMORY, "no memory for the configuration's text");
-    if (!status) status = store_write_string(store, "config", text ? text : "");
+    char *text;
+    TRY(config_to_text(learner->config, &text));
+    status_t status = store_write_string(store, "config", text);
     free(text);
     return status;
 }
 
-static status_t training_hash(const learner_t *learner, char text[17]) {
-    uint64_t hash;
-    TRY(config_training_hash(learner->config, &hash));
-    snprintf(text, 17, "%016" PRIx64, hash);
-    return STATUS_OK;
-}
-
 static status_t write_header(const learner_t *learner, store_t *store, const char *kind, int64_t completed) {
-    char hash[17];
-    TRY(training_hash(learner, hash));
+    char hash[CONFIG_HASH_BYTES];
+    TRY(config_training_hash_text(learner->config, hash));
     TRY(store_write_number(store, "schema", CHECKPOINT_SCHEMA));
     TRY(store_write_string(store, "kind", kind));
     TRY(store_write_number(store, "step", completed));
@@ -224,8 +211,8 @@ static status_t check_text(store_t *store, const char *name, const char *expecte
 }
 
 static status_t check_header(const learner_t *learner, store_t *store, const char *kind, int64_t step) {
-    char hash[17];
-    TRY(training_hash(learner, hash));
+    char hash[CONFIG_HASH_BYTES];
+    TRY(config_training_hash_text(learner->config, hash));
     int64_t schema, stored;
     TRY(store_read_number(store, "schema", &schema));
     if (schema != CHECKPOINT_SCHEMA)

@@ -1,5 +1,5 @@
 // What a step computed, to the bit: kept for its trajectories, so that a replay can be compared with it.
-#include "learner/grpo_internal.h"
+#include "learner/trajectory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -11,18 +11,6 @@ static int64_t slots_of(const grpo_run_t *run) {
 
 static int64_t *fields_of(const grpo_run_t *run, int update, int64_t slot) {
     return run->record.share + ((int64_t)update * slots_of(run) + slot) * RECORD_FIELDS;
-}
-
-static double real_of(int64_t bits) {
-    double value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-static int64_t bits_of(double value) {
-    int64_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    return bits;
 }
 
 status_t grpo_record_open(grpo_run_t *run) {
@@ -67,9 +55,9 @@ void grpo_record_completion(grpo_run_t *run, const grpo_leaf_t *leaf, int comple
     const message_group_item_t *item = &leaf->group->item[leaf->item[completion]];
     int64_t *fields =
         fields_of(run, run->update, (int64_t)leaf->number * run->learner.config->grpo.completions + item->index);
-    fields[RECORD_POLICY_LOSS] = bits_of(sums->policy_loss);
-    fields[RECORD_KL_LOSS] = bits_of(sums->kl_loss);
-    fields[RECORD_RATIO_DEVIATION] = bits_of(sums->ratio_max_deviation);
+    fields[RECORD_POLICY_LOSS] = trajectory_bits(sums->policy_loss);
+    fields[RECORD_KL_LOSS] = trajectory_bits(sums->kl_loss);
+    fields[RECORD_RATIO_DEVIATION] = trajectory_bits(sums->ratio_max_deviation);
     fields[RECORD_LOGPROB_HASH] = (int64_t)XXH3_64bits(logprob, (size_t)item->length * sizeof(float));
 }
 
@@ -90,9 +78,9 @@ status_t grpo_record_end(grpo_run_t *run, double normaliser) {
         grpo_update_record_t *update = &record->update[u];
         for (int64_t slot = 0; slot < slots; slot++) {
             const int64_t *fields = fields_of(run, u, slot);
-            double deviation = real_of(fields[RECORD_RATIO_DEVIATION]);
-            update->policy_loss += real_of(fields[RECORD_POLICY_LOSS]);
-            update->kl_loss += real_of(fields[RECORD_KL_LOSS]);
+            double deviation = trajectory_real(fields[RECORD_RATIO_DEVIATION]);
+            update->policy_loss += trajectory_real(fields[RECORD_POLICY_LOSS]);
+            update->kl_loss += trajectory_real(fields[RECORD_KL_LOSS]);
             // A NaN is worse than any number.
             if (!(deviation <= update->ratio_deviation)) update->ratio_deviation = deviation;
         }

@@ -179,10 +179,8 @@ static status_t load_start(replay_t *replay, const history_t *history) {
 static status_t check_configuration(const replay_t *replay) {
     const learner_t *learner = &replay->run.learner;
     const trajectory_t *t = &replay->trajectory;
-    char hash[17];
-    uint64_t number;
-    TRY(config_training_hash(learner->config, &number));
-    snprintf(hash, sizeof(hash), "%016llx", (unsigned long long)number);
+    char hash[CONFIG_HASH_BYTES];
+    TRY(config_training_hash_text(learner->config, hash));
     if (strcmp(hash, t->training_hash) != 0)
         FAIL(STATUS_INVALID,
              "step %lld was trained under another configuration (%s there, %s now); leave out settings that shape "
@@ -207,7 +205,12 @@ static status_t prepare_step(replay_t *replay, int64_t step) {
     uint64_t fingerprint;
     TRY(device_fingerprint(run->learner.device, &fingerprint));
     if ((uint64_t)replay->trajectory.fingerprint != fingerprint) replay->other_kernels = true;
-    return trajectory_to_batch(&replay->trajectory, run, step);
+    status_t status = trajectory_to_batch(&replay->trajectory, run, step);
+    if (!status || status_kind(status) != STATUS_PEER) return status;
+    // What a stream would blame on its sender is here the file's fault.
+    status_t damaged = STATUS_NEW(STATUS_INVALID, "%s is damaged: %s", path, status_message(status));
+    status_free(status);
+    return damaged;
 }
 
 static void close_step(replay_t *replay) {

@@ -52,12 +52,6 @@ static void show_hash(char out[64], int64_t hash) {
     snprintf(out, 64, "%016" PRIx64, (uint64_t)hash);
 }
 
-static int64_t bits_of(double value) {
-    int64_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    return bits;
-}
-
 // One difference a completion: its first token.
 static status_t compare_sampler(replay_t *replay) {
     const trajectory_t *t = &replay->trajectory;
@@ -126,10 +120,10 @@ static status_t compare_updates(replay_t *replay) {
     for (int64_t u = 0; u < t->updates; u++) {
         const grpo_update_record_t *update = &record->update[u];
         TRY(compare_logprobs(replay, u));
-        compare_real(replay, "policy loss", u, t->policy_loss[u], bits_of(update->policy_loss));
-        compare_real(replay, "KL loss", u, t->kl_loss[u], bits_of(update->kl_loss));
-        compare_real(replay, "largest ratio deviation", u, t->deviation[u], bits_of(update->ratio_deviation));
-        compare_real(replay, "gradient norm", u, t->norm[u], bits_of(update->gradient_norm));
+        compare_real(replay, "policy loss", u, t->policy_loss[u], trajectory_bits(update->policy_loss));
+        compare_real(replay, "KL loss", u, t->kl_loss[u], trajectory_bits(update->kl_loss));
+        compare_real(replay, "largest ratio deviation", u, t->deviation[u], trajectory_bits(update->ratio_deviation));
+        compare_real(replay, "gradient norm", u, t->norm[u], trajectory_bits(update->gradient_norm));
         if ((t->skipped[u] != 0) == (update->skipped != 0)) continue;
         replay_difference_t difference = nothing(replay, "whether the update was skipped");
         difference.update = u + 1;

@@ -110,12 +110,6 @@ status_t trajectory_take_groups(const grpo_run_t *run, trajectory_t *out) {
 
 // ---- what the step computed ----
 
-static int64_t bits_of(double value) {
-    int64_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    return bits;
-}
-
 static status_t take_names(const optimizer_t *optimizer, char **out) {
     size_t size = 1, at = 0;
     int tensors = optimizer_tensors(optimizer);
@@ -141,10 +135,10 @@ static status_t take_record(const grpo_run_t *run, trajectory_t *t) {
     memcpy(t->after, record->after, (size_t)t->tensors * sizeof(int64_t));
     for (int64_t u = 0; u < t->updates; u++) {
         const grpo_update_record_t *update = &record->update[u];
-        t->policy_loss[u] = bits_of(update->policy_loss);
-        t->kl_loss[u] = bits_of(update->kl_loss);
-        t->deviation[u] = bits_of(update->ratio_deviation);
-        t->norm[u] = bits_of(update->gradient_norm);
+        t->policy_loss[u] = trajectory_bits(update->policy_loss);
+        t->kl_loss[u] = trajectory_bits(update->kl_loss);
+        t->deviation[u] = trajectory_bits(update->ratio_deviation);
+        t->norm[u] = trajectory_bits(update->gradient_norm);
         t->skipped[u] = update->skipped;
         for (int64_t g = 0; g < t->groups; g++) {
             for (int64_t c = t->completion_start[g]; c < t->completion_start[g + 1]; c++) {
@@ -160,19 +154,11 @@ static status_t take_record(const grpo_run_t *run, trajectory_t *t) {
 }
 
 static status_t write_configuration(const config_t *config, store_t *store) {
-    char *text = NULL, hash[17];
-    size_t size = 0;
-    FILE *stream = open_memstream(&text, &size);
-    if (!stream) FAIL(STATUS_MEMORY, "no memory for the configuration's text");
-    uint64_t number = 0;
-    status_t status = config_print(config, stream);
-    bool failed = ferror(stream) != 0;
-    failed |= fclose(stream) != 0;
-    if (failed && !status) status = STATUS_NEW(STATUS_MEMORY, "no memory for the configuration's text");
-    if (!status) status = store_write_string(store, "config", text);
+    char *text, hash[CONFIG_HASH_BYTES];
+    TRY(config_training_hash_text(config, hash));
+    TRY(config_to_text(config, &text));
+    status_t status = store_write_string(store, "config", text);
     free(text);
-    if (!status) status = config_training_hash(config, &number);
-    snprintf(hash, sizeof(hash), "%016" PRIx64, number);
     return status ? status : store_write_string(store, "training_hash", hash);
 }
 

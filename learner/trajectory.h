@@ -5,6 +5,8 @@
 
 #include "learner/grpo_internal.h"
 
+#include <string.h>
+
 typedef struct trajectory {
     int64_t step; // completed steps: the one that this was
     int64_t groups, completions, tokens;
@@ -19,6 +21,18 @@ typedef struct trajectory {
     int64_t fingerprint;                                         // of learner 0's kernels
     char *names, *config, *training_hash, *data_hash;            // names: of the tensors, a line each
 } trajectory_t;
+
+// Doubles are kept by their bits.
+static inline int64_t trajectory_bits(double value) {
+    int64_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+static inline double trajectory_real(int64_t bits) {
+    double value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
 
 // Writes the file of step `completed`: the groups of run->batch (learner 0 has fetched them all) and run->record.
 status_t trajectory_write(const grpo_run_t *run, int64_t completed) STATUS_CHECKED;

@@ -92,21 +92,15 @@ status_t trajectory_read(const char *path, trajectory_t *out) {
 
 // ---- as a batch ----
 
-static double real_of(int64_t bits) {
-    double value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
 static status_t copy_item(const trajectory_t *t, int64_t c, message_group_item_t *item) {
     int64_t start = t->token_start[c], length = t->token_start[c + 1] - start;
     if (length > INT32_MAX) FAIL(STATUS_INVALID, "a completion of %lld tokens", (long long)length);
     *item = (message_group_item_t){.index = t->index[c],
                                    .length = (int32_t)length,
-                                   .reward = real_of(t->reward_bits[c]),
+                                   .reward = trajectory_real(t->reward_bits[c]),
                                    .reward_tag = (double)t->tag[c],
                                    .reward_answer = (double)t->answer[c],
-                                   .advantage = real_of(t->advantage_bits[c]),
+                                   .advantage = trajectory_real(t->advantage_bits[c]),
                                    .truncated = (t->flags[c] & 1) != 0,
                                    .excluded = (t->flags[c] & 2) != 0};
     TRY(ALLOCATE(&item->tokens, length));

@@ -181,6 +181,15 @@ int comm_size(const comm_t *comm) {
     return comm->size;
 }
 
+int comm_launcher_rank(void) {
+    static const char *const name[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
+    for (size_t i = 0; i < sizeof(name) / sizeof(name[0]); i++) {
+        const char *text = getenv(name[i]);
+        if (text && *text) return (int)strtol(text, NULL, 10);
+    }
+    return -1;
+}
+
 int comm_world_rank(const comm_t *comm) {
     return comm->world_rank;
 }

@@ -24,6 +24,8 @@ void comm_close(comm_t *comm);
 status_t comm_close_world(comm_t *world) STATUS_CHECKED;
 // Ends the process without MPI_Finalize (which may hang once a rank is dead): flushes stdio, then _exit(exit_code).
 _Noreturn void comm_abandon(int exit_code);
+// The rank that mpirun or srun gives this process by its environment, also before MPI starts; -1 without either.
+int comm_launcher_rank(void);
 int comm_rank(const comm_t *comm);
 int comm_size(const comm_t *comm);
 // This process's rank in MPI_COMM_WORLD, for messages; local rank among the processes of its node.

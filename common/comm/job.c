@@ -98,30 +98,35 @@ status_t job_open_signals(job_t *job) {
     return STATUS_OK;
 }
 
-// One pair for the whole job, made by the last rank, known to every rank through MPI and to nobody else.
-static status_t share_keys(job_t *job) {
+void job_release_signals(void) {
+    sigset_t stops;
+    stop_signals(&stops);
+    pthread_sigmask(SIG_UNBLOCK, &stops, NULL);
+}
+
+status_t job_share_keys(comm_t *world, char **public_key, char **secret_key) {
     struct {
         char public_key[KEY_BYTES], secret_key[KEY_BYTES], failure[256];
     } keys;
     memset(&keys, 0, sizeof(keys));
-    int root = comm_size(job->world) - 1;
-    if (comm_rank(job->world) == root) {
+    int root = comm_size(world) - 1;
+    if (comm_rank(world) == root) {
         status_t status = link_make_keys(keys.public_key, keys.secret_key);
         if (status) snprintf(keys.failure, sizeof(keys.failure), "%s", status_message(status));
         status_free(status);
     }
-    TRY(comm_broadcast(job->world, &keys, sizeof(keys), root, "sharing keys"));
+    TRY(comm_broadcast(world, &keys, sizeof(keys), root, "sharing keys"));
     if (keys.failure[0]) FAIL(STATUS_UNAVAILABLE, "%s", keys.failure);
-    TRY(memory_copy_bytes(keys.public_key, KEY_BYTES - 1, &job->public_key));
-    TRY(memory_copy_bytes(keys.secret_key, KEY_BYTES - 1, &job->secret_key));
-    return STATUS_OK;
+    TRY(memory_copy_bytes(keys.public_key, KEY_BYTES - 1, public_key));
+    return memory_copy_bytes(keys.secret_key, KEY_BYTES - 1, secret_key);
 }
 
 static status_t open_parts(job_t *job) {
     const config_t *config = job->config;
     comm_set_deadline(job->world, config->deadline.start_s);
     TRY(job_open_signals(job));
-    if (comm_hosts(job->world) > 1 || config->roles.pools_elsewhere) TRY(share_keys(job));
+    if (comm_hosts(job->world) > 1 || config->roles.pools_elsewhere)
+        TRY(job_share_keys(job->world, &job->public_key, &job->secret_key));
     TRY(comm_split(job->world, job->role == ROLE_LEARNER ? 0 : -1, &job->learners));
     if (job->learners) comm_set_deadline(job->learners, config->deadline.collective_s);
     return STATUS_OK;

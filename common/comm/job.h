@@ -40,6 +40,11 @@ void job_close(job_t *job);
 // that a request that comes while ranks are starting waits for job_stop_requested instead of killing them. job_open
 // calls it too.
 status_t job_hold_signals(void) STATUS_CHECKED;
+// The opposite, after job_open: for commands that have nothing to keep, which a signal may end at once.
+void job_release_signals(void);
+// A fresh CURVE key pair (Z85, to be freed), made by the last rank, known to every rank through MPI and to nobody else.
+// job_open calls it where it is needed. Collective.
+status_t job_share_keys(comm_t *world, char **public_key, char **secret_key) STATUS_CHECKED;
 // Tells the watch what this rank does now: local work of a step, which may take deadline.step_s.
 void job_phase(const job_t *job, const char *phase);
 // Whether this rank or, where they have joined by a watch, another has been asked to stop (USR1: at the next step

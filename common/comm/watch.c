@@ -2,6 +2,7 @@
 #include "common/comm/watch_internal.h"
 
 #include "common/comm/clock.h"
+#include "common/comm/comm.h"
 #include "common/wire/transport.h"
 #include <fcntl.h>
 #include <stdlib.h>
@@ -191,20 +192,11 @@ static void *watch_thread(void *argument) {
 
 // ---- the door ----
 
-static int launcher_rank(void) {
-    static const char *const name[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
-    for (size_t i = 0; i < sizeof(name) / sizeof(name[0]); i++) {
-        const char *text = getenv(name[i]);
-        if (text && *text) return (int)strtol(text, NULL, 10);
-    }
-    return -1;
-}
-
 status_t watch_open(watch_t **out) {
     watch_t *watch;
     *out = NULL;
     TRY(ALLOCATE(&watch, 1));
-    watch->rank = launcher_rank();
+    watch->rank = comm_launcher_rank();
     watch->ticked = clock_seconds();
     watch->board = board_open(watch->rank);
     if (watch->board && asprintf(&watch->notice, "%s/lost", getenv("POISE_SESSION")) < 0) watch->notice = NULL;

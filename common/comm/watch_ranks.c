@@ -225,14 +225,26 @@ static void host_notice(watch_t *watch) {
     if (watch_notice(watch, &rank, failure.sentence) && rank != watch->rank) take(watch, &failure);
 }
 
+// Without it the ranks do not hear of each other, and each would take the others for dead.
+static void hub_failed(watch_t *watch, status_t status) {
+    failure_t failure = {.weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds()};
+    snprintf(failure.sentence, sizeof(failure.sentence), "the ranks can no longer be heard: %s",
+             status_message(status));
+    status_free(status);
+    pthread_mutex_lock(&watch->mutex);
+    take(watch, &failure);
+    pthread_mutex_unlock(&watch->mutex);
+}
+
 static void host_turn(watch_t *watch) {
     for (int i = 0; i < EVENTS_A_TURN; i++) {
         hub_event_t event;
         status_t status = hub_receive(watch->hub, i ? 0 : turn_s, &event);
-        if (status || event.kind == HUB_NOTHING) {
-            status_free(status);
+        if (status) {
+            hub_failed(watch, status);
             break;
         }
+        if (event.kind == HUB_NOTHING) break;
         pthread_mutex_lock(&watch->mutex);
         int rank = event.kind == HUB_JOINED ? -1 : host_rank_of(watch, event.peer);
         const char *text = frame_text(&event.message);

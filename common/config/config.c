@@ -405,6 +405,23 @@ status_t config_print(const config_t *config, FILE *stream) {
     return STATUS_OK;
 }
 
+status_t config_to_text(const config_t *config, char **out) {
+    char *text = NULL;
+    size_t size = 0;
+    *out = NULL;
+    FILE *stream = open_memstream(&text, &size);
+    if (!stream) FAIL(STATUS_MEMORY, "no memory for the configuration's text");
+    status_t status = config_print(config, stream);
+    bool failed = ferror(stream) != 0;
+    failed |= fclose(stream) != 0;
+    if (failed && !status) status = STATUS_NEW(STATUS_MEMORY, "no memory for the configuration's text");
+    if (status)
+        free(text);
+    else
+        *out = text;
+    return status;
+}
+
 void config_print_reference(FILE *stream) {
     fputs("| key | default | values | meaning |\n| --- | --- | --- | --- |\n", stream);
     for (int i = 0; i < config_schema_count; i++) {
@@ -439,5 +456,12 @@ status_t config_training_hash(const config_t *config, uint64_t *out) {
     if (!failed) *out = XXH3_64bits(text, length);
     free(text);
     if (failed) FAIL(STATUS_MEMORY, "out of memory while hashing the configuration");
+    return STATUS_OK;
+}
+
+status_t config_training_hash_text(const config_t *config, char out[CONFIG_HASH_BYTES]) {
+    uint64_t hash;
+    TRY(config_training_hash(config, &hash));
+    snprintf(out, CONFIG_HASH_BYTES, "%016llx", (unsigned long long)hash);
     return STATUS_OK;
 }

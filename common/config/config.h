@@ -124,10 +124,15 @@ status_t config_read_text(const char *text, const char *name, const char *const 
 void config_free(config_t *config);
 // The whole resolved configuration as YAML, every key, in schema order.
 status_t config_print(const config_t *config, FILE *stream) STATUS_CHECKED;
+// The same as a text, to be freed.
+status_t config_to_text(const config_t *config, char **out) STATUS_CHECKED;
 // The reference table (key, type, default, help) as Markdown.
 void config_print_reference(FILE *stream);
 // A hash of what determines the results of training (not threads, launch_leaves, recompute, roles, deadlines, paths of
 // output): a checkpoint refuses to resume under another.
 status_t config_training_hash(const config_t *config, uint64_t *out) STATUS_CHECKED;
+// The same in 16 hexadecimal digits, as files keep it.
+enum { CONFIG_HASH_BYTES = 17 };
+status_t config_training_hash_text(const config_t *config, char out[CONFIG_HASH_BYTES]) STATUS_CHECKED;
 
 #endif

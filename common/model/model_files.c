@@ -32,7 +32,27 @@ static status_t beside(const char *directory, char *out) {
     return STATUS_OK;
 }
 
+static status_t previous_name(const char *directory, char *out) {
+    if (snprintf(out, MODEL_PATH_BYTES, "%s.previous", directory) >= MODEL_PATH_BYTES)
+        FAIL(STATUS_INVALID, "the path %s is too long", directory);
+    return STATUS_OK;
+}
+
+// Where folders cannot change places in one step, a process killed in between leaves the earlier one under its other
+// name.
+static status_t restore_previous(const char *directory) {
+    char previous[MODEL_PATH_BYTES];
+    TRY(previous_name(directory, previous));
+    if (access(previous, F_OK)) return STATUS_OK;
+    if (!access(directory, F_OK))
+        folder_discard(previous);
+    else if (rename(previous, directory))
+        FAIL(STATUS_IO, "cannot rename %s back to %s: %s", previous, directory, strerror(errno));
+    return STATUS_OK;
+}
+
 status_t folder_begin(const char *directory, char *out) {
+    TRY(restore_previous(directory));
     TRY(beside(directory, out));
     store_sweep_beside(out);
     folder_discard(out);
@@ -70,13 +90,13 @@ static status_t flush_parent(const char *path) {
 // Both folders hold files, and a folder with files cannot be renamed over: they change places, in one step where the
 // file system can, so that there is always a whole one.
 static status_t exchange(const char *temporary, const char *directory) {
-    char old[MODEL_PATH_BYTES + 8];
+    char old[MODEL_PATH_BYTES];
     if (!renameat2(AT_FDCWD, temporary, AT_FDCWD, directory, RENAME_EXCHANGE)) {
         folder_discard(temporary);
         return STATUS_OK;
     }
     if (errno != EINVAL && errno != ENOSYS) FAIL(STATUS_IO, "cannot replace %s: %s", directory, strerror(errno));
-    snprintf(old, sizeof(old), "%s.old", temporary);
+    TRY(previous_name(directory, old));
     if (rename(directory, old)) FAIL(STATUS_IO, "cannot replace %s: %s", directory, strerror(errno));
     if (rename(temporary, directory)) {
         int why = errno;

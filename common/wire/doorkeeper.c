@@ -85,10 +85,6 @@ static bool forget(doorkeeper_t *keeper, int fd) {
     return false;
 }
 
-void doorkeeper_admit(doorkeeper_t *keeper, zmq_msg_t *part) {
-    if (keeper->count) (void)forget(keeper, zmq_msg_get(part, ZMQ_SRCFD));
-}
-
 // A descriptor of our own for the same connection, or -1. The number may have been closed and given to something else
 // since: what is not a connection that was accepted on a listening port of this kind is left alone.
 static int hold(int fd) {
@@ -164,6 +160,12 @@ static void take_events(doorkeeper_t *keeper, double now) {
         status_free(status); // it is not watched, then; ZeroMQ ends its handshake in time
     }
     zmq_msg_close(&part);
+}
+
+void doorkeeper_admit(doorkeeper_t *keeper, double now, zmq_msg_t *part) {
+    // That it was accepted may not have been heard yet: heard after its frame, it would make a stranger of a peer.
+    take_events(keeper, now);
+    if (keeper->count) (void)forget(keeper, zmq_msg_get(part, ZMQ_SRCFD));
 }
 
 void doorkeeper_serve(doorkeeper_t *keeper, double now, bool drained, double *wake) {

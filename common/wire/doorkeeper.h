@@ -23,7 +23,7 @@ void doorkeeper_close(doorkeeper_t *keeper);
 // To be polled for ZMQ_POLLIN.
 void *doorkeeper_socket(const doorkeeper_t *keeper);
 // A frame came: its connection is none of a stranger.
-void doorkeeper_admit(doorkeeper_t *keeper, zmq_msg_t *part);
+void doorkeeper_admit(doorkeeper_t *keeper, double now, zmq_msg_t *part);
 // Takes what has happened and cuts off. drained: all frames that had arrived have been admitted since the last call.
 // Lowers *wake to when it has to be called again.
 void doorkeeper_serve(doorkeeper_t *keeper, double now, bool drained, double *wake);

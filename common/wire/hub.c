@@ -347,7 +347,7 @@ static status_t serve(hub_t *hub, double *wake) {
     for (int i = 0; i < FRAMES_AT_ONCE && !drained; i++) {
         drained = !transport_receive(hub->router, true, &frame);
         if (drained) break;
-        doorkeeper_admit(hub->keeper, &frame.part[frame.parts < 3 ? frame.parts - 1 : 2]);
+        doorkeeper_admit(hub->keeper, now, &frame.part[frame.parts < 3 ? frame.parts - 1 : 2]);
         status_t status = take_frame(hub, &frame, now);
         transport_close_frame(&frame);
         TRY(status);

@@ -54,7 +54,7 @@ static status_t arguments_read(int argc, char **argv, canary_arguments_t *a) {
         else if (letter == 'm')
             a->model = optarg;
         else if (letter == 't')
-            TRY(argument_whole("--threads", optarg, 1, 1024, &a->threads));
+            TRY(argument_whole("threads", optarg, 1, 1024, &a->threads));
         else if (letter == 'i')
             TRY(read_names("--inject", optarg, a->injected));
         else if (letter == 'o') {
@@ -264,7 +264,7 @@ static status_t report(canary_t *c, status_t *verdict) {
         snprintf(names + used, sizeof(names) - used, "%s%s", failed ? ", " : "", c->row[i].name);
         failed++;
     }
-    if (!c->temporary) TRY(write_json(c, failed));
+    TRY(write_json(c, failed));
     if (failed)
         *verdict =
             STATUS_NEW(STATUS_FAILED,
@@ -294,15 +294,25 @@ static void conclude(void *context, int exit_code, const char *sentence) {
 }
 
 static status_t watch_ranks(canary_t *c, watch_t *watch) {
-    if (comm_hosts(c->world) > 1) return STATUS_OK; // there the launcher's own care for lost ranks is all there is
+    char *public_key = NULL, *secret_key = NULL;
+    bool apart = comm_hosts(c->world) > 1;
+    status_t status = apart ? job_share_keys(c->world, &public_key, &secret_key) : STATUS_OK;
     watch_options_t options = {.role = "canary",
                                .essential = true,
-                               .link = {.heartbeat_s = 30, .max_message = 1 << 20, .window = 64},
-                               .bind = "tcp://127.0.0.1:*",
+                               .link = {.public_key = public_key,
+                                        .secret_key = secret_key,
+                                        .heartbeat_s = 30,
+                                        .max_message = 1 << 20,
+                                        .window = 64},
+                               .bind = apart ? "tcp://*:*" : "tcp://127.0.0.1:*",
                                .start_s = 120,
                                .conclude = conclude,
                                .context = c};
-    TRY(watch_join(watch, c->world, &options));
+    if (!status) status = watch_join(watch, c->world, &options);
+    free(public_key);
+    if (secret_key) explicit_bzero(secret_key, strlen(secret_key));
+    free(secret_key);
+    TRY(status);
     watch_phase(watch, "running canaries", 0);
     return STATUS_OK;
 }
@@ -348,7 +358,9 @@ static status_t canary_command(int argc, char **argv) {
     status_t status = canary_all(c, &arguments, watch, &verdict);
     // After a failure the folder stays: its log tells more.
     if (c->log >= 0) close(c->log);
-    if (!status && c->temporary) (void)nftw(c->folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    if (!status && !verdict && c->temporary) (void)nftw(c->folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    if (verdict && c->temporary)
+        dprintf(c->user_messages, "poise: the runs of the canaries are kept in %s\n", c->folder);
     config_free(&c->config);
     status = status_first(world_end(c->world, watch, status), verdict);
     watch_close(watch);

@@ -58,22 +58,14 @@ static status_t refuse(reward_rank_t *r, uint32_t number, int world_rank, const 
 // The configuration as a pool is to use it: with paths that do not depend on where the job was started.
 static status_t settings_text(const config_t *config, char **out) {
     config_t copy = *config;
-    char *text = NULL, *absolute[4];
+    char *absolute[4];
     char **path[4] = {&copy.model, &copy.adapter, &copy.data.train, &copy.output};
-    size_t size = 0;
     for (int i = 0; i < 4; i++) {
         absolute[i] = *path[i] && **path[i] ? realpath(*path[i], NULL) : NULL;
         if (absolute[i]) *path[i] = absolute[i];
     }
-    *out = NULL;
-    FILE *stream = open_memstream(&text, &size);
-    status_t status = stream ? config_print(&copy, stream) : STATUS_NEW(STATUS_MEMORY, "out of memory");
-    if (stream && fclose(stream) != 0) status = status_first(status, STATUS_NEW(STATUS_MEMORY, "out of memory"));
+    status_t status = config_to_text(&copy, out);
     for (int i = 0; i < 4; i++) free(absolute[i]);
-    if (status)
-        free(text);
-    else
-        *out = text;
     return status;
 }
 

@@ -140,8 +140,12 @@ static status_t clean_text(const char *text, char **out) {
 static char *request_line(uint64_t serial, int32_t index, const char *completion, const reward_input_t *input,
                           size_t *size) {
     json_t *options = json_array();
-    for (int i = 0; options && i < input->option_count; i++)
-        json_array_append_new(options, json_string(input->options[i]));
+    // Without one of its options a sample is another question.
+    for (int i = 0; options && i < input->option_count; i++) {
+        if (!json_array_append_new(options, json_string(input->options[i]))) continue;
+        json_decref(options);
+        return NULL;
+    }
     json_t *request =
         json_pack("{s:I, s:i, s:s, s:s?, s:s, s:o, s:b, s:i, s:i}", "serial", (json_int_t)serial, "index", (int)index,
                   "completion", completion, "answer", input->answer, "kind", input->kind, "options", options, "strict",

@@ -92,6 +92,13 @@ echo "== other commands under mpirun"
 right '^ok +MPI test +a collective over 2 ranks worked' "$launch" -n 2 doctor
 [ "$(grep -Ec '^[0-9]+ problems?, [0-9]+ warnings?$' "$work/out")" = 1 ] || fail "not one summary of two doctors" "$work/out"
 
+wrong "there is no command 'bird'" "$launch" -n 2 bird
+wrong "/nowhere" "$launch" -n 2 inspect /nowhere
+wrong "usage: launch/run" "$launch" -n x "${sft[@]}"
+wrong "usage: launch/run" "$launch" --replace 1 "${sft[@]}"
+wrong "there is no command '--replace'" "$launch" -n 2 -- --replace 1 grpo
+right '^steps' "$launch" -n 1 --replace 1 "${sft[@]}" --dry-run
+
 echo "== data without answers"
 sed 's/"answer": *[^,}]*, *//' "$work/data/rl.jsonl" | head -n 6 >"$work/data/bare.jsonl"
 head -n 2 "$work/data/rl.jsonl" >>"$work/data/bare.jsonl"
