@@ -38,8 +38,9 @@ END
     chmod +x "$work/poise-valgrind"
     program=$work/poise-valgrind
 fi
+plain=$POISE
 POISE=$program
-limit=400
+limit=600
 # What valgrind runs has another name in the list of processes.
 rank_process() { # RANK: the process of that rank of the test's only running job
     local pid
@@ -87,6 +88,7 @@ small="deadline.start_s=300 deadline.step_s=300 deadline.collective_s=300 checkp
 
 # shellcheck disable=SC2086 # lists of settings
 sft() {
+    local before
     sft_settings
     small="$small deadline.heartbeat_s=120"
     case $tool in
@@ -95,10 +97,14 @@ sft() {
     tsan) planted race 'data race' ;;
     valgrind) planted leak,uninitialised '123 bytes in 1 blocks are definitely lost' 'depends on uninitialised value' ;;
     esac
+    # valgrind sees one run that goes on and is stopped, for the time; the others one that is stopped and one that goes on.
+    [ "$tool" != valgrind ] || POISE=$plain must_job sft 3 sft $small sft.batch=3 optimizer.steps=1000 optimizer.stop_after=1
+    before=$(has_steps sft 1 && steps_of sft || echo 0)
     start sft 3 sft $small sft.batch=3 optimizer.steps=1000
-    within "$limit" has_steps sft 1 || fail "sft did not get to step 1" "$work/sft.log"
+    within "$limit" has_steps sft $((before + 1)) || fail "sft did not get to step $((before + 1))" "$work/sft.log"
     stop sft
     clean "SFT with 3 ranks that was asked to stop"
+    [ "$tool" != valgrind ] || return
     must_job sft 3 sft $small sft.batch=3 optimizer.steps=1000 optimizer.stop_after=$(($(steps_of sft) + 1))
     holds "$work/sft.log" "going on after step"
     clean "SFT with 3 ranks that went on"
@@ -131,9 +137,9 @@ grpo() {
         holds "$work/failing.log" "an injected fault"
         clean "GRPO that fails"
     fi
-    timeout "$limit" "$POISE" replay "$work/colocated" --step 2 >"$work/replay.log" 2>&1
+    timeout "$limit" "$launch" -n 2 replay "$work/colocated" --step 2 >"$work/replay.log" 2>&1
     code=$?
-    clean "replay"
+    clean "replay with 2 ranks"
     [ "$code" = 0 ] || fail "replay ended with $code" "$work/replay.log"
 }
 
