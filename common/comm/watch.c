@@ -21,44 +21,47 @@ struct board {
     char text[BOARD_BYTES];
 };
 
-static void board_put(board_t *board, int at, int bytes, const char *text) {
+static void board_put(watch_t *watch, int at, int bytes, const char *text) {
+    board_t *board = watch->board;
     if (!board) return;
     size_t length = strnlen(text, (size_t)bytes - 1);
+    // Whichever thread ends the process says so, while the other may still be told to.
+    pthread_mutex_lock(&watch->board_mutex);
     memcpy(board->text + at, text, length);
     memset(board->text + at + length, ' ', (size_t)bytes - 1 - length);
     board->text[at + bytes - 1] = '\n';
+    pthread_mutex_unlock(&watch->board_mutex);
 }
 
 // Lines: process and Open MPI's number of the job; running or ended; role; host; phase.
-static board_t *board_open(int rank) {
+static void board_open(watch_t *watch) {
     const char *session = getenv("POISE_SESSION"), *job = getenv("OMPI_MCA_ess_base_jobid");
     char path[4096], line[BOARD_LINE], host[256] = "";
-    if (!session || !*session || rank < 0) return NULL;
-    snprintf(path, sizeof(path), "%s/rank.%d", session, rank);
+    if (!session || !*session || watch->rank < 0) return;
+    snprintf(path, sizeof(path), "%s/rank.%d", session, watch->rank);
     int file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (file < 0) return NULL; // another node's folder
+    if (file < 0) return; // another node's folder
     void *map = MAP_FAILED;
     if (ftruncate(file, BOARD_BYTES) == 0) map = mmap(NULL, BOARD_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
-    if (map == MAP_FAILED) return NULL;
-    board_t *board = map;
+    if (map == MAP_FAILED) return;
+    watch->board = map;
     snprintf(line, sizeof(line), "%ld %s", (long)getpid(), job ? job : "-");
-    board_put(board, 0, BOARD_LINE, line);
-    board_put(board, BOARD_LINE, BOARD_LINE, "running");
-    board_put(board, 2 * BOARD_LINE, BOARD_LINE, "-");
+    board_put(watch, 0, BOARD_LINE, line);
+    board_put(watch, BOARD_LINE, BOARD_LINE, "running");
+    board_put(watch, 2 * BOARD_LINE, BOARD_LINE, "-");
     if (gethostname(host, sizeof(host) - 1) != 0) memcpy(host, "-", 2);
-    board_put(board, BOARD_HOST, BOARD_PHASE - BOARD_HOST, host);
-    board_put(board, BOARD_PHASE, PHASE_BYTES, "starting");
-    return board;
+    board_put(watch, BOARD_HOST, BOARD_PHASE - BOARD_HOST, host);
+    board_put(watch, BOARD_PHASE, PHASE_BYTES, "starting");
 }
 
 void watch_exit(watch_t *watch, int code) {
-    board_put(watch->board, BOARD_LINE, BOARD_LINE, "ended");
+    board_put(watch, BOARD_LINE, BOARD_LINE, "ended");
     _exit(code);
 }
 
 void watch_role(watch_t *watch, const char *role) {
-    board_put(watch->board, 2 * BOARD_LINE, BOARD_LINE, role);
+    board_put(watch, 2 * BOARD_LINE, BOARD_LINE, role);
 }
 
 // By launch/run: "RANK SENTENCE" in session/lost.
@@ -92,7 +95,7 @@ void watch_phase(watch_t *watch, const char *phase, double limit_s) {
     atomic_store(&watch->phase, phase);
     atomic_store(&watch->since, clock_seconds());
     atomic_store(&watch->limit, limit_s);
-    board_put(watch->board, BOARD_PHASE, PHASE_BYTES, phase);
+    board_put(watch, BOARD_PHASE, PHASE_BYTES, phase);
 }
 
 void watch_collective(watch_t *watch, const char *phase, double limit_s) {
@@ -102,7 +105,7 @@ void watch_collective(watch_t *watch, const char *phase, double limit_s) {
     atomic_store(&watch->collective, phase);
     atomic_store(&watch->since, clock_seconds());
     atomic_store(&watch->limit, phase ? limit_s : watch->phase_limit);
-    board_put(watch->board, BOARD_PHASE, PHASE_BYTES, phase ? phase : atomic_load(&watch->phase));
+    board_put(watch, BOARD_PHASE, PHASE_BYTES, phase ? phase : atomic_load(&watch->phase));
 }
 
 void watch_waits(watch_t *watch) {
@@ -198,7 +201,8 @@ status_t watch_open(watch_t **out) {
     TRY(ALLOCATE(&watch, 1));
     watch->rank = comm_launcher_rank();
     watch->ticked = clock_seconds();
-    watch->board = board_open(watch->rank);
+    pthread_mutex_init(&watch->board_mutex, NULL);
+    board_open(watch);
     if (watch->board && asprintf(&watch->notice, "%s/lost", getenv("POISE_SESSION")) < 0) watch->notice = NULL;
     watch_phase(watch, "starting", 0);
     pthread_condattr_t attributes;
@@ -211,6 +215,7 @@ status_t watch_open(watch_t **out) {
     if (status) {
         pthread_cond_destroy(&watch->changed);
         pthread_mutex_destroy(&watch->mutex);
+        pthread_mutex_destroy(&watch->board_mutex);
         if (watch->board) munmap(watch->board, BOARD_BYTES);
         free(watch->notice);
         free(watch);
@@ -231,10 +236,11 @@ void watch_close(watch_t *watch) {
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += CLOSING_S;
     if (pthread_timedjoin_np(watch->thread, NULL, &until) != 0) watch_exit(watch, watch->exit_code);
-    board_put(watch->board, BOARD_LINE, BOARD_LINE, "ended");
+    board_put(watch, BOARD_LINE, BOARD_LINE, "ended");
     if (watch->board) munmap(watch->board, BOARD_BYTES);
     pthread_cond_destroy(&watch->changed);
     pthread_mutex_destroy(&watch->mutex);
+    pthread_mutex_destroy(&watch->board_mutex);
     free(watch->peer);
     free(watch->notice);
     free(watch);
@@ -243,7 +249,7 @@ void watch_close(watch_t *watch) {
 void watch_fail(watch_t *watch, status_t status) {
     if (!watch) return;
     pthread_mutex_lock(&watch->mutex);
-    board_put(watch->board, BOARD_LINE, BOARD_LINE, "ended");
+    board_put(watch, BOARD_LINE, BOARD_LINE, "ended");
     if (watch->joined) {
         status_kind_t kind = status_kind(status);
         failure_t failure = {.weight = FAILURE_CAUSE, .rank = watch->rank, .since = clock_seconds()};

@@ -44,7 +44,8 @@ struct watch {
     atomic_bool stop;   // asked for here or elsewhere
     double phase_limit; // the main thread's own
     board_t *board;
-    char *notice; // path of session/lost, NULL without a session
+    pthread_mutex_t board_mutex; // held for one write to the board; the innermost
+    char *notice;                // path of session/lost, NULL without a session
     // Under the mutex:
     bool closing, joined, finished; // finished: this rank's part is done
     int exit_code;                  // when finished

@@ -75,7 +75,10 @@ status_t scorer_process_start(const char *program, int64_t memory_mb, scorer_pro
         out->pid = 0;
         FAIL(STATUS_FAILED, "cannot start a scorer (%s): %s", program, strerror(error));
     }
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    // A sanitizer reserves a good part of all addresses, and the thread sanitizer refuses to run under any limit.
     limit(out->pid, RLIMIT_AS, (rlim_t)memory_mb << 20);
+#endif
     limit(out->pid, RLIMIT_FSIZE, (rlim_t)memory_mb << 20);
     limit(out->pid, RLIMIT_CORE, 0);
     limit(out->pid, RLIMIT_NPROC, 0);

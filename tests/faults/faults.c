@@ -10,10 +10,12 @@
 //     ends, and "peak_kb N": the most memory that was resident.
 //
 //   POISE_FAULT_EACH=...                             one run for each N, see tests/faults/each.h
+//   POISE_PLANT=...                                  what sanitizers and valgrind must see, see tests/faults/planted.h
 //
 // RANK is the rank in MPI_COMM_WORLD (0 without mpirun); left out: every rank. Scorer children take no part.
 #include "learner/optimizer.h"
 #include "tests/faults/each.h"
+#include "tests/faults/planted.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -346,6 +348,7 @@ WRAP_MPI(MPI_Iallgatherv,
          (in, n, type, out, counts, at, out_type, comm, request))
 
 WRAP(status_t, optimizer_begin, optimizer_t *optimizer) {
+    planted_commit(rank_text);
     return HITS(FAULT_UPDATE) ? STATUS_NEW(STATUS_FAILED, "an injected fault") : __real_optimizer_begin(optimizer);
 }
 

@@ -37,7 +37,7 @@ process_of_rank() {
 }
 kill_all() {
     local pid
-    for pid in $(processes "mpirun poise poise_faults"); do kill -KILL "$pid" 2>/dev/null; done
+    for pid in $(processes "mpirun poise poise_faults memcheck-amd64-"); do kill -KILL "$pid" 2>/dev/null; done
 }
 clean_up() {
     local code=$?

@@ -1,17 +1,31 @@
 #!/usr/bin/env bash
-# tests/sanitizers/check.sh PRESET: builds the preset beside the release build and runs the unit tests and op list in it.
+# tests/sanitizers/check.sh asan|ubsan|tsan: builds that preset beside the release build, runs the unit tests and the op list in it, then
+# the jobs of several ranks (tests/sanitizers/jobs.sh).
 set -eu
 preset=$1
-cd "$(dirname "$0")/../.."
-cmake --preset "$preset" -DPOISE_FUZZ=OFF >/dev/null
-nice cmake --build --preset "$preset" >"build/$preset.log" 2>&1 || { tail -n 40 "build/$preset.log"; exit 1; }
-export ASAN_OPTIONS=fast_unwind_on_malloc=0:detect_leaks=1
-export LSAN_OPTIONS=suppressions=$PWD/tests/sanitizers/lsan.txt:print_suppressions=0
-export TSAN_OPTIONS=suppressions=$PWD/tests/sanitizers/tsan.txt:ignore_noninstrumented_modules=1
-export UBSAN_OPTIONS=print_stacktrace=1
-cd "build/$preset"
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
 # Threads are what the thread sanitizer is for: there the pool, the links and the weights are run, the rest elsewhere.
+threaded="link weights metrics gemm threads engine"
 case $preset in
-tsan) ctest --output-on-failure -R 'unit\.(link|weights|metrics|gemm|threads|engine)' ;;
-*) ctest --output-on-failure -L 'unit|ops' ;;
+tsan) targets="poise_faults" && for name in $threaded; do targets="$targets unit_$name"; done ;;
+*) targets=checked ;;
 esac
+cmake --preset "$preset" -DPOISE_FUZZ=OFF >/dev/null
+# shellcheck disable=SC2086
+nice cmake --build --preset "$preset" --target $targets >"build/$preset.log" 2>&1 || { tail -n 40 "build/$preset.log"; exit 1; }
+(
+    export ASAN_OPTIONS=fast_unwind_on_malloc=0:detect_leaks=1
+    export LSAN_OPTIONS=suppressions=$here/lsan.txt:print_suppressions=0
+    export TSAN_OPTIONS=suppressions=$here/tsan.txt:ignore_noninstrumented_modules=1
+    export UBSAN_OPTIONS=print_stacktrace=1
+    cd "build/$preset"
+    case $preset in
+    tsan) ctest --output-on-failure --no-tests=error -R "^unit\.(${threaded// /|})\$" ;;
+    *) ctest --output-on-failure --no-tests=error -L 'unit|ops' ;;
+    esac
+)
+code=0
+env -u POISE -u POISE_FAULTS "$here/jobs.sh" "$preset" || code=$?
+[ "$code" = 77 ] && exit 0 # there is no mpirun, and it has said so
+exit "$code"
