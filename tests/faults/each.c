@@ -306,7 +306,10 @@ static void show(each_t *each, const char *class, long number, const char *why) 
         fflush(stdout);
         if (system(command)) printf("  (no addr2line)\n");
     }
+    char *found = text ? strstr(text, "ERROR: ") : NULL; // a sanitizer's: its first frames say where
     char *shown = text && size > 1500 ? text + size - 1500 : text;
+    if (found) shown = found;
+    if (found && strlen(found) > 3000) found[3000] = 0;
     for (char *kept = shown, *line = shown ? strtok_r(shown, "\n", &kept) : NULL; line;
          line = strtok_r(NULL, "\n", &kept))
         printf("  | %.300s\n", line);
