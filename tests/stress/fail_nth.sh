@@ -4,7 +4,8 @@
 # for N, class and rank drawn by the seed: the job ends in time with one sentence that names the rank, leaves no torn file, and the same
 # command then ends in the bits of an undisturbed run. Under the address sanitizer a run that fails must not leak either.
 # POISE_FAIL_NTH_PART=single|mpi|leaks runs one of the three (leaks: wherever build/asan has the program; tests/sanitizers/check.sh asan),
-# POISE_FAIL_NTH_ONLY="NAME..." those single processes only.
+# POISE_FAIL_NTH_ONLY="NAME..." those single processes only, POISE_FAIL_NTH_MOST=N so many
+# allocations of each.
 . "$(dirname "$0")/../lib/jobs.sh"
 . "$(dirname "$0")/../lib/stress.sh"
 : "${POISE_FAULTS:=$POISE_SOURCE_DIR/build/release/tests/poise_faults}"
@@ -25,12 +26,12 @@ each() {
     shift 3
     case " ${POISE_FAIL_NTH_ONLY:-$name} " in *" $name "*) ;; *) return ;; esac
     time_left || { echo "no time left for $name"; return; }
-    if [ -n "$full" ]; then most=0 rerun=1; elif [ "$most" = 0 ]; then classes=${classes%,alloc}; fi
+    if [ -n "$full" ]; then most=${POISE_FAIL_NTH_MOST:-0} rerun=1; elif [ "$most" = 0 ]; then classes=${classes%,alloc}; fi
     if [ -n "${POISE_FAIL_NTH_CLASSES:-}" ]; then classes=$POISE_FAIL_NTH_CLASSES rerun=0; fi
     for word in "$@"; do arguments+=("${word//@/$fast/$name/out}"); done
     mkdir -p "$fast/$name"
     local left=0
-    [ "${POISE_STRESS_SECONDS:-0}" = 0 ] || left=$((POISE_STRESS_SECONDS - (SECONDS - stress_begun) + 1))
+    [ "${POISE_STRESS_SECONDS:-0}" = 0 ] || left=$(((POISE_STRESS_SECONDS - (SECONDS - stress_begun)) / 4 + 1)) # none takes it all
     local io=0
     [ -n "$full" ] || io=${writes:-0}
     POISE_FAULT_EACH=$classes POISE_FAULT_EACH_FOLDER=$fast/$name POISE_FAULT_EACH_RERUN=$rerun \
@@ -38,7 +39,7 @@ each() {
         POISE_FAULT_EACH_SEED=$stress_seed POISE_FAULT_EACH_SECONDS=$left POISE_FAULT_EACH_PARTIAL=${partial:-} \
         POISE_FAULT_EACH_DEADLINE=$limit POISE_FAULT_EACH_COUNTS=$fast/counts "$POISE_FAULTS" "${arguments[@]}" \
         >"$work/$name.each" 2>&1 </dev/null || { defective+=("$name") && cat "$work/$name.each"; }
-    echo "$name: $(grep -v ' 0 of 0 ' "$work/$name.each" | sed 's/ failed, [0-9]* of them harmless//' | tr '\n' ';')"
+    echo "$name: $(grep -E '^[a-z]+: [1-9]|defects$' "$work/$name.each" | sed 's/ failed, [0-9]* of them harmless//' | tr '\n' ';')"
     rm -rf "${fast:?}/$name"
 }
 
@@ -148,7 +149,8 @@ if [ "${POISE_FAIL_NTH_PART:-mpi}" = mpi ]; then
         [ "$code" != 124 ] && [ "$code" != 137 ] || fail "$kind, $fault: the job hangs" "$work/$name.log"
         grep -Eq 'Segmentation|signal [0-9]+ \((Abort|Bus|Seg|Float)|Sanitizer|stack smashing|double free|corrupt' "$work/$name.log" &&
             fail "$kind, $fault: a process crashed" "$work/$name.log"
-        said=$(grep -c "^poise: \[rank $rank\] " "$work/$name.log")
+        # Who says it is the failing rank itself, or the one that has heard of it.
+        said=$(grep -Ec "^poise: \[rank $rank\] |^poise: \[rank [0-9]+\] .*rank $rank " "$work/$name.log")
         case $code in
         0) same_result "$kind" "$name" "$fault, harmless" ;;
         1)
