@@ -15,3 +15,4 @@ case $preset in
 tsan) ctest --output-on-failure -R 'unit\.(link|weights|metrics|gemm|threads|engine)' ;;
 *) ctest --output-on-failure -L 'unit|ops' ;;
 esac
+[ "$preset" != asan ] || POISE_FAIL_NTH_PART=leaks ../../tests/stress/fail_nth.sh # runs that fail, each in another place
