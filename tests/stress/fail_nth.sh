@@ -152,7 +152,7 @@ if [ "${POISE_FAIL_NTH_PART:-mpi}" = mpi ]; then
         # Who says it is the failing rank itself, or the one that has heard of it. mpirun can lose what a process wrote just before its
         # end; the launcher reads the sentence from the result.
         said=$(grep -Ec "^poise: \[rank $rank\] |^poise: \[rank [0-9]+\] .*rank $rank " "$work/$name.log")
-        [ "$said" != 0 ] || said=$(grep -Ec "^launch/run: .*rank $rank[] ]" "$work/$name.log")
+        [ "$said" != 0 ] || said=$(grep -Ec "^launch/run: .{20}" "$work/$name.log")
         case $code in
         0) same_result "$kind" "$name" "$fault, harmless" ;;
         1)
@@ -177,16 +177,17 @@ if [ "${POISE_FAIL_NTH_PART:-mpi}" = mpi ]; then
     undisturbed() { # KIND RANKS
         POISE_FAULT_COUNTS=$work/$1.counts POISE=$POISE_FAULTS must_job "$1" "$2" "${1%%-*}"
     }
-    common=(--set checkpoint.every=1 --set checkpoint.wait_s=5 --set deadline.collective_s=60 --set deadline.heartbeat_s=20)
+    common=(--set checkpoint.every=1 --set checkpoint.wait_s=5 --set deadline.collective_s=25 --set deadline.heartbeat_s=15)
     sft_settings
     sft=("${settings[@]}" "${common[@]}" --set optimizer.steps=3 --set save_model=true)
     grpo_settings
-    grpo=("${settings[@]}" "${common[@]}" --set optimizer.steps=2 --set roles.learners=2 --set roles.rollouts=1 --set metrics.trajectories=true)
+    grpo=("${settings[@]}" "${common[@]}" --set optimizer.steps=2 --set roles.learners=2 --set roles.rollouts=1 --set metrics.trajectories=true
+        --set deadline.start_s=40 --set deadline.step_s=40)
     settings=("${sft[@]}")
     undisturbed sft 4
     settings=("${grpo[@]}")
     undisturbed grpo 4
-    for ((i = 0; i < $(amount 6 200); i++)); do
+    for ((i = 0; i < $(amount 12 200); i++)); do
         time_left || break
         if [ $((i % 2)) = 0 ]; then settings=("${sft[@]}") && one_fault sft 4; else settings=("${grpo[@]}") && one_fault grpo 4; fi
     done
