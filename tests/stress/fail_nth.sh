@@ -113,10 +113,10 @@ if [ "${POISE_FAIL_NTH_PART:-}" = leaks ] || { [ -n "$full" ] && [ -z "${POISE_F
     export LSAN_OPTIONS=suppressions=$POISE_SOURCE_DIR/tests/sanitizers/lsan.txt:print_suppressions=0
     writes=3
     each config 5 0 config --set "model=$tiny"
-    each tokenize 20 0 tokenize --model "$tiny" --input "$work/text.jsonl" --output @/ids.jsonl
-    each score 20 0 score --model "$tiny" --input "$work/data/completed.jsonl" --output @/scored.jsonl
-    each pack 20 0 pack --prompts --model "$tiny" --input "$work/data/ask.jsonl" --output @/packed.h5
-    each generate 20 0 generate --model "$tiny" --input "$work/data/ask.jsonl" --output @/generated.jsonl --max-tokens 4 --temperature 1 --num 2
+    each tokenize 10 0 tokenize --model "$tiny" --input "$work/text.jsonl" --output @/ids.jsonl
+    each score 10 0 score --model "$tiny" --input "$work/data/completed.jsonl" --output @/scored.jsonl
+    each pack 10 0 pack --prompts --model "$tiny" --input "$work/data/ask.jsonl" --output @/packed.h5
+    each generate 10 0 generate --model "$tiny" --input "$work/data/ask.jsonl" --output @/generated.jsonl --max-tokens 4 --temperature 1 --num 2
     each merge 10 0 merge --model "$tiny" --adapter "$work/lora/adapter" --output @/merged
     each inspect 10 0 inspect "$work/lora"
     partial='samples*' each eval 10 0 eval "${evaluating[@]}" --set output=@
