@@ -200,6 +200,11 @@ static status_t join_watch(job_t *job, bool grpo, const char *role, conclusion_t
     return watch_join(job->watch, job->world, &options);
 }
 
+static bool result_is_there(void) {
+    const char *extra = getenv("POISE_RESULT");
+    return extra && access(extra, F_OK) == 0;
+}
+
 // `conclusion` must outlive the watch.
 static status_t run_in_world(conclusion_t *conclusion, comm_t *world, watch_t *watch, bool grpo, body_t body) {
     const config_t *config = conclusion->config;
@@ -224,6 +229,10 @@ static status_t run_in_world(conclusion_t *conclusion, comm_t *world, watch_t *w
     if (opened && failed && getenv("POISE_TRACE")) status_print(status, stderr, comm_world_rank(world), true);
     if (failed) watch_fail(watch, status); // where the ranks have joined it does not return
     if (opened) job_phase(&job, "writing the result");
+    // The result that is written next tells world_end that its sentence is said.
+    int rank = comm_world_rank(world);
+    if (failed && opened && reporter && rank > 0 && !result_is_there())
+        status_print(status, stderr, rank, getenv("POISE_TRACE") != NULL);
     if (opened && reporter) status = status_first(status, result_write(config, dry_run, status));
     if (!failed && status && status_kind(status) != STATUS_CANCELLED) watch_fail(watch, status);
     if (opened) job_close(&job);
@@ -244,11 +253,6 @@ static status_t finish_world(comm_t *world, watch_t *watch, int rank, status_t s
     return closed;
 }
 
-static bool result_is_there(void) {
-    const char *extra = getenv("POISE_RESULT");
-    return extra && access(extra, F_OK) == 0;
-}
-
 // A run that ends before its ranks have joined has no coordinator to write its result; launchers want one all the same.
 static void result_note(status_t status) {
     const char *extra = getenv("POISE_RESULT");
@@ -266,9 +270,11 @@ status_t world_end(comm_t *world, watch_t *watch, status_t status) {
     // Wrong use is mostly the same on every rank, and rank 0 says it; the others only if they live long enough to.
     // After any other failure collectives may hang, so the process ends here; mpirun and srun then end the other ranks.
     int code = status_exit_code(status);
-    if (code == 2 && rank > 0) sleep(3);
+    // Who only heard of another's failure gives that rank time to say it, too.
+    bool heard = rank >= 0 && status_kind(status) == STATUS_PEER;
+    if ((code == 2 && rank > 0) || heard) sleep(3);
     watch_phase(watch, "ending", 0);
-    if (rank <= 0 || !result_is_there()) // another has said it
+    if ((rank <= 0 && !heard) || !result_is_there()) // another has said it
         status_print(status, stderr, code == 2 && rank <= 0 ? -1 : rank, getenv("POISE_TRACE") != NULL);
     fflush(stdout);
     result_note(status);

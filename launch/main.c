@@ -70,14 +70,31 @@ static void let_rank_0_speak(void) {
     if (comm_launcher_rank() > 0) sleep(3);
 }
 
+// What is printed counts as done when it has left the process.
+static status_t finish_output(status_t status) {
+    if ((!status || !status_exit_code(status)) && (fflush(stdout) != 0 || ferror(stdout)))
+        return status_first(output_failure(), status);
+    return status;
+}
+
+static int end(status_t status) {
+    status = finish_output(status);
+    int code = status_exit_code(status);
+    if (code == 2) let_rank_0_speak();
+    // The trace is for whoever changes the code; users ask for it.
+    status_print(status, stderr, -1, getenv("POISE_TRACE") != NULL);
+    status_free(status);
+    return code;
+}
+
 int main(int argc, char **argv) {
     if (argc >= 2 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))) {
         print_usage(stdout);
-        return 0;
+        return end(STATUS_OK);
     }
     if (argc >= 2 && !strcmp(argv[1], "--version")) {
         puts("poise " POISE_VERSION);
-        return 0;
+        return end(STATUS_OK);
     }
     const command_t *command = NULL;
     for (int i = 0; argc >= 2 && i < COMMANDS; i++)
@@ -91,15 +108,7 @@ int main(int argc, char **argv) {
     if (command->help && wants_help(argc, argv)) {
         printf("usage: poise %s %s\n\n%s; docs/manual.md tells the rest.\n", command->name, command->arguments,
                command->help);
-        return 0;
+        return end(STATUS_OK);
     }
-    status_t status = command->run(argc - 1, argv + 1);
-    if ((!status || !status_exit_code(status)) && (fflush(stdout) != 0 || ferror(stdout)))
-        status = status_first(output_failure(), status);
-    int code = status_exit_code(status);
-    if (code == 2) let_rank_0_speak();
-    // The trace is for whoever changes the code; users ask for it.
-    status_print(status, stderr, -1, getenv("POISE_TRACE") != NULL);
-    status_free(status);
-    return code;
+    return end(command->run(argc - 1, argv + 1));
 }

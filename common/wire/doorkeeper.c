@@ -143,6 +143,8 @@ static void take_events(doorkeeper_t *keeper, double now) {
     zmq_msg_t part;
     zmq_msg_init(&part);
     while (zmq_msg_recv(&part, keeper->events, ZMQ_DONTWAIT) >= 0) {
+        // An address follows each event. It may be read later, where a receive fails between them.
+        if (!zmq_msg_more(&part)) continue;
         uint16_t event = 0;
         uint32_t value = 0;
         const char *data = zmq_msg_data(&part);
@@ -150,7 +152,6 @@ static void take_events(doorkeeper_t *keeper, double now) {
             memcpy(&event, data, sizeof(event));
             memcpy(&value, data + sizeof(event), sizeof(value));
         }
-        if (zmq_msg_more(&part)) zmq_msg_recv(&part, keeper->events, 0); // the address
         bool known = forget(keeper, (int)value);
         keeper->refused += event == ZMQ_EVENT_DISCONNECTED && known;
         if (event != ZMQ_EVENT_ACCEPTED) continue;

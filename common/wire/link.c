@@ -171,9 +171,10 @@ static void take_events(link_t *link, double now) {
     zmq_msg_t part;
     zmq_msg_init(&part);
     while (link->monitor && zmq_msg_recv(&part, link->monitor, ZMQ_DONTWAIT) >= 0) {
+        // An address follows each event. It may be read later, where a receive fails between them.
+        if (!zmq_msg_more(&part)) continue;
         uint16_t event = 0;
         if (zmq_msg_size(&part) >= sizeof(event)) memcpy(&event, zmq_msg_data(&part), sizeof(event));
-        if (zmq_msg_more(&part)) zmq_msg_recv(&part, link->monitor, 0); // the address
         if (event & ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
             link->connected = true;
             link->keys_refused = false;

@@ -306,7 +306,10 @@ static void show(each_t *each, const char *class, long number, const char *why) 
         fflush(stdout);
         if (system(command)) printf("  (no addr2line)\n");
     }
+    char *found = text ? strstr(text, "ERROR: ") : NULL; // a sanitizer's: its first frames say where
     char *shown = text && size > 1500 ? text + size - 1500 : text;
+    if (found) shown = found;
+    if (found && strlen(found) > 3000) found[3000] = 0;
     for (char *kept = shown, *line = shown ? strtok_r(shown, "\n", &kept) : NULL; line;
          line = strtok_r(NULL, "\n", &kept))
         printf("  | %.300s\n", line);
@@ -363,23 +366,18 @@ static bool run_undisturbed(each_t *each) {
     return false;
 }
 
-// How often the undisturbed run comes to a call of the class: the counts it writes. Returns true in a child.
-static bool count_calls(each_t *each, int class, const char *name, long *out) {
-    ending_t ending;
-    char prefix[PATH_BYTES], wanted[64];
-    snprintf(prefix, sizeof(prefix), "%s/counts", each->folder);
-    setenv("POISE_FAULT_COUNTS", prefix, 1);
-    empty(each);
-    if (run_one(each, class, -1, &ending)) return true;
-    unsetenv("POISE_FAULT_COUNTS");
+// How often the last undisturbed run came to a call of the class: the counts it wrote.
+static long calls_of(const each_t *each, const char *name) {
+    char wanted[64];
     size_t size;
-    char *text = text_of(in_folder(each, "counts.0"), &size);
+    const char *path = in_folder(each, "counts.0");
+    char *text = text_of(path, &size);
     snprintf(wanted, sizeof(wanted), "%s ", name);
     const char *line = text ? strstr(text, wanted) : NULL;
-    if (!line) give_up("no counts in", prefix);
-    *out = strtol(line + strlen(wanted), NULL, 10);
+    if (!line) give_up("no counts in", path);
+    long count = strtol(line + strlen(wanted), NULL, 10);
     free(text);
-    return false;
+    return count;
 }
 
 // Returns true in a child.
@@ -405,14 +403,15 @@ static bool run_again(each_t *each, const char *name, long number) {
 static bool run_class(each_t *each, const char *name) {
     int class = fault_class_of(name);
     if (class < 0) give_up("no such class:", name);
-    long count, tried = 0, harmless = 0, most;
+    long count = calls_of(each, name), tried = 0, harmless = 0, most;
     char limit[64];
     snprintf(limit, sizeof(limit), "POISE_FAULT_EACH_MOST_%s", name);
     most = (long)number_of(limit, 0);
     char why[PATH_BYTES];
     ending_t ending;
-    if (count_calls(each, class, name, &count)) return true;
-    long *order = shuffled(count, (uint64_t)number_of("POISE_FAULT_EACH_SEED", 1)), failed = 0;
+    static long *order; // reachable in the children, whose leaks are looked for
+    long failed = 0;
+    order = shuffled(count, (uint64_t)number_of("POISE_FAULT_EACH_SEED", 1));
     for (long i = 0; i < count && (!most || tried < most) && (!each->end || now_seconds() < each->end); i++) {
         empty(each);
         if (run_one(each, class, order[i], &ending)) return true;
@@ -454,7 +453,9 @@ void each_run(void) {
     sigaddset(&children, SIGCHLD);
     sigprocmask(SIG_BLOCK, &children, NULL); // taken by sigtimedwait
     char *kept = classes;
+    setenv("POISE_FAULT_COUNTS", in_folder(&each, "counts"), 1);
     if (run_undisturbed(&each)) return;
+    unsetenv("POISE_FAULT_COUNTS");
     for (char *name = strtok_r(classes, ",", &kept); name; name = strtok_r(NULL, ",", &kept))
         if (run_class(&each, name)) return;
     printf("%d runs after a failed one, %d defects\n", each.reruns, each.defects);

@@ -24,6 +24,8 @@ nice cmake --build --preset "$preset" --target $targets >"build/$preset.log" 2>&
     tsan) ctest --output-on-failure --no-tests=error -R "^unit\.(${threaded// /|})\$" ;;
     *) ctest --output-on-failure --no-tests=error -L 'unit|ops' ;;
     esac
+    # Runs that fail, each in another place.
+    [ "$preset" != asan ] || POISE_FAIL_NTH_PART=leaks "$here/../stress/fail_nth.sh"
 )
 code=0
 env -u POISE -u POISE_FAULTS "$here/jobs.sh" "$preset" || code=$?
