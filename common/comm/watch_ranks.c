@@ -135,8 +135,15 @@ static int host_rank_of(const watch_t *watch, uint32_t number) {
     return -1;
 }
 
+// Of two consequences the one of a collective says more: the host knows who is missing in it.
 static void take(watch_t *watch, const failure_t *failure) {
-    if (watch->failure.weight < failure->weight) watch->failure = *failure;
+    failure_t *known = &watch->failure;
+    bool more =
+        known->weight == FAILURE_CONSEQUENCE && failure->weight == known->weight && failure->overdue && !known->overdue;
+    if (known->weight >= failure->weight && !more) return;
+    double since = more ? known->since : failure->since;
+    *known = *failure;
+    known->since = since;
 }
 
 static void host_message(watch_t *watch, int rank, const char *text) {
