@@ -274,10 +274,17 @@ static void host_turn(watch_t *watch) {
 
 // ---- the others ----
 
-// The host is lost: the lowest rank that is not it speaks for the job.
+// The host is lost: the lowest rank that is not it speaks for the job. The others give it time to find out and to
+// speak, as launchers (srun) end all ranks when the first one ends with a code that is not 0.
+static void leave_to_speaker(watch_t *watch) {
+    if (watch->rank == (watch->options.host == 0)) return;
+    usleep((useconds_t)(answer_s * 1e6));
+    watch_exit(watch, 1);
+}
+
 static _Noreturn void host_noticed(watch_t *watch, const char *sentence) {
     failure_t failure = {.code = 1, .rank = watch->rank};
-    if (watch->rank != (watch->options.host == 0)) watch_exit(watch, 1);
+    leave_to_speaker(watch);
     snprintf(failure.sentence, sizeof(failure.sentence), "%s", sentence);
     conclude(watch, &failure);
     watch_exit(watch, 1);
@@ -286,7 +293,8 @@ static _Noreturn void host_noticed(watch_t *watch, const char *sentence) {
 static _Noreturn void host_lost(watch_t *watch, const char *why) {
     failure_t failure = {.code = 1, .rank = watch->rank};
     const char *reason = strrchr(why, ':');
-    if (strstr(why, "goodbye") || watch->rank != (watch->options.host == 0)) watch_exit(watch, 1);
+    if (strstr(why, "goodbye")) watch_exit(watch, 1);
+    leave_to_speaker(watch);
     snprintf(failure.sentence, sizeof(failure.sentence),
              "%s rank %d is gone (%s) while rank %d was in \"%s\"; start the run again to go on from its last "
              "checkpoint",
