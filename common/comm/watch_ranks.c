@@ -105,6 +105,8 @@ static void conclude(watch_t *watch, const failure_t *failure) {
     char sentence[SENTENCE_BYTES + 32];
     int rank = failure->code == 2 ? -1 : failure->rank; // wrong use is no rank's own
     alarm(LONGEST_CONCLUSION_S);
+    bool of_others = failure->loss || failure->weight == FAILURE_CONSEQUENCE;
+    if (of_others && watch->options.concluded && watch->options.concluded(watch->options.context)) return;
     watch_say(rank, failure->sentence);
     if (rank >= 0)
         snprintf(sentence, sizeof(sentence), "[rank %d] %s", rank, failure->sentence);
@@ -168,7 +170,8 @@ static void host_message(watch_t *watch, int rank, const char *text) {
 
 static void host_gone(watch_t *watch, int rank, const char *reason) {
     watch_peer_t *peer = &watch->peer[rank];
-    failure_t failure = {.weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds()};
+    failure_t failure = {
+        .weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds(), .loss = true};
     peer->here = false;
     if (strstr(reason, "goodbye")) return; // it has heard that all is done
     watch->lost = true;
