@@ -286,7 +286,7 @@ static void leave_to_speaker(watch_t *watch) {
 }
 
 static _Noreturn void host_noticed(watch_t *watch, const char *sentence) {
-    failure_t failure = {.code = 1, .rank = watch->rank};
+    failure_t failure = {.code = 1, .rank = watch->rank, .loss = true};
     leave_to_speaker(watch);
     snprintf(failure.sentence, sizeof(failure.sentence), "%s", sentence);
     conclude(watch, &failure);
@@ -294,7 +294,7 @@ static _Noreturn void host_noticed(watch_t *watch, const char *sentence) {
 }
 
 static _Noreturn void host_lost(watch_t *watch, const char *why) {
-    failure_t failure = {.code = 1, .rank = watch->rank};
+    failure_t failure = {.code = 1, .rank = watch->rank, .loss = true};
     const char *reason = strrchr(why, ':');
     if (strstr(why, "goodbye")) watch_exit(watch, 1);
     leave_to_speaker(watch);
