@@ -107,6 +107,9 @@ round() { # NAME
     local name=$1 kind host left=(1 2 3) at code rank
     start_on_hosts "$name" "h0 h0 h1 h2 h3 h0" grpo roles.learners=2
     within "$limit" has_steps "$name" 1 || fail "$name did not get to step 1" "$work/$name.log"
+    # As mpirun's daemon on a host that has lost the others does before it kills its ranks: no request to stop the run.
+    kill -TERM "$(rank_of_run "$name" 2)"
+    stress_count "network: TERM to a worker" 1
     "$netlab" rate h0 80mbit # weights take their time, so that a step is long enough to be hit
     shuffle blink longer drop slow forever
     for kind in "${shuffled[@]}"; do
@@ -122,6 +125,7 @@ round() { # NAME
     [ "$code" = 0 ] || fail "$name ended with $code" "$work/$name.log"
     holds "$work/$name/result.json" '"exit": *0'
     [ "$(steps_of "$name")" = "$steps" ] || fail "$name has $(steps_of "$name") steps" "$work/$name.log"
+    holds "$work/$name.log" "rollout rank 2 was sent TERM"
     all "$name" groups 'x == 4'
     all "$name" completions/excluded 'x == 0'
     all "$name" logprob_max_abs_diff 'x == 0'
