@@ -63,7 +63,7 @@ for name in sft grpo batch; do wanted[$name]=$(hash_of "plain-$name"); done
 left_of() { # NAME: processes of Poise's with the run's output folder
     local pid
     for pid in $(processes "poise poise_faults mpirun orted srun"); do
-        tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qx "output=$work/$1" && echo "$pid"
+        { tr '\0' '\n' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qx "output=$work/$1" && echo "$pid"
     done
 }
 nothing_of() { [ -z "$(left_of "$1")" ]; }
