@@ -105,7 +105,7 @@ shuffle() { # WORD...: sets `shuffled`
 # ---- one round: a job with a worker on each of h1, h2, h3, and every kind of disturbance in random order ----
 round() { # NAME
     local name=$1 kind host left=(1 2 3) at code rank
-    start_on_hosts "$name" "h0 h0 h1 h2 h3 h0" grpo roles.learners=2
+    limit=600 start_on_hosts "$name" "h0 h0 h1 h2 h3 h0" grpo roles.learners=2
     within "$limit" has_steps "$name" 1 || fail "$name did not get to step 1" "$work/$name.log"
     # As mpirun's daemon on a host that has lost the others does before it kills its ranks: no request to stop the run.
     kill -TERM "$(rank_of_run "$name" 2)"
@@ -141,7 +141,8 @@ round() { # NAME
 # ---- the learners' own host is cut off ----
 cut_learners() { # NAME: in the background; $work/NAME.end says when and how it ended
     local name=$1
-    start_on_hosts "$name" "h4 h4 h5 h6 h4" grpo roles.learners=2 optimizer.steps=100000 "deadline.start_s=$start"
+    # (It outlives the round that is run meanwhile.)
+    limit=840 start_on_hosts "$name" "h4 h4 h5 h6 h4" grpo roles.learners=2 optimizer.steps=100000 "deadline.start_s=$start"
     cut_job=$background
     within "$limit" has_steps "$name" 2 || fail "$name did not get to step 2" "$work/$name.log"
     # The ranks must end by themselves: the script that would end what is left stands still meanwhile.
