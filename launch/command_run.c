@@ -185,6 +185,13 @@ static void conclude(void *context, int exit_code, const char *sentence) {
     if (!conclusion->dry_run && *conclusion->config->output) (void)unlink(path);
 }
 
+static bool concluded(void *context) {
+    const conclusion_t *conclusion = context;
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/result.json", conclusion->config->output);
+    return !conclusion->dry_run && *conclusion->config->output && access(path, F_OK) == 0;
+}
+
 // From here on the ranks hear of each other's end.
 static status_t join_watch(job_t *job, bool grpo, const char *role, conclusion_t *conclusion) {
     bool last = grpo && !conclusion->dry_run;
@@ -196,6 +203,7 @@ static status_t join_watch(job_t *job, bool grpo, const char *role, conclusion_t
                                .bind = job_bind_endpoint(job),
                                .start_s = job->config->deadline.start_s,
                                .conclude = conclude,
+                               .concluded = concluded,
                                .context = conclusion};
     return watch_join(job->watch, job->world, &options);
 }

@@ -163,8 +163,14 @@ void job_phase(const job_t *job, const char *phase) {
 
 bool job_stop_requested(job_t *job) {
     struct signalfd_siginfo information;
-    while (job->signal_fd >= 0 && read(job->signal_fd, &information, sizeof(information)) == sizeof(information))
-        job->stop_seen = true;
+    while (job->signal_fd >= 0 && read(job->signal_fd, &information, sizeof(information)) == sizeof(information)) {
+        // That is mpirun's daemon on a machine that has lost the others, about to kill its ranks. The run does without.
+        if (job->role == ROLE_ROLLOUT && job->watch && information.ssi_signo == SIGTERM)
+            fprintf(stderr, "poise: rollout rank %d was sent TERM by process %u; that alone does not stop the run\n",
+                    comm_world_rank(job->world), information.ssi_pid);
+        else
+            job->stop_seen = true;
+    }
     if (job->stop_seen) watch_ask_stop(job->watch);
     return job->stop_seen || watch_stop_asked(job->watch);
 }

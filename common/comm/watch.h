@@ -38,6 +38,9 @@ typedef struct watch_options {
     double start_s;        // deadline of joining
     // Called in the watch's thread of the rank that speaks for the job, just before it ends: writes the run's result.
     void (*conclude)(void *context, int exit_code, const char *sentence);
+    // May be NULL. Whether another rank has concluded: one that stood still, and that the others gave up, may come
+    // back.
+    bool (*concluded)(void *context);
     void *context;
 } watch_options_t;
 // Collective over the world: the host listens, the others join it.

@@ -17,6 +17,7 @@ typedef struct failure {
     int code, rank;
     double since;
     bool overdue; // a collective's deadline passed: the host names who is missing in it
+    bool loss;    // of another rank
     char sentence[SENTENCE_BYTES];
 } failure_t;
 

@@ -105,6 +105,8 @@ static void conclude(watch_t *watch, const failure_t *failure) {
     char sentence[SENTENCE_BYTES + 32];
     int rank = failure->code == 2 ? -1 : failure->rank; // wrong use is no rank's own
     alarm(LONGEST_CONCLUSION_S);
+    bool of_others = failure->loss || failure->weight == FAILURE_CONSEQUENCE;
+    if (of_others && watch->options.concluded && watch->options.concluded(watch->options.context)) return;
     watch_say(rank, failure->sentence);
     if (rank >= 0)
         snprintf(sentence, sizeof(sentence), "[rank %d] %s", rank, failure->sentence);
@@ -135,8 +137,15 @@ static int host_rank_of(const watch_t *watch, uint32_t number) {
     return -1;
 }
 
+// Of two consequences the one of a collective says more: the host knows who is missing in it.
 static void take(watch_t *watch, const failure_t *failure) {
-    if (watch->failure.weight < failure->weight) watch->failure = *failure;
+    failure_t *known = &watch->failure;
+    bool more =
+        known->weight == FAILURE_CONSEQUENCE && failure->weight == known->weight && failure->overdue && !known->overdue;
+    if (known->weight >= failure->weight && !more) return;
+    double since = more ? known->since : failure->since;
+    *known = *failure;
+    known->since = since;
 }
 
 static void host_message(watch_t *watch, int rank, const char *text) {
@@ -161,7 +170,8 @@ static void host_message(watch_t *watch, int rank, const char *text) {
 
 static void host_gone(watch_t *watch, int rank, const char *reason) {
     watch_peer_t *peer = &watch->peer[rank];
-    failure_t failure = {.weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds()};
+    failure_t failure = {
+        .weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds(), .loss = true};
     peer->here = false;
     if (strstr(reason, "goodbye")) return; // it has heard that all is done
     watch->lost = true;
@@ -279,19 +289,27 @@ static void host_turn(watch_t *watch) {
 
 // ---- the others ----
 
-// The host is lost: the lowest rank that is not it speaks for the job.
+// The host is lost: the lowest rank that is not it speaks for the job. The others give it time to find out and to
+// speak, as launchers (srun) end all ranks when the first one ends with a code that is not 0.
+static void leave_to_speaker(watch_t *watch) {
+    if (watch->rank == (watch->options.host == 0)) return;
+    usleep((useconds_t)(answer_s * 1e6));
+    watch_exit(watch, 1);
+}
+
 static _Noreturn void host_noticed(watch_t *watch, const char *sentence) {
-    failure_t failure = {.code = 1, .rank = watch->rank};
-    if (watch->rank != (watch->options.host == 0)) watch_exit(watch, 1);
+    failure_t failure = {.code = 1, .rank = watch->rank, .loss = true};
+    leave_to_speaker(watch);
     snprintf(failure.sentence, sizeof(failure.sentence), "%s", sentence);
     conclude(watch, &failure);
     watch_exit(watch, 1);
 }
 
 static _Noreturn void host_lost(watch_t *watch, const char *why) {
-    failure_t failure = {.code = 1, .rank = watch->rank};
+    failure_t failure = {.code = 1, .rank = watch->rank, .loss = true};
     const char *reason = strrchr(why, ':');
-    if (strstr(why, "goodbye") || watch->rank != (watch->options.host == 0)) watch_exit(watch, 1);
+    if (strstr(why, "goodbye")) watch_exit(watch, 1);
+    leave_to_speaker(watch);
     snprintf(failure.sentence, sizeof(failure.sentence),
              "%s rank %d is gone (%s) while rank %d was in \"%s\"; start the run again to go on from its last "
              "checkpoint",

@@ -15,8 +15,8 @@ echo "$stress_part: ${POISE_STRESS:-short} form, POISE_STRESS_SEED=$stress_seed"
 
 # amount SHORT FULL: how many of something this form does.
 amount() { if [ "${POISE_STRESS:-short}" = full ]; then echo "$2"; else echo "$1"; fi; }
-# Whether the part's share of the time is not used up (always, where there is none).
-time_left() { [ "${POISE_STRESS_SECONDS:-0}" = 0 ] || [ $((SECONDS - stress_begun)) -lt "$POISE_STRESS_SECONDS" ]; }
+# time_left [SECONDS]: whether the part's share of the time is not used up (always, where there is none), but for so many seconds.
+time_left() { [ "${POISE_STRESS_SECONDS:-0}" = 0 ] || [ $((SECONDS - stress_begun + ${1:-0})) -lt "$POISE_STRESS_SECONDS" ]; }
 # random BOUND: sets `drawn` to 0 .. BOUND - 1 (not a command substitution, in which RANDOM would start anew each time).
 random() { drawn=$(((RANDOM * 32768 + RANDOM) % $1)); }
 # stress_count WHAT NUMBER: for the table at the end ("killed while a checkpoint is written" 3).
