@@ -65,6 +65,7 @@ static int faults;
 static bool counting;
 static atomic_long count[FAULT_CLASSES];
 static char rank_text[16] = "0";
+static bool ranked; // what launch/run starts for itself is none of the ranks that a fault may name
 
 static bool is_scorer(void) {
     char line[4096];
@@ -97,7 +98,7 @@ static bool fault_parse(const char *text, size_t length) {
     if (c == FAULT_CLASSES || a == ACTIONS || parsed.number < 1 || faults == MOST_FAULTS) return false;
     parsed.class = (fault_class_t)c;
     parsed.action = (fault_action_t)a;
-    if (!at || !strcmp(at + 1, rank_text)) fault[faults++] = parsed;
+    if (!at || (ranked && !strcmp(at + 1, rank_text))) fault[faults++] = parsed;
     return true;
 }
 
@@ -105,6 +106,7 @@ __attribute__((constructor)) static void faults_open(void) {
     const char *text = getenv("POISE_FAULT"), *rank = getenv("OMPI_COMM_WORLD_RANK");
     if (!rank) rank = getenv("PMIX_RANK");
     if (!rank) rank = getenv("SLURM_PROCID");
+    ranked = rank != NULL;
     if (rank) snprintf(rank_text, sizeof(rank_text), "%s", rank);
     if (is_scorer()) return;
     while (text && *text) {
