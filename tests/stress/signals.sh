@@ -94,7 +94,7 @@ one_case() {
     if [ "$how" = twice ]; then
         begun=$(((${EPOCHREALTIME/./} - begun) / 1000))
         [ "$code" = 130 ] || fail "$name ended with $code at the second INT ($where)" "$log"
-        [ "$begun" -lt 15000 ] || fail "$name took $begun ms to end at the second INT" "$log"
+        [ "$begun" -lt 6000 ] || fail "$name took $begun ms to end at the second INT" "$log"
         echo "$command: the second INT at $where ($point) ended it after $begun ms"
     else
         [ "$code" = 0 ] || fail "$name ended with $code ($where, $how)" "$log"

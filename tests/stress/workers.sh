@@ -107,7 +107,7 @@ check() { # NAME: what must hold in the end
     [ ! -e "$work/$name/join.json" ] || fail "$name left its join.json"
     grep -Eq '"kind":"[^"]*"' "$work/$name/events.jsonl" || fail "$name has no events"
     # Every line of events about a rank names it and what it was at.
-    if grep -E '"kind":"(worker|group|duplicate)' "$work/$name/events.jsonl" | grep -vq '"rank":[0-9]*.*"phase":"[^"]'; then
+    if grep -E '"kind":"(worker|group|duplicate)' "$work/$name/events.jsonl" | grep -Evq '"rank":[0-9]+.*"phase":"[^"]'; then
         fail "$name: an event without rank or phase" "$work/$name/events.jsonl"
     fi
 }
