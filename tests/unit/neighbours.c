@@ -9,6 +9,13 @@
 
 enum { MOST = 130, EXPONENT = 34, LONGEST = 200, SEQUENCES = 3, REQUESTS = 16, BUDGET = 4 };
 
+// Sanitizers see the same code in every tenth size.
+#ifdef POISE_SANITIZED
+enum { STRIDE = 9 };
+#else
+enum { STRIDE = 1 };
+#endif
+
 static const char *const sets[] = {"cpu:portable", "cpu:avx2", "cpu:avx512"};
 enum { SETS = sizeof(sets) / sizeof(*sets) };
 
@@ -165,6 +172,7 @@ static void test_leaves(void **state) {
             point_sinks(f.model, &apart);
             launch(&f, pool, &own, 1, true, true);
             entries += pool[own].entries;
+            if (n % STRIDE != 0 && n >= 5) continue;
             for (int i = 0; i < n; i++) order[i] = i;
             shuffle(order, n);
             bool backward = last || n % 13 == 0 || n < 5;
@@ -324,7 +332,7 @@ static void test_engine(void **state) {
         for (int r = 0; r < REQUESTS; r++) compared += compare_learner(&f, &requests.request[r], expected->result[r]);
         assert_true(compared > 200);
         if (before) compare_results(&requests, before, expected);
-        for (int rows = 1; rows <= MOST; rows++) {
+        for (int rows = 1; rows <= MOST; rows += STRIDE) {
             engine_options_t options = {.pages = rows % 3 ? 12 + draw(30) : 200,
                                         .batch_rows = rows,
                                         .prefill_chunk = 1 + draw(rows % 4 ? rows : 3),
@@ -339,7 +347,7 @@ static void test_engine(void **state) {
         print_message("%s: steps of up to 1 .. %d rows (%d sizes filled, largest %d), %lld sequences gave way, %d "
                       "log-probs are the learner's\n",
                       sets[set], MOST, filled, largest, (long long)preemptions, compared);
-        assert_true(preemptions > 150 && filled > MOST * 2 / 3 && largest > MOST - 10);
+        assert_true(preemptions > 150 / STRIDE && filled > MOST / STRIDE * 2 / 3 && largest > MOST - 10);
         if (!before) before = malloc(sizeof(*before));
         memcpy(before, expected, sizeof(*before));
         fixture_close(&f);
