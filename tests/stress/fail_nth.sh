@@ -121,7 +121,7 @@ if [ "${POISE_FAIL_NTH_PART:-}" = leaks ] || { [ -n "$full" ] && [ -z "${POISE_F
     each inspect 10 0 inspect "$work/lora"
     partial='samples*' each eval 10 0 eval "${evaluating[@]}" --set output=@
     sft_settings
-    partial='metrics.jsonl' each sft 10 0 sft "${settings[@]}" --set output=@ --set optimizer.steps=2 --set checkpoint.every=1 \
+    partial='metrics.jsonl' each sft 5 0 sft "${settings[@]}" --set output=@ --set optimizer.steps=1 --set checkpoint.every=1 \
         --set checkpoint.on_failure=stop --set save_model=true
     counted "and looked at for leaks"
 fi
