@@ -12,7 +12,7 @@ make_data
 make_start 200
 grpo_settings
 settings+=(--set roles.learners=1 --set roles.rollouts=3 --set grpo.prompts=6 --set grpo.max_new_tokens=48 --set metrics.trajectories=true
-    --set optimizer.steps="$(amount 40 150)" --set rollout.credits=3 --set deadline.heartbeat_s=3 --set deadline.group_s=3)
+    --set optimizer.steps="$(amount 120 600)" --set rollout.credits=3 --set deadline.heartbeat_s=3 --set deadline.group_s=3)
 export POISE_STUCK=1 POISE_WORKING=$work/working
 mkdir "$POISE_WORKING"
 
