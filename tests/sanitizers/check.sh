@@ -6,7 +6,7 @@ preset=$1
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
 # Threads are what the thread sanitizer is for: there the pool, the links and the weights are run, the rest elsewhere.
-threaded="link weights metrics gemm threads engine"
+threaded="link weights metrics gemm threads engine soak flood"
 case $preset in
 tsan) targets="poise_faults" && for name in $threaded; do targets="$targets unit_$name"; done ;;
 *) targets=checked ;;
