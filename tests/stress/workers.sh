@@ -54,9 +54,9 @@ fault() {
     random ${#pids[@]}
     pid=${pids[$drawn]}
     case $(((faults + stress_seed) % 6)) in
-    0) kind="SIGKILL at a random time" pattern="no heartbeat" ;;
-    1) kind="SIGKILL while a group is partly delivered" pattern="no heartbeat" ;;
-    2) kind="SIGSTOP past the heartbeat, and back" pattern="no heartbeat" ;;
+    0) kind="SIGKILL at a random time" pattern="no \\(heartbeat\\|completion\\)" ;; # whichever deadline is first
+    1) kind="SIGKILL while a group is partly delivered" pattern="no \\(heartbeat\\|completion\\)" ;; # whichever deadline is first
+    2) kind="SIGSTOP past the heartbeat, and back" pattern="no \\(heartbeat\\|completion\\)" ;; # whichever deadline is first
     3) kind="SIGSTOP within the heartbeat, and back" pattern="" ;;
     4) kind="work loop stuck while heartbeats go on" pattern="no completion" ;;
     *) kind="work loop alive, group never finished" pattern="no completion" ;;
@@ -76,7 +76,7 @@ fault() {
         within "$limit" came_back "$name" "$before" || fail "$name: $kind: no event names it" "$work/$name.log"
         # On a busy machine it may have been given up.
         [ "$(events "$name" worker_gone "no heartbeat")" = "$gone" ] || sleep 1
-        ended && kind=""
+        [ $(($(events "$name" worker_back "") + $(events "$name" worker_gone "no heartbeat"))) -gt "$before" ] || kind=""
         return
         ;;
     *) kill -STOP "$pid" 2>/dev/null ;;
@@ -90,7 +90,7 @@ fault() {
         ;;
     *stuck* | *alive*) kill -KILL "$pid" 2>/dev/null ;;
     esac
-    ended && kind=""
+    [ "$(events "$name" "$event" "$pattern")" -gt "$before" ] || kind="" # the run was done before it
 }
 
 check() { # NAME: what must hold in the end
