@@ -238,8 +238,9 @@ status_t reward_on_gone(reward_rank_t *r, const hub_event_t *event) {
         worker_gone(r, peer, phase, event->reason);
         return STATUS_OK;
     }
-    FAIL(STATUS_PEER, "learner rank %d is gone (%s); start the run again to go on from its last checkpoint",
-         peer->world_rank, event->reason);
+    FAIL(STATUS_PEER,
+         "learner rank %d is gone (%s); it was last in \"%s\"; start the run again to go on from its last checkpoint",
+         peer->world_rank, event->reason, phase);
 }
 
 void reward_drop_stalled(reward_rank_t *r) {
