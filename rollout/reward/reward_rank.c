@@ -146,9 +146,10 @@ static status_t check_sender(const reward_rank_t *r, const peer_t *peer, message
     bool of_worker = type == MESSAGE_READY || type == MESSAGE_COMPLETION || type == MESSAGE_STATISTICS;
     if ((of_learner && peer->learner) || (of_worker && !peer->learner && r->coordinator) || type == MESSAGE_ERROR)
         return STATUS_OK;
-    FAIL(STATUS_PEER, "%s rank %d sent %s, which the reward rank does not take from it%s",
-         peer->learner ? "learner" : "rollout", peer->world_rank, message_type_name(type),
-         r->coordinator ? "" : " before the run has begun");
+    if (of_worker && !peer->learner)
+        FAIL(STATUS_PEER, "rank %d sent %s before the learners were here", peer->world_rank, message_type_name(type));
+    FAIL(STATUS_PEER, "rank %d sent %s, which the reward rank does not take from a %s rank", peer->world_rank,
+         message_type_name(type), peer->learner ? "learner" : "rollout");
 }
 
 static status_t dispatch(reward_rank_t *r, peer_t *peer, message_t *message) {

@@ -131,10 +131,10 @@ static void outside_side(scene_t *scene) {
     message_t weights = {.type = MESSAGE_WEIGHTS, .weights = {.checksum = 5, .chunk_bytes = 1}};
     CHECK_OK(link_send(learner, packed_message(&weights), 30));
     dropped(scene, "noisy", bytes_of("\xc1\xc1"), "broke the protocol");
-    dropped(scene, "greedy", packed_message(&fetch), "asked for groups");
+    dropped(scene, "greedy", packed_message(&fetch), "sent fetch, which the reward rank does not take");
     dropped(scene, "false", packed_message(&completion), "sent a completion of group 18446744073709551615");
-    dropped(scene, "usurper", packed_message(&weights), "announced weights");
-    dropped(scene, "mutineer", packed_message(&stop), "asked the run to stop");
+    dropped(scene, "usurper", packed_message(&weights), "sent weights, which the reward rank does not take");
+    dropped(scene, "mutineer", packed_message(&stop), "sent stop, which the reward rank does not take");
     // The last version ends the run; who comes then is told so.
     weights.weights.version = 1;
     CHECK_OK(link_send(learner, packed_message(&weights), 30));
