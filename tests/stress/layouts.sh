@@ -14,11 +14,13 @@ devices=cpu
 grep -qw avx512f /proc/cpuinfo && devices=cpu,cpu:avx2
 [ "$form" = short ] || devices=$devices,cpu:portable
 
-# rows FILE FACTOR...: the combinations of this form. Short: all pairs, and the check that says so is seen to miss the last row.
+# rows FILE FACTOR...: the combinations of this form. Short: rows that hold all pairs, and the check that says so is seen to miss the last row.
 rows() {
     local file=$1
     shift
-    if [ "$form" = full ]; then product "$@" >"$file"; else pairs "$@" >"$file"; fi
+    # The full form begins with rows that hold all pairs, then the rest in an order of the seed's: time may be short.
+    pairs "$@" >"$file"
+    if [ "$form" = full ]; then product "$@" | grep -vxFf "$file" | shuf --random-source=<(yes "$stress_seed") >>"$file"; fi
     [ -z "$(pairs_missing "$file" "$@")" ] || fail "$file lacks pairs: $(pairs_missing "$file" "$@" | tr '\n' ' ')"
     sed '$d' "$file" >"$file.cut"
     [ "$form" = full ] || [ -n "$(pairs_missing "$file.cut" "$@")" ] || fail "the check of pairs does not miss a row"
@@ -60,12 +62,15 @@ sft_run() { # KIND ROW STEPS
     for learners in 2 3 4; do some "$name" packs "x % $learners"; done
     compare "$1" "$name" "$3"
 }
+# Whatever the time, each command has runs of both kinds to compare; SFT leaves half of the time to GRPO.
+lacks() { [ -z "${wanted[$1 full]:-}" ] || [ -z "${wanted[$1 lora]:-}" ]; }
+half_left() { [ "${POISE_STRESS_SECONDS:-0}" = 0 ] || [ $((2 * (SECONDS - stress_begun))) -lt "$POISE_STRESS_SECONDS" ]; }
 factors="learners=1,2,3,4 leaves=1,2 threads=1,2 recompute=none,cheap,block train=full,lora"
 [ "$form" = full ] || factors="$factors device=$devices"
 # shellcheck disable=SC2086
 rows "$work/sft.rows" $factors
 number=0
-while read -r row <&3 && time_left; do
+while read -r row <&3 && { lacks sft || half_left; }; do
     # The full form goes through the kernel sets in turn.
     [ "$form" = short ] || row="$row device=$(echo "$devices" | tr , '\n' | sed -n "$((number % $(echo "$devices" | tr , '\n' | wc -l) + 1))p")"
     sft_run "sft $(setting "$row" train)" "$row" 20
@@ -125,7 +130,7 @@ fi
 # What the contract does not multiply out is taken from the covering array, in turn.
 pairs "device=$devices" pages=4096,8 rows=256,5 chunk=256,7 credits=16,1 >"$work/engine.rows"
 steps=20
-while read -r row <&3 && time_left; do
+while read -r row <&3 && { lacks grpo || [ "$preempted" = 0 ] || time_left; }; do
     [ "$form" = short ] || row="$row $(sed -n "$((number % $(wc -l <"$work/engine.rows") + 1))p" "$work/engine.rows")"
     grpo_run "grpo $(setting "$row" train)" "$row" "$steps"
     number=$((number + 1))
