@@ -148,6 +148,7 @@ static status_t wait_until(grpo_run_t *run, wait_done_t done, int64_t step, cons
         job_phase(run->learner.job, run->colocated ? "generating and waiting" : "waiting for the reward rank");
         TRY(receive(run, worked ? 0.0 : wait_slice_s, &came));
         link_progress(run->link);
+        if (run->server) TRY(weight_server_check(run->server));
         if (came) {
             until = clock_seconds() + limit;
             continue;

@@ -4,6 +4,7 @@
 #include "common/wire/transport.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include <xxhash.h>
 
 enum {
+    TURN_S = 1, // the I/O thread turns at least this often, so that it can be seen to be alive
     REASON_BYTES = 96,
     NAME_BUCKETS = 1024,
     MAX_PEERS = 1 << 16, // ever joined, over the life of a hub
@@ -51,7 +53,8 @@ struct hub {
     void *context, *router, *zap;
     doorkeeper_t *keeper;
     pthread_t thread;
-    double served; // when the I/O thread last looked
+    double served;          // when the I/O thread last looked
+    atomic_llong turned_ms; // the same for others to see, without the gate
     gate_t gate;
     // Everything below is guarded by the gate.
     peer_t **peer; // [peers]; number n is peer[n - 1]
@@ -369,11 +372,16 @@ static status_t serve(hub_t *hub, double *wake) {
     return hub->closing ? take_leave(hub, flushed, now, wake) : STATUS_OK;
 }
 
+double hub_still_seconds(const hub_t *hub) {
+    return fmax(clock_seconds() - (double)atomic_load(&hub->turned_ms) * 1e-3, 0);
+}
+
 static void *hub_thread(void *argument) {
     hub_t *hub = argument;
     double wake = 0;
     while (wake >= 0) {
-        double wait_ms = ceil(fmin(fmax(wake - clock_seconds(), 0), 60) * 1000);
+        atomic_store(&hub->turned_ms, (long long)(clock_seconds() * 1e3));
+        double wait_ms = ceil(fmin(fmax(wake - clock_seconds(), 0), TURN_S) * 1000);
         zmq_pollitem_t items[4] = {{.socket = hub->router, .events = ZMQ_POLLIN},
                                    {.fd = hub->gate.wake, .events = ZMQ_POLLIN},
                                    {.socket = doorkeeper_socket(hub->keeper), .events = ZMQ_POLLIN},
@@ -459,6 +467,7 @@ status_t hub_open(const char *endpoint, const link_options_t *options, hub_t **o
         PASS_ON(status);
     }
     hub->options.public_key = hub->options.secret_key = NULL; // the caller's memory; the socket has its copy
+    atomic_store(&hub->turned_ms, (long long)(clock_seconds() * 1e3));
     status = transport_start_thread(&hub->thread, hub_thread, hub);
     if (status) {
         gate_close(&hub->gate);

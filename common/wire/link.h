@@ -55,6 +55,8 @@ size_t hub_waiting(hub_t *hub, uint32_t peer);
 void hub_drop(hub_t *hub, uint32_t peer, const char *reason);
 // Seconds since the peer's work loop last moved (link_progress), and since it was last heard at all.
 double hub_idle_seconds(hub_t *hub, uint32_t peer);
+// Seconds since the hub's own I/O thread last turned, which it does once a second or more (any thread; never blocks).
+double hub_still_seconds(const hub_t *hub);
 
 typedef struct link link_t;
 // Connects and waits for the hub's welcome until `deadline_s`. `hello` is the first payload (who I am). name: for

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-enum { CHUNK_BYTES = 1 << 20, CHUNKS_AHEAD = 8, CHUNKS_WAITING = 4 * CHUNKS_AHEAD };
+enum { CHUNK_BYTES = 1 << 20, CHUNKS_AHEAD = 8, CHUNKS_WAITING = 4 * CHUNKS_AHEAD, SECOND_LOOK_S = 2 };
 
 // ---- a model's trained values as one row of bytes: tensor after tensor, row after row ----
 
@@ -115,6 +115,7 @@ struct weight_server {
     pthread_t thread;
     atomic_bool stop;
     int keep;
+    double heartbeat_s, suspected; // suspected: since when the I/O thread seems to stand still; 0: it does not
     pthread_mutex_t lock;
     // Guarded by the lock:
     snapshot_t *snapshot; // [keep], oldest first
@@ -204,6 +205,7 @@ status_t weight_server_open(const link_options_t *options, const char *bind_endp
     weight_server_t *server = NULL;
     TRY(ALLOCATE(&server, 1));
     server->keep = keep;
+    server->heartbeat_s = transport_options(options).heartbeat_s;
     pthread_mutex_init(&server->lock, NULL);
     status_t status = ALLOCATE(&server->snapshot, keep);
     if (!status) status = hub_open(bind_endpoint, options, &server->hub);
@@ -217,6 +219,19 @@ status_t weight_server_open(const link_options_t *options, const char *bind_endp
     }
     *out = server;
     return STATUS_OK;
+}
+
+status_t weight_server_check(weight_server_t *server) {
+    double now = clock_seconds(), still = hub_still_seconds(server->hub);
+    if (still < server->heartbeat_s) server->suspected = 0;
+    if (still < server->heartbeat_s) return STATUS_OK;
+    // A process that was stopped itself finds its threads still: they get a moment to show that they are not.
+    if (server->suspected <= 0) server->suspected = now;
+    if (now - server->suspected < SECOND_LOOK_S) return STATUS_OK;
+    FAIL(STATUS_TIMEOUT,
+         "the thread in \"serving weights\" has not moved for %.0f s; start the run again to go on from its last "
+         "checkpoint",
+         still);
 }
 
 void weight_server_close(weight_server_t *server) {

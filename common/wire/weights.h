@@ -14,6 +14,9 @@ typedef struct weight_server weight_server_t;
 status_t weight_server_open(const link_options_t *options, const char *bind_endpoint, int keep,
                             weight_server_t **out) STATUS_CHECKED;
 void weight_server_close(weight_server_t *server);
+// Whether the server still serves; to be called now and then. STATUS_TIMEOUT: its I/O thread has stood still for longer
+// than the heartbeat, so that workers lose it; closing it may then hang.
+status_t weight_server_check(weight_server_t *server) STATUS_CHECKED;
 // Copies the trained tensors of the model as `version` and fills the announcement. The oldest version beyond `keep` is
 // dropped.
 status_t weight_server_publish(weight_server_t *server, model_t *model, int64_t version,

@@ -67,12 +67,13 @@ static atomic_long count[FAULT_CLASSES];
 static char rank_text[16] = "0";
 static bool ranked; // what launch/run starts for itself is none of the ranks that a fault may name
 
-static bool is_scorer(void) {
+// Whether the command line has the word.
+static bool runs(const char *word) {
     char line[4096];
     int file = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
     ssize_t size = file < 0 ? 0 : read(file, line, sizeof(line) - 1);
     if (file >= 0) close(file);
-    return size > 0 && memmem(line, (size_t)size, "__scorer", 8);
+    return size > 0 && memmem(line, (size_t)size, word, strlen(word) + 1);
 }
 
 static bool fault_parse(const char *text, size_t length) {
@@ -106,9 +107,9 @@ __attribute__((constructor)) static void faults_open(void) {
     const char *text = getenv("POISE_FAULT"), *rank = getenv("OMPI_COMM_WORLD_RANK");
     if (!rank) rank = getenv("PMIX_RANK");
     if (!rank) rank = getenv("SLURM_PROCID");
-    ranked = rank != NULL;
+    ranked = rank != NULL && !runs("rollout");
     if (rank) snprintf(rank_text, sizeof(rank_text), "%s", rank);
-    if (is_scorer()) return;
+    if (runs("__scorer")) return;
     while (text && *text) {
         size_t length = strcspn(text, ",");
         if (!fault_parse(text, length)) {
