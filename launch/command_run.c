@@ -64,10 +64,14 @@ static status_t result_write_one(const char *path, status_t run) {
     return status;
 }
 
+status_t result_for_launcher(status_t run) {
+    const char *path = getenv("POISE_RESULT");
+    return path ? result_write_one(path, run) : STATUS_OK;
+}
+
 static status_t result_write(const config_t *config, bool dry_run, status_t run) {
     // The launcher's copy first: it does not depend on the run's disk, and without it the run is not done.
-    const char *extra = getenv("POISE_RESULT");
-    status_t status = extra ? result_write_one(extra, run) : STATUS_OK;
+    status_t status = result_for_launcher(run);
     if (dry_run || !*config->output) return status;
     char path[4096];
     snprintf(path, sizeof(path), "%s/result.json", config->output);

@@ -46,6 +46,9 @@ status_t run_one(const config_t *config, comm_t *world, run_kind_t kind) STATUS_
 // Closes the world at the end of a command, whose status this is, and returns what is left to be said; after a failure
 // it says it and ends the process, since collectives may hang. watch: of the ranks, or NULL.
 status_t world_end(comm_t *world, watch_t *watch, status_t status) STATUS_CHECKED;
+// Writes how a run ended (NULL: well) to the file that POISE_RESULT names, for launch/run, which does not go by what
+// mpirun returns. Nothing where there is none. `run` stays the caller's.
+status_t result_for_launcher(status_t run) STATUS_CHECKED;
 // This executable's path.
 status_t own_path(char out[4096]) STATUS_CHECKED;
 

@@ -273,24 +273,13 @@ static status_t report(canary_t *c, status_t *verdict) {
     return STATUS_OK;
 }
 
-// For launch/run, which does not go by what mpirun returns.
-static status_t result_write(int code, const char *message) {
-    const char *path = getenv("POISE_RESULT");
-    if (!path) return STATUS_OK;
-    json_t *result = json_pack("{s:i, s:s, s:s}", "exit", code, "state", code ? "failed" : "done", "message", message);
-    char *text = result ? json_dumps(result, JSON_INDENT(1)) : NULL;
-    json_decref(result);
-    if (!text) FAIL(STATUS_MEMORY, "out of memory while writing the result");
-    status_t status = file_write_whole(path, text, strlen(text));
-    free(text);
-    return status;
-}
-
 // A rank that is lost ends all: what the watch finds out is said where the user looks, not in the log of a run.
 static void conclude(void *context, int exit_code, const char *sentence) {
     const canary_t *c = context;
     dprintf(c->user_messages, "poise: %s\n", sentence);
-    status_free(result_write(exit_code, sentence));
+    status_t run = STATUS_NEW(exit_code == 2 ? STATUS_INVALID : STATUS_FAILED, "%s", sentence);
+    status_free(result_for_launcher(run));
+    status_free(run);
 }
 
 static status_t watch_ranks(canary_t *c, watch_t *watch) {
@@ -329,7 +318,7 @@ static status_t canary_all(canary_t *c, const canary_arguments_t *a, watch_t *wa
     TRY(canary_check(c));
     if (!c->first) return STATUS_OK;
     TRY(report(c, verdict));
-    return result_write(status_exit_code(*verdict), *verdict ? status_message(*verdict) : "");
+    return result_for_launcher(*verdict);
 }
 
 static status_t canary_command(int argc, char **argv) {
@@ -373,7 +362,6 @@ status_t command_canary(int argc, char **argv) {
     status_t status = canary_command(argc, argv);
     const char *path = getenv("POISE_RESULT");
     // A rank that fails before there is a world leaves its result, too.
-    if (status && path && access(path, F_OK) != 0)
-        status_free(result_write(status_exit_code(status), status_message(status)));
+    if (status && path && access(path, F_OK) != 0) status_free(result_for_launcher(status));
     return status;
 }

@@ -188,12 +188,7 @@ if [ "$(amount short full)" = full ]; then
         done
     done
     # In another order each time, so that a run that is cut short by the clock covers another part.
-    for ((i = ${#cases[@]} - 1; i > 0; i--)); do
-        random $((i + 1))
-        word=${cases[$i]}
-        cases[$i]=${cases[$drawn]}
-        cases[$drawn]=$word
-    done
+    shuffle_cases
 fi
 run_cases
 for what in "${!counts[@]}"; do stress_count "$what" "${counts[$what]}"; done

@@ -147,12 +147,7 @@ if [ "$(amount short full)" = full ]; then
             done
         done
     done
-    for ((i = ${#cases[@]} - 1; i > 0; i--)); do
-        random $((i + 1))
-        word=${cases[$i]}
-        cases[$i]=${cases[$drawn]}
-        cases[$drawn]=$word
-    done
+    shuffle_cases
 fi
 run_cases
 for how in "${!counts[@]}"; do stress_count "asked to stop: $how" "${counts[$how]}"; done
