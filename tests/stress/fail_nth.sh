@@ -187,7 +187,7 @@ if [ "${POISE_FAIL_NTH_PART:-mpi}" = mpi ]; then
     settings=("${grpo[@]}")
     undisturbed grpo 4
     for ((i = 0; i < $(amount 12 200); i++)); do
-        time_left || break
+        [ "$i" = 0 ] || time_left || break
         if [ $((i % 2)) = 0 ]; then settings=("${sft[@]}") && one_fault sft 4; else settings=("${grpo[@]}") && one_fault grpo 4; fi
     done
 fi

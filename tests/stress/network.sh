@@ -177,7 +177,7 @@ away_job=$background
 
 rounds=$(amount 1 40)
 for ((n = 1; n <= rounds; n++)); do
-    time_left || break
+    [ "$n" = 1 ] || time_left || break
     cut_learners "cut-learners-$n"
     if [ "$n" = 1 ]; then
         for word in CURVE NULL logprobs checksum; do watch_word h1 "$word"; done

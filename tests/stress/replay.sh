@@ -91,7 +91,7 @@ tamper() { # KIND
     cp "$work/kept.h5" "$trajectory"
 }
 for ((round = 0; round < $(amount 1 25); round++)); do
-    time_left || break
+    [ "$round" = 0 ] || time_left || break
     for kind in log-prob token advantage hash before norm learner checkpoint start; do tamper $kind; done
 done
 replay 3 || fail "the run that was put back does not replay" "$work/why"

@@ -76,7 +76,7 @@ inject() { # NAME RANKS [KEY=VALUE]...
 timeout=$(amount 3 4)
 rounds=$(amount 1 40)
 for ((round = 1; round <= rounds; round++)); do
-    time_left || break
+    [ "$round" = 1 ] || time_left || break
     random 1000000
     export POISE_SCORER_FAULT="$errors+$timeouts+$harmless:$(amount 400 300):$drawn"
     echo "round $round: $POISE_SCORER_FAULT"
