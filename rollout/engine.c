@@ -236,25 +236,25 @@ static status_t check_request(const engine_t *engine, const engine_request_t *re
 // Which feature row each prompt token takes, and the rope positions.
 static status_t place_images(const engine_t *engine, group_t *group) {
     const model_config_t *config = &engine->model->config;
-    int(*grids)[3], rows = 0, placeholders = 0;
+    image_shape_t *shapes;
+    int rows = 0, placeholders = 0;
     for (int i = 0; i < group->prompt_length; i++) {
         bool is_image = config->has_vision && group->tokens[i] == config->image.image_token;
         group->image_row[i] = is_image ? placeholders++ : -1;
     }
-    TRY(memory_allocate((size_t)group->image_count, sizeof(*grids), (void **)&grids));
+    TRY(ALLOCATE(&shapes, group->image_count));
     for (int i = 0; i < group->image_count; i++) {
-        memcpy(grids[i], group->images[i]->grid, sizeof(*grids));
-        rows += group->images[i]->feature_rows;
+        shapes[i] = group->images[i]->shape;
+        rows += group->images[i]->shape.feature_rows;
     }
     status_t status = STATUS_OK;
     if (rows != placeholders)
         status = STATUS_NEW(STATUS_INVALID, "the prompt has %d image placeholders, its %d images need %d", placeholders,
                             group->image_count, rows);
     if (!status)
-        status =
-            engine->model->family->rope_positions(config, group->tokens, group->prompt_length, (const int(*)[3])grids,
-                                                  group->image_count, group->rope, &group->rope_next);
-    free(grids);
+        status = engine->model->family->rope_positions(config, group->tokens, group->prompt_length, shapes,
+                                                       group->image_count, group->rope, &group->rope_next);
+    free(shapes);
     return status ? status_trace(status, __FILE__, __LINE__, __func__) : STATUS_OK;
 }
 
@@ -324,7 +324,7 @@ static status_t reserve(engine_t *engine, const group_t *group) {
     size_t draws = (size_t)engine->pending + (size_t)group->completions + (size_t)engine->options.batch_rows;
     TRY(memory_grow((void **)&engine->draw, &engine->draw_capacity, draws, sizeof(*engine->draw)));
     for (int i = 0; i < group->image_count; i++) {
-        rows += group->images[i]->feature_rows;
+        rows += group->images[i]->shape.feature_rows;
         TRY(engine_plan_vision(engine, group->images[i]));
     }
     return rows ? feature_store_reserve(engine, rows) : STATUS_OK;

@@ -115,7 +115,7 @@ status_t feature_store_reserve(engine_t *engine, int rows) {
 
 static feature_entry_t *find(feature_store_t *store, const image_patches_t *patches) {
     feature_entry_t *entry = *bucket_of(store, patches->content_hash);
-    while (entry && (entry->hash != patches->content_hash || entry->rows != patches->feature_rows))
+    while (entry && (entry->hash != patches->content_hash || entry->rows != patches->shape.feature_rows))
         entry = entry->next_in_bucket;
     return entry;
 }
@@ -124,21 +124,21 @@ static feature_entry_t *find(feature_store_t *store, const image_patches_t *patc
 static status_t make(engine_t *engine, const image_patches_t *patches, feature_entry_t **out) {
     feature_store_t *store = &engine->features;
     *out = NULL;
-    while (store->free_count < patches->feature_rows && store->rows.rows < store->budget) {
+    while (store->free_count < patches->shape.feature_rows && store->rows.rows < store->budget) {
         int rows = store->rows.rows;
         TRY(feature_store_reserve(engine, rows < store->budget / 2 ? 2 * rows : store->budget));
     }
-    for (feature_entry_t *entry = store->oldest; entry && store->free_count < patches->feature_rows;) {
+    for (feature_entry_t *entry = store->oldest; entry && store->free_count < patches->shape.feature_rows;) {
         feature_entry_t *newer = entry->newer;
         if (!entry->pins) drop(store, entry);
         entry = newer;
     }
-    if (store->free_count < patches->feature_rows) return STATUS_OK;
+    if (store->free_count < patches->shape.feature_rows) return STATUS_OK;
     feature_entry_t *entry;
-    size_t bytes = sizeof(*entry) + (size_t)patches->feature_rows * sizeof(*entry->row);
+    size_t bytes = sizeof(*entry) + (size_t)patches->shape.feature_rows * sizeof(*entry->row);
     TRY(memory_allocate(1, bytes, (void **)&entry));
     entry->hash = patches->content_hash;
-    entry->rows = patches->feature_rows;
+    entry->rows = patches->shape.feature_rows;
     entry->row = (int32_t *)(entry + 1);
     for (int i = 0; i < entry->rows; i++) entry->row[i] = store->free[--store->free_count];
     feature_entry_t **bucket = bucket_of(store, entry->hash);
@@ -202,10 +202,7 @@ static status_t compute(engine_t *engine, int first, int count, int feature_rows
     for (int i = 0; i < count; i++) {
         const image_patches_t *patches = engine->image[first + i].patches;
         const feature_entry_t *entry = engine->image[first + i].entry;
-        images[i] = (vision_image_t){.grid = {patches->grid[0], patches->grid[1], patches->grid[2]},
-                                     .patches = patches->patches,
-                                     .patch_rows = patches->rows,
-                                     .feature_rows = patches->feature_rows};
+        images[i] = (vision_image_t){.shape = patches->shape, .patches = patches->patches, .patch_rows = patches->rows};
         memcpy(index + row, entry->row, (size_t)entry->rows * sizeof(*index));
         row += entry->rows;
     }
@@ -228,7 +225,7 @@ status_t feature_store_compute(engine_t *engine) {
             const image_patches_t *patches = engine->image[first + count].patches;
             if (count && patch_rows + patches->rows > engine->vision_rows) break;
             patch_rows += patches->rows;
-            feature_rows += patches->feature_rows;
+            feature_rows += patches->shape.feature_rows;
             count++;
         }
         TRY(compute(engine, first, count, feature_rows));

@@ -69,10 +69,7 @@ status_t engine_plan_vision(engine_t *engine, const image_patches_t *largest) {
     tape_reset(tape, false);
     status_t status = TAPE_HOST(tape, &images, count);
     for (int i = 0; !status && i < count; i++)
-        images[i] = (vision_image_t){.grid = {largest->grid[0], largest->grid[1], largest->grid[2]},
-                                     .patches = largest->patches,
-                                     .patch_rows = largest->rows,
-                                     .feature_rows = largest->feature_rows};
+        images[i] = (vision_image_t){.shape = largest->shape, .patches = largest->patches, .patch_rows = largest->rows};
     if (!status) status = engine->model->family->vision(engine->model, tape, images, count, &features);
     tape_memory_t memory = tape_memory(tape);
     memory.values = with_slack(memory.values);

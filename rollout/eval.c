@@ -94,7 +94,7 @@ static status_t fit_placeholders(const eval_t *eval, question_t *question) {
     const packed_sample_t *sample = &question->sample;
     int32_t image_token = eval->model->config.has_vision ? eval->model->config.image.image_token : -1;
     int64_t room = sample->prompt_length;
-    for (int i = 0; i < question->image_count; i++) room += question->images[i]->feature_rows;
+    for (int i = 0; i < question->image_count; i++) room += question->images[i]->shape.feature_rows;
     TRY(ALLOCATE(&question->tokens, room));
     int image = 0;
     for (int i = 0; i < sample->prompt_length; i++) {
@@ -105,7 +105,7 @@ static status_t fit_placeholders(const eval_t *eval, question_t *question) {
         if (i && sample->tokens[i - 1] == image_token) continue;
         if (image == question->image_count)
             FAIL(STATUS_INVALID, "the prompt has more runs of image placeholders than images (%d)", image);
-        for (int row = 0; row < question->images[image]->feature_rows; row++)
+        for (int row = 0; row < question->images[image]->shape.feature_rows; row++)
             question->tokens[question->length++] = image_token;
         image++;
     }

@@ -105,7 +105,7 @@ static status_t encode_chat(tool_t *tool, const json_t *messages, bool generatio
     TRY(chat_read(messages, chat));
     TRY(read_pictures(tool, chat, item));
     TRY(ALLOCATE(feature_rows, item->image_count));
-    for (int i = 0; i < item->image_count; i++) (*feature_rows)[i] = item->images[i]->feature_rows;
+    for (int i = 0; i < item->image_count; i++) (*feature_rows)[i] = item->images[i]->shape.feature_rows;
     int32_t image_token = item->image_count ? tool->model->config.image.image_token : -1;
     return chat_encode(tool->tokenizer, chat, generation, image_token, *feature_rows, &item->prompt);
 }

@@ -93,7 +93,7 @@ static status_t image_add(maker_t *m, const char *path, const char *bytes, size_
     // Decoded once here, so that a damaged picture shows now and not in the middle of a run.
     image_patches_t *patches;
     TRY(image_patches_make(&m->model->config.image, bytes, size, &patches));
-    made.feature_rows = patches->feature_rows;
+    made.feature_rows = patches->shape.feature_rows;
     image_patches_free(patches);
     TRY(memory_copy_string(path, &made.path));
     status_t status = append(&m->pictures, &made, 1, sizeof(made));

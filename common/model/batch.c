@@ -25,7 +25,7 @@ typedef struct builder {
     place_t *place; // [count]
     arrays_t *arrays;
     int32_t *position[3]; // [longest] of one whole sequence
-    int (*grid)[3];       // [most images of a sequence]
+    image_shape_t *shape; // [most images of a sequence]
 } builder_t;
 
 static status_t take(builder_t *builder, size_t count, size_t size, void **out) {
@@ -88,8 +88,8 @@ static status_t check_sequence(const builder_t *builder, int number) {
     int columns = config->has_vision ? 3 * config->image.temporal * config->image.patch * config->image.patch : 0;
     for (int i = 0; i < sequence->image_count; i++)
         if (sequence->images[i]->columns != columns ||
-            sequence->images[i]->feature_rows !=
-                builder->model->family->feature_rows(config, sequence->images[i]->grid))
+            sequence->images[i]->shape.feature_rows !=
+                builder->model->family->feature_rows(config, &sequence->images[i]->shape))
             FAIL(STATUS_INVALID, "its image %d was prepared for another model", i + 1);
     return check_shared(builder->sequence, number, config->has_vision ? config->image.image_token : -1);
 }
@@ -102,7 +102,7 @@ static int images_within(const builder_t *builder, int number, int length) {
     int token = builder->model->config.image.image_token, found = 0;
     for (int i = 0; i < length && found < builder->place[number].image_count; i++) {
         if (sequence->tokens[i] != token) continue;
-        i += builder->place[number].image[found]->feature_rows - 1;
+        i += builder->place[number].image[found]->shape.feature_rows - 1;
         found++;
     }
     return found;
@@ -159,7 +159,7 @@ static status_t place_all(builder_t *builder) {
         if (!status) status = place_sequence(builder, i, &rows, &keys, &images);
         if (status) return status_context(status, "sequence %d of the batch", i);
         if (sequence->length > first_target(sequence)) entries += sequence->length - first_target(sequence);
-        for (int j = 0; j < sequence->image_count; j++) features += sequence->images[j]->feature_rows;
+        for (int j = 0; j < sequence->image_count; j++) features += sequence->images[j]->shape.feature_rows;
         if (sequence->length > longest) longest = sequence->length;
         if (builder->place[i].image_count > most_images) most_images = builder->place[i].image_count;
     }
@@ -170,7 +170,7 @@ static status_t place_all(builder_t *builder) {
     batch->leaf_count = builder->sequence[builder->count - 1].leaf + 1;
     TRY(TAKE(builder, (int32_t **)&batch->text.feature_index, features));
     for (int i = 0; i < 3; i++) TRY(TAKE(builder, &builder->position[i], longest));
-    TRY(TAKE(builder, &builder->grid, most_images));
+    TRY(TAKE(builder, &builder->shape, most_images));
     return allocate_rows(builder, keys);
 }
 
@@ -186,12 +186,10 @@ static status_t fill_rows(builder_t *builder, int number) {
     const place_t *place = &builder->place[number];
     text_input_t *text = &builder->batch->text;
     int shared = sequence->shared_length, own = own_rows(sequence);
-    for (int i = 0; i < place->image_count; i++)
-        memcpy(builder->grid[i], place->image[i]->grid, sizeof(builder->grid[i]));
+    for (int i = 0; i < place->image_count; i++) builder->shape[i] = place->image[i]->shape;
     int32_t next;
     TRY(builder->model->family->rope_positions(&builder->model->config, sequence->tokens, sequence->length,
-                                               (const int(*)[3])builder->grid, place->image_count, builder->position,
-                                               &next));
+                                               builder->shape, place->image_count, builder->position, &next));
     for (int i = 0; i < own; i++) {
         writable(text->token)[place->first_row + i] = sequence->tokens[shared + i];
         for (int axis = 0; axis < 3; axis++)
@@ -216,12 +214,8 @@ static void fill_images(builder_t *builder, int number, int *feature) {
     batch_t *batch = builder->batch;
     for (int i = 0; i < sequence->image_count; i++) {
         const image_patches_t *patches = sequence->images[i];
-        batch->images[place->first_image + i] =
-            (vision_image_t){.grid = {patches->grid[0], patches->grid[1], patches->grid[2]},
-                             .patches = patches->patches,
-                             .patch_rows = patches->rows,
-                             .feature_rows = patches->feature_rows,
-                             .leaf = sequence->leaf};
+        batch->images[place->first_image + i] = (vision_image_t){
+            .shape = patches->shape, .patches = patches->patches, .patch_rows = patches->rows, .leaf = sequence->leaf};
     }
     // Placeholders were counted with the rope positions: image after image, in order.
     for (int i = 0; sequence->image_count && i < sequence->length; i++)

@@ -12,6 +12,7 @@
 #define COMMON_MODEL_MODEL_H
 
 #include "common/tensor/tape.h"
+#include "common/vision/image_rules.h"
 #include <jansson.h>
 
 enum { MODEL_MAX_DIMENSIONS = 5 };
@@ -29,16 +30,6 @@ typedef struct parameter_spec {
     bool is_linear;                      // the weight of a linear that may carry an adapter
     int64_t elements;
 } parameter_spec_t;
-
-// Where a family differs from plain text: images.
-typedef struct image_rules {
-    int patch, merge, temporal; // 14, 2, 2 for Qwen2.5-VL
-    int64_t min_pixels, max_pixels;
-    float mean[3], deviation[3];
-    int image_token, vision_start, vision_end; // ids; -1 where the family has none
-    int media_tokens[8];                       // ids that are never sampled, ascending
-    int media_token_count;
-} image_rules_t;
 
 typedef struct model_config {
     char family[32]; // "qwen2_5_vl", ...
@@ -58,12 +49,11 @@ typedef struct model model_t;
 
 // One image ready for the vision part: rows of patches. From common/vision; see image_patches_t there.
 typedef struct vision_image {
-    int grid[3];          // frames, rows, columns of patches (before merging)
-    const float *patches; // host, [grid[0]*grid[1]*grid[2], columns]; pixel order as the family's processor has it.
-                          // Read during the call; a dry run does not read them (may be NULL)
-    int patch_rows;
-    int feature_rows; // language-model tokens this image becomes
-    int leaf;         // gradient leaf, ascending over a call's images
+    image_shape_t shape;
+    const float *patches; // host, [patch_rows, columns]; pixel order as the family's processor has it. Read during the
+                          // call; a dry run does not read them (may be NULL)
+    int patch_rows;       // product of shape.grid
+    int leaf;             // gradient leaf, ascending over a call's images
 } vision_image_t;
 
 // A paged KV cache of one engine: a row is a token slot, 16 rows a page. Device memory, owned by the engine.
@@ -104,11 +94,11 @@ typedef struct model_family {
     // token rows -> final-normed hidden rows [rows, hidden].
     status_t (*text)(model_t *model, tape_t *tape, const text_input_t *input, tensor_t **hidden);
     // Rope positions of one whole sequence (three axes; plain rope fills all alike); *next is the position that follows
-    // the last token on every axis. grids: [images][3]. Errors: a placeholder count that differs from the images.
-    status_t (*rope_positions)(const model_config_t *config, const int32_t *tokens, int count, const int (*grids)[3],
-                               int images, int32_t *position[3], int32_t *next);
-    // How many language-model tokens an image of this patch grid becomes.
-    int (*feature_rows)(const model_config_t *config, const int grid[3]);
+    // the last token on every axis. shapes: [images]. Errors: a placeholder count that differs from the images.
+    status_t (*rope_positions)(const model_config_t *config, const int32_t *tokens, int count,
+                               const image_shape_t *shapes, int images, int32_t *position[3], int32_t *next);
+    // How many language-model tokens an image of this shape becomes (shape->feature_rows is not read).
+    int (*feature_rows)(const model_config_t *config, const image_shape_t *shape);
 } model_family_t;
 
 struct model {

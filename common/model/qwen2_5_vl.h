@@ -67,9 +67,10 @@ void qwen_free_config(model_config_t *config);
 status_t qwen_vision(model_t *model, tape_t *tape, const vision_image_t *images, int count,
                      tensor_t **features) STATUS_CHECKED;
 status_t qwen_text(model_t *model, tape_t *tape, const text_input_t *input, tensor_t **hidden) STATUS_CHECKED;
-status_t qwen_rope_positions(const model_config_t *config, const int32_t *tokens, int count, const int (*grids)[3],
-                             int images, int32_t *position[3], int32_t *next) STATUS_CHECKED;
-int qwen_feature_rows(const model_config_t *config, const int grid[3]);
+status_t qwen_rope_positions(const model_config_t *config, const int32_t *tokens, int count,
+                             const image_shape_t *shapes, int images, int32_t *position[3],
+                             int32_t *next) STATUS_CHECKED;
+int qwen_feature_rows(const model_config_t *config, const image_shape_t *shape);
 
 extern const model_family_t qwen2_5_vl_family;
 extern const model_family_t qwen2_family;

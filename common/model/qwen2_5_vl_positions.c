@@ -1,15 +1,15 @@
 // Rope positions: text counts on all axes, an image spreads over (frame, row, column) of its merged grid.
 #include "common/model/qwen2_5_vl.h"
 
-int qwen_feature_rows(const model_config_t *config, const int grid[3]) {
+int qwen_feature_rows(const model_config_t *config, const image_shape_t *shape) {
     int merge = config->image.merge;
-    return grid[0] * (grid[1] / merge) * (grid[2] / merge);
+    return shape->grid[0] * (shape->grid[1] / merge) * (shape->grid[2] / merge);
 }
 
-static status_t image_positions(const model_config_t *config, const int32_t *tokens, int count, const int grid[3],
-                                int image, int32_t start, int at, int32_t *position[3]) {
-    int merge = config->image.merge, rows = grid[1] / merge, columns = grid[2] / merge;
-    int wanted = qwen_feature_rows(config, grid), found = 0;
+static status_t image_positions(const model_config_t *config, const int32_t *tokens, int count,
+                                const image_shape_t *shape, int image, int32_t start, int at, int32_t *position[3]) {
+    int merge = config->image.merge, rows = shape->grid[1] / merge, columns = shape->grid[2] / merge;
+    int wanted = qwen_feature_rows(config, shape), found = 0;
     while (at + found < count && found < wanted && tokens[at + found] == config->image.image_token) found++;
     if (found < wanted || wanted < 1)
         FAIL(STATUS_INVALID, "image %d becomes %d tokens, and the text has %d placeholders for it", image + 1, wanted,
@@ -22,8 +22,8 @@ static status_t image_positions(const model_config_t *config, const int32_t *tok
     return STATUS_OK;
 }
 
-status_t qwen_rope_positions(const model_config_t *config, const int32_t *tokens, int count, const int (*grids)[3],
-                             int images, int32_t *position[3], int32_t *next) {
+status_t qwen_rope_positions(const model_config_t *config, const int32_t *tokens, int count,
+                             const image_shape_t *shapes, int images, int32_t *position[3], int32_t *next) {
     int32_t start = 0;
     int image = 0;
     for (int at = 0; at < count;) {
@@ -35,11 +35,11 @@ status_t qwen_rope_positions(const model_config_t *config, const int32_t *tokens
         }
         if (image == images)
             FAIL(STATUS_INVALID, "the text has placeholders for more than the %d images given", images);
-        const int *grid = grids[image];
-        TRY(image_positions(config, tokens, count, grid, image, start, at, position));
-        int longest = grid[1] > grid[2] ? grid[1] : grid[2];
+        const image_shape_t *shape = &shapes[image];
+        TRY(image_positions(config, tokens, count, shape, image, start, at, position));
+        int longest = shape->grid[1] > shape->grid[2] ? shape->grid[1] : shape->grid[2];
         start += longest / config->image.merge;
-        at += qwen_feature_rows(config, grid);
+        at += qwen_feature_rows(config, shape);
         image++;
     }
     if (image != images)

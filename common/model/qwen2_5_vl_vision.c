@@ -97,7 +97,7 @@ static status_t make_plan(tape_t *tape, const model_t *model, const vision_image
     int merge = model->config.image.merge, side = qwen->window_cells, unit = merge * merge;
     int64_t rows = 0, windows = 0, frames = 0;
     for (int i = 0; i < count; i++) {
-        const int *grid = images[i].grid;
+        const int *grid = images[i].shape.grid;
         bool fits = grid[0] > 0 && grid[1] > 0 && grid[2] > 0 && grid[1] % merge == 0 && grid[2] % merge == 0 &&
                     grid[0] <= 4096 && grid[1] <= 65536 && grid[2] <= 65536;
         if (!fits || (int64_t)grid[0] * grid[1] * grid[2] != images[i].patch_rows)
@@ -114,8 +114,8 @@ static status_t make_plan(tape_t *tape, const model_t *model, const vision_image
     TRY(plan_allocate(tape, plan, (int)windows, (int)frames));
     int at = 0;
     for (int i = 0; i < count; i++)
-        for (int frame = 0; frame < images[i].grid[0]; frame++)
-            plan_frame(plan, qwen, merge, images[i].grid[1] / merge, images[i].grid[2] / merge, at, &at);
+        for (int frame = 0; frame < images[i].shape.grid[0]; frame++)
+            plan_frame(plan, qwen, merge, images[i].shape.grid[1] / merge, images[i].shape.grid[2] / merge, at, &at);
     return plan_leaves(tape, model, images, count, plan);
 }
 

@@ -5,19 +5,16 @@
 #ifndef COMMON_VISION_IMAGE_H
 #define COMMON_VISION_IMAGE_H
 
+#include "common/vision/image_rules.h"
 #include "kernels/base/status.h"
 #include <stddef.h>
 #include <stdint.h>
-
-typedef struct image_rules image_rules_t; // common/model/model.h
 
 // 8-bit RGB, rows top to bottom, 3 * width bytes each. Owns `pixels` (free by image_free).
 typedef struct image {
     int width, height;
     uint8_t *pixels;
 } image_t;
-
-typedef enum image_filter { FILTER_BILINEAR, FILTER_BICUBIC, FILTER_LANCZOS } image_filter_t;
 
 enum { IMAGE_MAX_PIXELS = 178956970 }; // Pillow's decompression-bomb limit: larger images are refused
 
@@ -34,10 +31,9 @@ status_t image_resize(const image_t *image, int width, int height, image_filter_
 // The patch rows of one image, host memory, owned (free by image_patches_free).
 typedef struct image_patches {
     uint64_t content_hash; // XXH3-64 of the encoded bytes
-    int grid[3];           // frames, rows, columns of patches
-    int rows, columns;     // rows = product of grid; columns = 3 * temporal * patch * patch
-    int feature_rows;      // language-model tokens
-    float *patches;        // [rows, columns]
+    image_shape_t shape;
+    int rows, columns; // rows = product of shape.grid; columns = 3 * temporal * patch * patch
+    float *patches;    // [rows, columns]
 } image_patches_t;
 
 // Qwen2-VL's smart_resize: the height and width an image of this size is resized to. Errors: aspect ratio over 200.

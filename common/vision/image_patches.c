@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include <xxhash.h>
 
 status_t image_smart_resize(const image_rules_t *rules, int height, int width, int *out_height, int *out_width) {
@@ -58,8 +59,8 @@ static void patches_fill(const image_rules_t *rules, const image_t *image, image
     float table[3][256], *out = patches->patches;
     int merge = rules->merge, patch = rules->patch;
     patches_table(rules, table);
-    for (int block_y = 0; block_y < patches->grid[1]; block_y += merge)
-        for (int block_x = 0; block_x < patches->grid[2]; block_x += merge)
+    for (int block_y = 0; block_y < patches->shape.grid[1]; block_y += merge)
+        for (int block_x = 0; block_x < patches->shape.grid[2]; block_x += merge)
             for (int y = block_y; y < block_y + merge; y++)
                 for (int x = block_x; x < block_x + merge; x++)
                     out = patches_row(rules, image, table, y * patch, x * patch, out);
@@ -68,12 +69,13 @@ static void patches_fill(const image_rules_t *rules, const image_t *image, image
 static status_t patches_from(const image_rules_t *rules, const image_t *image, image_patches_t **out) {
     image_patches_t *patches;
     TRY(ALLOCATE(&patches, 1));
-    patches->grid[0] = 1;
-    patches->grid[1] = image->height / rules->patch;
-    patches->grid[2] = image->width / rules->patch;
-    patches->rows = patches->grid[1] * patches->grid[2];
+    patches->shape.grid[0] = 1;
+    patches->shape.grid[1] = image->height / rules->patch;
+    patches->shape.grid[2] = image->width / rules->patch;
+    patches->rows = patches->shape.grid[1] * patches->shape.grid[2];
     patches->columns = 3 * rules->temporal * rules->patch * rules->patch;
-    patches->feature_rows = patches->rows / (rules->merge * rules->merge);
+    patches->shape.runs = 1;
+    patches->shape.feature_rows = patches->rows / (rules->merge * rules->merge);
     status_t status =
         memory_allocate((size_t)patches->rows, (size_t)patches->columns * sizeof(float), (void **)&patches->patches);
     if (status) {
@@ -95,17 +97,21 @@ static status_t check_rules(const image_rules_t *rules) {
 
 status_t image_patches_make(const image_rules_t *rules, const void *bytes, size_t size, image_patches_t **out) {
     image_t image = {0}, resized = {0};
-    int height, width;
+    int height, width, original[2];
     *out = NULL;
     TRY(check_rules(rules));
     TRY(image_decode(bytes, size, &image));
     status_t status = image_smart_resize(rules, image.height, image.width, &height, &width);
     if (!status) status = image_resize(&image, width, height, FILTER_BICUBIC, &resized);
+    original[0] = image.height;
+    original[1] = image.width;
     image_free(&image);
     if (!status) status = patches_from(rules, &resized, out);
     image_free(&resized);
-    if (!status) (*out)->content_hash = XXH3_64bits(bytes, size);
-    return status;
+    TRY(status);
+    memcpy((*out)->shape.size, original, sizeof(original));
+    (*out)->content_hash = XXH3_64bits(bytes, size);
+    return STATUS_OK;
 }
 
 void image_patches_free(image_patches_t *patches) {

@@ -27,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     FUZZ_CHECK(orientation >= 1 && orientation <= 8);
     fuzz_allow(16 << 20, 4096, size); // what a picture's bytes can stand for: image_new
     status_t status = image_patches_make(&rules, data, size, &patches);
-    FUZZ_CHECK(status || patches->feature_rows * 4 == patches->rows);
+    FUZZ_CHECK(status || patches->shape.feature_rows * 4 == patches->rows);
     if (!status) {
         image_patches_free(patches);
         status = image_decode(data, size, &image);

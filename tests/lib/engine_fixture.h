@@ -44,11 +44,11 @@ static inline void fixture_images(fixture_t *f, int index) {
     int row = 0, columns = (int)pixels->shape[1];
     for (int i = 0; i < prompt->image_count; i++) {
         image_patches_t *image = &prompt->image[i];
-        memcpy(image->grid, grids[i], sizeof(image->grid));
-        image->rows = image->grid[0] * image->grid[1] * image->grid[2];
+        memcpy(image->shape.grid, grids[i], sizeof(image->shape.grid));
+        image->rows = image->shape.grid[0] * image->shape.grid[1] * image->shape.grid[2];
         image->columns = columns;
         image->content_hash = (uint64_t)(index * FIXTURE_IMAGES + i + 1) * 0x9E3779B97F4A7C15;
-        image->feature_rows = f->model->family->feature_rows(&f->model->config, image->grid);
+        image->shape.feature_rows = f->model->family->feature_rows(&f->model->config, &image->shape);
         image->patches = malloc((size_t)image->rows * (size_t)columns * sizeof(float));
         memcpy(image->patches, values + (size_t)row * (size_t)columns,
                (size_t)image->rows * (size_t)columns * sizeof(float));

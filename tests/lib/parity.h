@@ -86,10 +86,10 @@ static inline bool parity_prompt(const model_t *model, const safetensors_t *file
     int64_t row = 0;
     for (int i = 0; i < (int)(grids / 3); i++) {
         image_patches_t *image = &out->images[i];
-        for (int axis = 0; axis < 3; axis++) image->grid[axis] = grid[3 * i + axis];
-        image->rows = image->grid[0] * image->grid[1] * image->grid[2];
+        for (int axis = 0; axis < 3; axis++) image->shape.grid[axis] = grid[3 * i + axis];
+        image->rows = image->shape.grid[0] * image->shape.grid[1] * image->shape.grid[2];
         image->columns = columns;
-        image->feature_rows = model->family->feature_rows(&model->config, image->grid);
+        image->shape.feature_rows = model->family->feature_rows(&model->config, &image->shape);
         size_t size = (size_t)image->rows * (size_t)columns;
         image->patches = malloc(size * sizeof(float));
         memcpy(image->patches, patches + row * columns, size * sizeof(float));

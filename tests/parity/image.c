@@ -148,11 +148,11 @@ static void test_patches(void **state) {
         image_patches_t *patches;
         CHECK_OK(image_patches_make(&rules, bytes, bytes_size, &patches));
         for (int g = 0; g < 3; g++)
-            assert_int_equal(patches->grid[g],
+            assert_int_equal(patches->shape.grid[g],
                              json_integer_value(json_array_get(json_object_get(item, "grid"), (size_t)g)));
         assert_int_equal(patches->rows, json_integer_value(json_array_get(json_object_get(tensor, "shape"), 0)));
         assert_int_equal(patches->columns, json_integer_value(json_array_get(json_object_get(tensor, "shape"), 1)));
-        assert_int_equal(patches->feature_rows, patches->rows / 4);
+        assert_int_equal(patches->shape.feature_rows, patches->rows / 4);
         assert_memory_equal(patches->patches, expected, 4 * (size_t)patches->rows * (size_t)patches->columns);
         image_patches_free(patches);
         free(bytes);

@@ -52,13 +52,13 @@ static void check_positions(const golden_t *golden, int number) {
     int32_t *wanted = parity_integers(golden->file, name, &count);
     snprintf(name, sizeof(name), "prompt%d.rope_delta", number);
     int32_t *delta = parity_integers(golden->file, name, &deltas);
-    int grids[PARITY_MAX_IMAGES][3];
-    for (int i = 0; i < prompt->image_count; i++) memcpy(grids[i], prompt->images[i].grid, sizeof(grids[i]));
+    image_shape_t shapes[PARITY_MAX_IMAGES];
+    for (int i = 0; i < prompt->image_count; i++) shapes[i] = prompt->images[i].shape;
     int32_t *have = calloc((size_t)count, sizeof(int32_t)), next;
     int32_t *axes[3] = {have, have + prompt->length, have + 2 * prompt->length};
     assert_int_equal(count, 3 * prompt->length);
-    check(golden->model->family->rope_positions(&golden->model->config, prompt->tokens, prompt->length,
-                                                (const int(*)[3])grids, prompt->image_count, axes, &next));
+    check(golden->model->family->rope_positions(&golden->model->config, prompt->tokens, prompt->length, shapes,
+                                                prompt->image_count, axes, &next));
     assert_memory_equal(have, wanted, (size_t)count * sizeof(int32_t));
     assert_int_equal(next - prompt->length, delta[0]);
     free(have);
@@ -97,10 +97,7 @@ static double check_features(const golden_t *golden, tape_t *tape, int number) {
     vision_image_t images[PARITY_MAX_IMAGES];
     for (int i = 0; i < prompt->image_count; i++) {
         const image_patches_t *image = prompt->image[i];
-        images[i] = (vision_image_t){.grid = {image->grid[0], image->grid[1], image->grid[2]},
-                                     .patches = image->patches,
-                                     .patch_rows = image->rows,
-                                     .feature_rows = image->feature_rows};
+        images[i] = (vision_image_t){.shape = image->shape, .patches = image->patches, .patch_rows = image->rows};
     }
     tensor_t *features;
     tape_reset(tape, false);

@@ -15,10 +15,7 @@ cmake --preset "$preset" -DPOISE_FUZZ=OFF >/dev/null
 # shellcheck disable=SC2086
 nice cmake --build --preset "$preset" --target $targets >"build/$preset.log" 2>&1 || { tail -n 40 "build/$preset.log"; exit 1; }
 (
-    export ASAN_OPTIONS=fast_unwind_on_malloc=0:detect_leaks=1
-    export LSAN_OPTIONS=suppressions=$here/lsan.txt:print_suppressions=0
-    export TSAN_OPTIONS=suppressions=$here/tsan.txt:ignore_noninstrumented_modules=1
-    export UBSAN_OPTIONS=print_stacktrace=1
+    . "$here/options.sh"
     cd "build/$preset"
     case $preset in
     tsan) ctest --output-on-failure --no-tests=error -R "^unit\.(${threaded// /|})\$" ;;

@@ -25,10 +25,10 @@ make_start 24
 # poise_faults does not unload the MPI library's plugins, so that their leaks can be told by name.
 reports=$work/reports
 mkdir "$reports"
-export ASAN_OPTIONS=fast_unwind_on_malloc=0:detect_leaks=1:log_path=$reports/asan
-export LSAN_OPTIONS=suppressions=$here/lsan.txt:print_suppressions=0
-export TSAN_OPTIONS=suppressions=$here/tsan.txt:ignore_noninstrumented_modules=1:log_path=$reports/tsan
-export UBSAN_OPTIONS=print_stacktrace=1:log_path=$reports/ubsan
+. "$here/options.sh"
+ASAN_OPTIONS=$ASAN_OPTIONS:log_path=$reports/asan
+TSAN_OPTIONS=$TSAN_OPTIONS:log_path=$reports/tsan
+UBSAN_OPTIONS=$UBSAN_OPTIONS:log_path=$reports/ubsan
 if [ "$tool" = valgrind ]; then
     cat >"$work/poise-valgrind" <<END
 #!/bin/sh

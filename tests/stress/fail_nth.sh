@@ -106,9 +106,8 @@ if [ "${POISE_FAIL_NTH_PART:-}" = leaks ] || { [ -n "$full" ] && [ -z "${POISE_F
     echo "== leaks"
     plain=$POISE_FAULTS
     POISE_FAULTS=$asan
-    export ASAN_OPTIONS=detect_leaks=1:exitcode=99:fast_unwind_on_malloc=0 # 99: whatever the sanitizer finds is no failure of the run's own
-    # use_tls=0: the leak check itself crashes now and then on the thread-local blocks of Open MPI's unloaded plugins.
-    export LSAN_OPTIONS=suppressions=$POISE_SOURCE_DIR/tests/sanitizers/lsan.txt:print_suppressions=0:use_tls=0
+    . "$POISE_SOURCE_DIR/tests/sanitizers/options.sh"
+    ASAN_OPTIONS=$ASAN_OPTIONS:exitcode=99 # whatever the sanitizer finds is no failure of the run's own
     writes=3
     each config 5 0 config --set "model=$tiny"
     each tokenize 10 0 tokenize --model "$tiny" --input "$work/text.jsonl" --output @/ids.jsonl

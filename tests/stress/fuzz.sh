@@ -22,9 +22,8 @@ mkdir -p build
 { cmake -S . -B "$build" -G Ninja -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=Debug -DPOISE_FUZZ=ON -DPOISE_SANITIZE=address,undefined $launcher &&
     nice cmake --build "$build" --target fuzz; } >"$build.log" 2>&1 || { tail -n 30 "$build.log"; echo "FAILED: the fuzz programs do not build"; exit 1; }
 
-export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1:handle_abort=1
-export LSAN_OPTIONS=suppressions=$root/tests/sanitizers/lsan.txt:print_suppressions=0
-export UBSAN_OPTIONS=print_stacktrace=1
+. "$root/tests/sanitizers/options.sh"
+ASAN_OPTIONS=$ASAN_OPTIONS:allocator_may_return_null=1:handle_abort=1:fast_unwind_on_malloc=1 # the slow unwinder is too slow for fuzzing
 targets=${FUZZ_TARGETS:-$(cd tests/fuzz && echo *.c | sed 's/\.c//g')}
 count=$(echo $targets | wc -w)
 share=$(amount 4 600)

@@ -388,7 +388,7 @@ static void run_chunk(model_t *model, tape_t *tape, const batch_t *whole, const 
     int length = text->rows, columns = model->config.hidden, feature_count = 0;
     int32_t query_start[2] = {0, rows}, key_start[2] = {0, first + rows}, entry[CACHE_ROWS], target[CACHE_ROWS];
     int32_t feature_index[CACHE_ROWS];
-    for (int i = 0; i < whole->image_count; i++) feature_count += whole->images[i].feature_rows;
+    for (int i = 0; i < whole->image_count; i++) feature_count += whole->images[i].shape.feature_rows;
     text_input_t input = {.rows = rows, .token = text->token + first, .cache = cache, .cache_row = slot + first};
     for (int axis = 0; axis < 3; axis++) input.rope_position[axis] = text->rope_position[axis] + first;
     input.mask = (attention_mask_t){.sequences = 1,

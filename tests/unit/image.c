@@ -119,7 +119,7 @@ static void test_patch_order(void **state) {
     CHECK_OK(image_patches_make(&rules, bytes, size, &patches));
     assert_int_equal(patches->rows, 24);
     assert_int_equal(patches->columns, 1176);
-    assert_int_equal(patches->feature_rows, 6);
+    assert_int_equal(patches->shape.feature_rows, 6);
     // Row 5 is in the second 2 x 2 block: patch (0, 3). Row 14 in the block below: patch (3, 0).
     const int row[] = {0, 1, 2, 3, 5, 14}, top[] = {0, 0, 14, 14, 0, 42}, left[] = {0, 14, 0, 14, 42, 0};
     for (int i = 0; i < 6; i++)
