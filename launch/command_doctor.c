@@ -269,7 +269,7 @@ static void check_mpi_settings(doctor_t *doctor, bool open_mpi) {
 
 static status_t mpi_self_test(int *rank, int *size) {
     comm_t *world;
-    TRY(comm_open_world(20, &world));
+    TRY(comm_open_world(20, NULL, &world));
     *rank = comm_world_rank(world);
     *size = comm_size(world);
     int64_t sum = 1;

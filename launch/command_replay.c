@@ -69,7 +69,7 @@ status_t command_replay(int argc, char **argv) {
     comm_t *world;
     char sentence[512] = "";
     TRY(read_arguments(argc, argv, &arguments));
-    TRY(comm_open_world(120, &world));
+    TRY(comm_open_world(120, NULL, &world));
     int rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
     status_t status = replay_in_world(&arguments, world, sentence);
     if (status && rank >= 0) {

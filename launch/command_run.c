@@ -310,12 +310,11 @@ static status_t run_ranks(int argc, char **argv, bool grpo, body_t body) {
     status_t status = config_read(arguments.file, arguments.setting, arguments.settings, &config);
     double start_s = status ? DEFAULT_START_S : config.deadline.start_s;
     watch_phase(watch, "starting MPI", start_s);
-    status = status_first(status, comm_open_world(start_s, &world));
+    status = status_first(status, comm_open_world(start_s, watch, &world));
     if (!world) {
         watch_fail(watch, status);
         PASS_ON(status);
     }
-    comm_set_watch(world, watch);
     if (!status) status = run_in_world(&conclusion, world, watch, grpo, body);
     status = world_end(world, watch, status);
     watch_close(watch);

@@ -80,11 +80,12 @@ static status_t finish(comm_t *comm, double until, const char *phase) {
     return STATUS_OK;
 }
 
-status_t comm_open_world(double deadline_s, comm_t **out) {
+status_t comm_open_world(double deadline_s, watch_t *watch, comm_t **out) {
     *out = NULL;
     comm_t *world = NULL;
     TRY(ALLOCATE(&world, 1));
     world->deadline_s = deadline_s;
+    world->watch = watch;
     world->piece_bytes = default_piece_bytes;
     status_t status = comm_mpi_open_world(world);
     char **host = NULL;
@@ -190,6 +191,15 @@ int comm_launcher_rank(void) {
     return -1;
 }
 
+int comm_launcher_size(void) {
+    static const char *const name[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    for (size_t i = 0; i < sizeof(name) / sizeof(name[0]); i++) {
+        const char *text = getenv(name[i]);
+        if (text && *text) return (int)strtol(text, NULL, 10);
+    }
+    return -1;
+}
+
 int comm_world_rank(const comm_t *comm) {
     return comm->world_rank;
 }
@@ -204,10 +214,6 @@ int comm_hosts(const comm_t *comm) {
 
 void comm_set_deadline(comm_t *comm, double deadline_s) {
     comm->deadline_s = deadline_s;
-}
-
-void comm_set_watch(comm_t *comm, watch_t *watch) {
-    comm->watch = watch;
 }
 
 void comm_set_piece_bytes(comm_t *comm, int64_t bytes) {

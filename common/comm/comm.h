@@ -14,8 +14,10 @@ typedef struct comm comm_t;
 typedef struct watch watch_t;
 typedef enum comm_operation { COMM_SUM, COMM_MAX, COMM_MIN, COMM_BIT_OR } comm_operation_t;
 
-// MPI_Init_thread (MPI_THREAD_SERIALIZED is asked for) and the world. Without mpirun this is a world of one.
-status_t comm_open_world(double deadline_s, comm_t **out) STATUS_CHECKED;
+// MPI_Init_thread (MPI_THREAD_SERIALIZED is asked for) and the world. Without mpirun this is a world of one. `watch` is
+// told of collectives of the world and of communicators split from it (a call into MPI may hang where no deadline is
+// looked at). Borrowed; NULL is allowed.
+status_t comm_open_world(double deadline_s, watch_t *watch, comm_t **out) STATUS_CHECKED;
 // Ranks with the same colour >= 0 form a communicator, ordered by rank; colour -1 gives *out = NULL.
 status_t comm_split(comm_t *comm, int colour, comm_t **out) STATUS_CHECKED;
 // Frees; NULL is allowed. One that is unusable is left as it is.
@@ -26,6 +28,8 @@ status_t comm_close_world(comm_t *world) STATUS_CHECKED;
 _Noreturn void comm_abandon(int exit_code);
 // The rank that mpirun or srun gives this process by its environment, also before MPI starts; -1 without either.
 int comm_launcher_rank(void);
+// The number of ranks by the launcher's environment, before MPI has started; -1 without one.
+int comm_launcher_size(void);
 int comm_rank(const comm_t *comm);
 int comm_size(const comm_t *comm);
 // This process's rank in MPI_COMM_WORLD, for messages; local rank among the processes of its node.
@@ -34,9 +38,6 @@ int comm_local_rank(const comm_t *comm);
 // Number of nodes (by host name) the world runs on.
 int comm_hosts(const comm_t *comm);
 void comm_set_deadline(comm_t *comm, double deadline_s);
-// From now on `watch` is told of collectives of this communicator and of those split from it (a call into MPI may hang
-// where no deadline is looked at). Borrowed; NULL is allowed.
-void comm_set_watch(comm_t *comm, watch_t *watch);
 
 // `phase` is a static string such as "gradient sum"; it stands in timeout messages.
 status_t comm_barrier(comm_t *comm, const char *phase) STATUS_CHECKED;

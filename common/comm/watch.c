@@ -80,6 +80,16 @@ bool watch_notice(const watch_t *watch, int *rank, char sentence[SENTENCE_BYTES]
     return true;
 }
 
+void watch_tell_launcher(const watch_t *watch, const char *sentence) {
+    char path[4096];
+    if (!watch->notice) return;
+    snprintf(path, sizeof(path), "%s/said", getenv("POISE_SESSION"));
+    int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (file < 0) return; // another machine's rank has said something
+    dprintf(file, "%s\n", sentence);
+    close(file);
+}
+
 void watch_say(int rank, const char *sentence) {
     if (rank < 0)
         dprintf(STDERR_FILENO, "poise: %s\n", sentence);
@@ -119,7 +129,6 @@ const char *watch_where(watch_t *watch) {
 
 // ---- the thread ----
 
-// Before the ranks have joined there is nobody to tell: two ranks say it at most, as they all see the same.
 static void overdue(watch_t *watch, double seconds) {
     failure_t failure = {.weight = FAILURE_CAUSE, .code = 1, .rank = watch->rank, .since = clock_seconds()};
     const char *role = watch->options.role ? watch->options.role : "this";
@@ -132,12 +141,7 @@ static void overdue(watch_t *watch, double seconds) {
         if (watch->failure.weight < FAILURE_CAUSE) watch->failure = failure;
         return;
     }
-    snprintf(failure.sentence, sizeof(failure.sentence),
-             "rank %d has waited %.0f s in \"%s\"; a rank has died or hangs: see the other messages, or raise "
-             "deadline.start_s",
-             watch->rank, seconds, watch_where(watch));
-    if (watch->rank <= 1) watch_say(watch->rank, failure.sentence);
-    watch_exit(watch, 1);
+    watch_local_overdue(watch, seconds);
 }
 
 static void check_limit(watch_t *watch) {
@@ -183,8 +187,14 @@ static void *watch_thread(void *argument) {
             watch_ranks_turn(watch);
         else
             wait_alone(watch);
-        if (!joined) check_notice(watch);
+        if (!joined) {
+            check_notice(watch);
+            watch_local_turn(watch);
+        } else {
+            watch_local_close(watch);
+        }
         pthread_mutex_lock(&watch->mutex);
+        if (watch->start_failed) watch_local_overdue(watch, clock_seconds() - watch->opened);
         if (!watch->closing) check_limit(watch);
         pthread_mutex_unlock(&watch->mutex);
     }
@@ -200,9 +210,10 @@ status_t watch_open(watch_t **out) {
     *out = NULL;
     TRY(ALLOCATE(&watch, 1));
     watch->rank = comm_launcher_rank();
-    watch->ticked = clock_seconds();
+    watch->ticked = watch->opened = clock_seconds();
     pthread_mutex_init(&watch->board_mutex, NULL);
     board_open(watch);
+    watch_local_open(watch);
     if (watch->board && asprintf(&watch->notice, "%s/lost", getenv("POISE_SESSION")) < 0) watch->notice = NULL;
     watch_phase(watch, "starting", 0);
     pthread_condattr_t attributes;
@@ -216,6 +227,7 @@ status_t watch_open(watch_t **out) {
         pthread_cond_destroy(&watch->changed);
         pthread_mutex_destroy(&watch->mutex);
         pthread_mutex_destroy(&watch->board_mutex);
+        watch_local_close(watch);
         if (watch->board) munmap(watch->board, BOARD_BYTES);
         free(watch->notice);
         free(watch);
@@ -238,6 +250,7 @@ void watch_close(watch_t *watch) {
     if (pthread_timedjoin_np(watch->thread, NULL, &until) != 0) watch_exit(watch, watch->exit_code);
     board_put(watch, BOARD_LINE, BOARD_LINE, "ended");
     if (watch->board) munmap(watch->board, BOARD_BYTES);
+    watch_local_close(watch);
     pthread_cond_destroy(&watch->changed);
     pthread_mutex_destroy(&watch->mutex);
     pthread_mutex_destroy(&watch->board_mutex);
@@ -250,18 +263,21 @@ void watch_fail(watch_t *watch, status_t status) {
     if (!watch) return;
     pthread_mutex_lock(&watch->mutex);
     board_put(watch, BOARD_LINE, BOARD_LINE, "ended");
-    if (watch->joined) {
-        status_kind_t kind = status_kind(status);
+    status_kind_t kind = status_kind(status);
+    // A wait for the others that has failed before all had joined: the ranks of this machine find out who hangs.
+    watch->start_failed = !watch->joined && watch->local >= 0 && kind == STATUS_TIMEOUT;
+    if (watch->joined || watch->start_failed) {
         failure_t failure = {.weight = FAILURE_CAUSE, .rank = watch->rank, .since = clock_seconds()};
         failure.code = status_exit_code(status);
         failure.overdue = kind == STATUS_TIMEOUT && atomic_load(&watch->collective) != NULL;
         if (kind == STATUS_PEER || kind == STATUS_TIMEOUT) failure.weight = FAILURE_CONSEQUENCE;
         snprintf(failure.sentence, sizeof(failure.sentence), "%s", status_message(status));
-        if (watch->failure.weight < failure.weight) watch->failure = failure;
+        if (watch->joined && watch->failure.weight < failure.weight) watch->failure = failure;
         // The thread ends the process. If it cannot, the caller does.
         struct timespec until;
         clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_sec += (time_t)notice_s;
+        if (watch->start_failed) until.tv_sec += (time_t)notice_s; // they ask, and then wait for a speaker
         int waited = 0;
         while (waited == 0) waited = pthread_cond_timedwait(&watch->changed, &watch->mutex, &until);
     }

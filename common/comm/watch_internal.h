@@ -45,10 +45,12 @@ struct watch {
     atomic_bool stop;   // asked for here or elsewhere
     double phase_limit; // the main thread's own
     board_t *board;
+    int local, local_size; // socket to the ranks of this machine until all have joined; -1: none. Ranks of the job
     pthread_mutex_t board_mutex; // held for one write to the board; the innermost
     char *notice;                // path of session/lost, NULL without a session
     // Under the mutex:
     bool closing, joined, finished; // finished: this rank's part is done
+    bool start_failed;              // a wait before all had joined has failed
     int exit_code;                  // when finished
     failure_t failure;              // this rank's own, or what the host has heard so far
     // The watch thread's, once joined:
@@ -63,6 +65,7 @@ struct watch {
     double sent_at;
     // Time that this process itself did not run (stopped, or starved) counts for nobody.
     double ticked, skipped, skipped_since;
+    double opened; // when the watch began
 };
 
 // Ends the process; the board says that it ended by itself.
@@ -75,6 +78,14 @@ void watch_role(watch_t *watch, const char *role);
 const char *watch_where(watch_t *watch);
 // Prints the sentence as rank `rank`'s, in one write.
 void watch_say(int rank, const char *sentence);
+// What launch/run is to end with (session/said).
+void watch_tell_launcher(const watch_t *watch, const char *sentence);
+// Until the ranks have joined (watch_local.c): opens the socket; answers ranks of this machine that ask; and, when the
+// start is overdue, finds out who hangs. Exactly one rank of the machine prints it, and all end with code 1.
+void watch_local_open(watch_t *watch);
+void watch_local_close(watch_t *watch);
+void watch_local_turn(watch_t *watch);
+_Noreturn void watch_local_overdue(watch_t *watch, double seconds);
 // One turn of the thread with the other ranks (about 0.1 s).
 void watch_ranks_turn(watch_t *watch);
 

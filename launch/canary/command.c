@@ -340,8 +340,7 @@ static status_t canary_command(int argc, char **argv) {
     TRY(job_hold_signals());
     TRY(watch_open(&watch));
     watch_phase(watch, "starting MPI", 120);
-    TRY(comm_open_world(120, &c->world));
-    comm_set_watch(c->world, watch);
+    TRY(comm_open_world(120, watch, &c->world));
     comm_set_deadline(c->world, 3600);
     c->first = comm_world_rank(c->world) == 0;
     status_t status = canary_all(c, &arguments, watch, &verdict);

@@ -184,7 +184,7 @@ static status_t check_deadline(context_t *context) {
 }
 
 static status_t run(context_t *context) {
-    TRY(comm_open_world(20, &context->world));
+    TRY(comm_open_world(20, NULL, &context->world));
     comm_t *world = context->world;
     EXPECT(comm_size(world) == 4 && comm_hosts(world) == 1 && comm_local_rank(world) == comm_rank(world));
     status_t status = comm_broadcast(world, NULL, 0, 4, "wrong root");

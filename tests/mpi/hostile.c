@@ -234,7 +234,7 @@ static void test_wrong_workers_are_dropped(void **state) {
 
 int main(void) {
     scene_t scene = {0};
-    status_t status = comm_open_world(280.0, &scene.world);
+    status_t status = comm_open_world(280.0, NULL, &scene.world);
     if (status) {
         status_print(status, stderr, -1, true);
         return 1;

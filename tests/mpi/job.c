@@ -79,7 +79,7 @@ static status_t check_stop(context_t *context) {
 }
 
 static status_t run(context_t *context) {
-    TRY(comm_open_world(20, &context->world));
+    TRY(comm_open_world(20, NULL, &context->world));
     context->config.deadline.start_s = 20;
     context->config.deadline.collective_s = 20;
     context->config.deadline.heartbeat_s = 3;

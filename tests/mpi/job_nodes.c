@@ -85,7 +85,7 @@ static status_t run(context_t *context, bool renamed) {
     job_t job;
     context->config.deadline.start_s = context->config.deadline.collective_s = 30;
     context->config.deadline.heartbeat_s = 10;
-    TRY(comm_open_world(30, &context->world));
+    TRY(comm_open_world(30, NULL, &context->world));
     int64_t all_renamed = renamed;
     TRY(comm_all_reduce_i64(context->world, &all_renamed, 1, COMM_MIN, "renaming"));
     if (!all_renamed) {

@@ -232,7 +232,7 @@ static void test_balance(void **state) {
 
 int main(void) {
     comm_t *world;
-    status_t status = comm_open_world(60.0, &world);
+    status_t status = comm_open_world(60.0, NULL, &world);
     if (status) {
         status_print(status, stderr, -1, true);
         return 1;

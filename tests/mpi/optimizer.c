@@ -327,7 +327,7 @@ static void test_checkpoint_with_other_ranks(void **state) {
 
 int main(void) {
     comm_t *world;
-    status_t status = comm_open_world(30.0, &world);
+    status_t status = comm_open_world(30.0, NULL, &world);
     if (status) {
         status_print(status, stderr, -1, true);
         return 1;

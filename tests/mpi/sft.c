@@ -232,7 +232,7 @@ static void test_adapters_and_freezing(void **state) {
 
 int main(void) {
     scene_t scene = {0};
-    status_t status = comm_open_world(60.0, &scene.world);
+    status_t status = comm_open_world(60.0, NULL, &scene.world);
     if (status) {
         status_print(status, stderr, -1, true);
         return 1;

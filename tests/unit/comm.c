@@ -19,7 +19,7 @@ static void test_alone(void **state) {
     int64_t numbers[3] = {1, -2, 3}, offset[2] = {0, 3};
     double reals[1] = {0.5};
     char **strings = NULL;
-    check(comm_open_world(10, &world));
+    check(comm_open_world(10, NULL, &world));
     assert_int_equal(comm_size(world), 1);
     assert_int_equal(comm_rank(world), 0);
     assert_int_equal(comm_local_rank(world), 0);
