@@ -106,6 +106,28 @@ status_t check_rmsnorm_backward(const rmsnorm_args_t *args, const rmsnorm_gradie
     return check_leaves("rmsnorm backward", &gradients->leaves, args->x.rows);
 }
 
+status_t check_layernorm(const layernorm_args_t *args) {
+    const char *op = "layernorm";
+    TRY(check_matrix(op, "x", &args->x, args->x.rows, args->x.columns));
+    TRY(check_matrix(op, "y", &args->y, args->x.rows, args->x.columns));
+    REQUIRE(args->x.columns > 0, "%s: rows without columns", op);
+    REQUIRE(args->weight, "%s: the weight is missing", op);
+    REQUIRE((args->mean && args->rstd) || args->x.rows == 0, "%s: no memory for the means or rstd", op);
+    REQUIRE(args->eps >= 0 && isfinite(args->eps), "%s: eps is %g", op, (double)args->eps);
+    return STATUS_OK;
+}
+
+status_t check_layernorm_backward(const layernorm_args_t *args, const layernorm_gradients_t *gradients) {
+    const char *op = "layernorm backward";
+    TRY(check_layernorm(args));
+    TRY(check_matrix(op, "dy", &gradients->dy, args->x.rows, args->x.columns));
+    if (gradients->dx.data) TRY(check_matrix(op, "dx", &gradients->dx, args->x.rows, args->x.columns));
+    if (!gradients->weight && !gradients->bias) return STATUS_OK;
+    if (gradients->weight) TRY(check_sink(op, "the weight", gradients->weight));
+    if (gradients->bias) TRY(check_sink(op, "the bias", gradients->bias));
+    return check_leaves(op, &gradients->leaves, args->x.rows);
+}
+
 status_t check_rope_table(const rope_table_args_t *args) {
     REQUIRE(args->rows >= 0 && args->half > 0, "rope_table: %d rows of %d angles", args->rows, args->half);
     REQUIRE(args->axis && args->inverse_frequency, "rope_table: the axes or the frequencies are missing");

@@ -127,6 +127,22 @@ typedef struct rmsnorm_gradients {
     leaves_t leaves;
 } rmsnorm_gradients_t;
 
+// ---- layernorm: y = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps) (PyTorch's) ----
+typedef struct layernorm_args {
+    matrix_t x;          // [M, K]
+    const float *weight; // [K]
+    const float *bias;   // [K], or NULL: none
+    float eps;
+    matrix_t y;         // [M, K]
+    float *mean, *rstd; // [M] each, for backward
+} layernorm_args_t;
+typedef struct layernorm_gradients {
+    matrix_t dy;
+    matrix_t dx;                          // added to; data NULL: not wanted
+    const gradient_sink_t *weight, *bias; // NULL: frozen
+    leaves_t leaves;                      // over the M rows
+} layernorm_gradients_t;
+
 // ---- rope ----
 // Table: angle[i][j] = position[axis[j]][i] * inverse_frequency[j] in fp32; cos and sin computed in double, rounded
 // once.
@@ -289,6 +305,9 @@ typedef struct device_table {
     status_t (*scatter_rows_backward)(device_t *device, const rows_args_t *args, const rows_gradients_t *gradients);
     status_t (*rmsnorm)(device_t *device, const rmsnorm_args_t *args);
     status_t (*rmsnorm_backward)(device_t *device, const rmsnorm_args_t *args, const rmsnorm_gradients_t *gradients);
+    status_t (*layernorm)(device_t *device, const layernorm_args_t *args);
+    status_t (*layernorm_backward)(device_t *device, const layernorm_args_t *args,
+                                   const layernorm_gradients_t *gradients);
     status_t (*rope_table)(device_t *device, const rope_table_args_t *args);
     status_t (*rope)(device_t *device, const rope_args_t *args);
     status_t (*attention)(device_t *device, const attention_args_t *args);

@@ -132,6 +132,30 @@ static status_t probe_norm(probe_t *probe, norm_flavour_t flavour, const int32_t
     return table->rmsnorm_backward(probe->device, &args, &back);
 }
 
+static status_t probe_layernorm(probe_t *probe, const int32_t *leaf) {
+    const device_table_t *table = probe->device->table;
+    layernorm_args_t args = {.eps = 1e-5f};
+    layernorm_gradients_t back = {.leaves = {.count = 2, .start = leaf}};
+    gradient_sink_t weight_sink, bias_sink;
+    float *weight, *bias;
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.x));
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.y));
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dy));
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(probe_floats(probe, PROBE_COLUMNS, &weight));
+    TRY(probe_floats(probe, PROBE_COLUMNS, &bias));
+    TRY(probe_floats(probe, PROBE_ROWS, &args.mean));
+    TRY(probe_floats(probe, PROBE_ROWS, &args.rstd));
+    TRY(probe_sink(probe, PROBE_COLUMNS, &weight_sink));
+    TRY(probe_sink(probe, PROBE_COLUMNS, &bias_sink));
+    args.weight = weight;
+    args.bias = bias;
+    back.weight = &weight_sink;
+    back.bias = &bias_sink;
+    TRY(table->layernorm(probe->device, &args));
+    return table->layernorm_backward(probe->device, &args, &back);
+}
+
 static status_t probe_activation(probe_t *probe, activation_t kind, bool gated) {
     const device_table_t *table = probe->device->table;
     activation_args_t args = {.kind = kind};
@@ -323,6 +347,7 @@ static status_t probe_all(probe_t *probe) {
     TRY(probe_rows(probe));
     TRY(probe_norm(probe, NORM_CAST_THEN_WEIGHT, leaf));
     TRY(probe_norm(probe, NORM_ONE_PLUS_WEIGHT, leaf));
+    TRY(probe_layernorm(probe, leaf));
     TRY(probe_activation(probe, ACTIVATION_SILU, true));
     TRY(probe_activation(probe, ACTIVATION_GELU_ERF, false));
     TRY(probe_activation(probe, ACTIVATION_GELU_TANH, true));

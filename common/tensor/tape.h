@@ -95,6 +95,9 @@ status_t tape_gather_rows(tape_t *tape, tensor_t *x, const int32_t *index, int c
 status_t tape_scatter_rows(tape_t *tape, tensor_t *base, tensor_t *rows, const int32_t *index) STATUS_CHECKED;
 status_t tape_rmsnorm(tape_t *tape, tensor_t *x, const parameter_t *weight, float eps, norm_flavour_t flavour,
                       tensor_t **out) STATUS_CHECKED;
+// weight [K]; bias [K] or NULL.
+status_t tape_layernorm(tape_t *tape, tensor_t *x, const parameter_t *weight, const parameter_t *bias, float eps,
+                        tensor_t **out) STATUS_CHECKED;
 // In place on x; the table (cosine, sine: [rows, half]) is device memory and must live until tape_reset.
 status_t tape_rope(tape_t *tape, tensor_t *x, int heads, int half, const float *cosine,
                    const float *sine) STATUS_CHECKED;

@@ -29,6 +29,7 @@ typedef enum record_kind {
     RECORD_GATHER,
     RECORD_SCATTER,
     RECORD_RMSNORM,
+    RECORD_LAYERNORM,
     RECORD_ROPE,
     RECORD_ATTENTION,
     RECORD_ACTIVATION,
@@ -60,7 +61,7 @@ typedef struct record {
         struct {
             float eps;
             norm_flavour_t flavour;
-            float *rstd;
+            float *mean, *rstd; // mean: of a layernorm
         } norm;
         struct {
             int heads, half;

@@ -20,6 +20,10 @@ typedef struct rmsnorm_job {
     const rmsnorm_args_t *args;
     const rmsnorm_gradients_t *gradients;
 } rmsnorm_job_t;
+typedef struct layernorm_job {
+    const layernorm_args_t *args;
+    const layernorm_gradients_t *gradients;
+} layernorm_job_t;
 typedef struct activation_job {
     const activation_args_t *args;
     const activation_gradients_t *gradients;
@@ -63,6 +67,9 @@ typedef struct cpu_kernels {
     cpu_range_t rmsnorm;            // rmsnorm_job_t, rows
     cpu_range_t rmsnorm_dx;         // rows
     cpu_range_t rmsnorm_dweight;    // columns
+    cpu_range_t layernorm;          // layernorm_job_t, rows
+    cpu_range_t layernorm_dx;       // rows
+    cpu_range_t layernorm_dweight;  // columns: weight and bias
     cpu_range_t rope;               // rope_args_t, rows
     cpu_range_t activation;         // activation_job_t, rows
     cpu_range_t activation_backward;

@@ -143,6 +143,28 @@ status_t cpu_rmsnorm_backward(device_t *device, const rmsnorm_args_t *args, cons
     return STATUS_OK;
 }
 
+// ---- layernorm ----
+
+status_t cpu_layernorm(device_t *device, const layernorm_args_t *args) {
+    TRY(check_layernorm(args));
+    if (device->measuring) return STATUS_OK;
+    layernorm_job_t job = {.args = args};
+    cpu_parallel(device, args->x.rows, 4, 12.0 * args->x.columns, cpu_device_kernels(device)->layernorm, &job);
+    return STATUS_OK;
+}
+
+status_t cpu_layernorm_backward(device_t *device, const layernorm_args_t *args,
+                                const layernorm_gradients_t *gradients) {
+    TRY(check_layernorm_backward(args, gradients));
+    if (device->measuring) return STATUS_OK;
+    layernorm_job_t job = {.args = args, .gradients = gradients};
+    const cpu_kernels_t *kernels = cpu_device_kernels(device);
+    if (gradients->weight || gradients->bias)
+        cpu_parallel(device, args->x.columns, COLUMN_UNIT, 8.0 * args->x.rows, kernels->layernorm_dweight, &job);
+    if (gradients->dx.data) cpu_parallel(device, args->x.rows, 1, 16.0 * args->x.columns, kernels->layernorm_dx, &job);
+    return STATUS_OK;
+}
+
 // ---- rope ----
 
 static void rope_table_rows(void *context, int64_t first, int64_t last, int worker) {

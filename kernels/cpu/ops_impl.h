@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/activation_impl.h"
 #include "kernels/cpu/attention_impl.h"
+#include "kernels/cpu/layernorm_impl.h"
 #include "kernels/cpu/norm_impl.h"
 #include "kernels/cpu/optimizer_impl.h"
 #include "kernels/cpu/rows_impl.h"
@@ -16,6 +17,9 @@ const cpu_kernels_t VECTOR_NAME(cpu_kernels) = {
     .rmsnorm = rmsnorm_rows,
     .rmsnorm_dx = rmsnorm_dx_rows,
     .rmsnorm_dweight = rmsnorm_dweight_columns,
+    .layernorm = layernorm_rows,
+    .layernorm_dx = layernorm_dx_rows,
+    .layernorm_dweight = layernorm_dweight_columns,
     .rope = rope_rows,
     .activation = activation_rows,
     .activation_backward = activation_backward_rows,

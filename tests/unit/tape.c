@@ -2,7 +2,7 @@
 #include "common/tensor/tape_heap.h"
 #include "tests/lib/parity.h"
 
-enum { ROWS = 6, WIDTH = 8, EXPONENT = 30 };
+enum { ROWS = 6, WIDTH = 8, EXPONENT = 30, PARAMETERS = 6 };
 
 // ---- the heap ----
 
@@ -58,9 +58,9 @@ static void test_heap(void **state) {
 
 typedef struct net {
     device_t *device;
-    float weights[3][WIDTH * WIDTH], norm[WIDTH], table[4 * WIDTH];
-    parameter_t linear[3], scale, embedding;
-    int64_t sum[5][WIDTH * WIDTH];
+    float weights[3][WIDTH * WIDTH], norm[WIDTH], shift[WIDTH], table[4 * WIDTH];
+    parameter_t linear[3], scale, embedding, bias;
+    int64_t sum[PARAMETERS][WIDTH * WIDTH];
     uint32_t flags;
     float input[ROWS * WIDTH];
 } net_t;
@@ -80,12 +80,15 @@ static void net_open(net_t *net) {
         net->linear[i].sink = (gradient_sink_t){net->sum[i], EXPONENT, &net->flags};
     }
     for (int e = 0; e < WIDTH; e++) net->norm[e] = 1.0F + 0.2F * noise(&random);
+    for (int e = 0; e < WIDTH; e++) net->shift[e] = noise(&random);
     for (int e = 0; e < 4 * WIDTH; e++) net->table[e] = noise(&random);
     for (int e = 0; e < ROWS * WIDTH; e++) net->input[e] = noise(&random);
     net->scale.value = matrix_view(net->norm, DTYPE_F32, 1, WIDTH);
     net->scale.sink = (gradient_sink_t){net->sum[3], EXPONENT, &net->flags};
     net->embedding.value = matrix_view(net->table, DTYPE_F32, 4, WIDTH);
     net->embedding.sink = (gradient_sink_t){net->sum[4], EXPONENT, &net->flags};
+    net->bias.value = matrix_view(net->shift, DTYPE_F32, 1, WIDTH);
+    net->bias.sink = (gradient_sink_t){net->sum[5], EXPONENT, &net->flags};
 }
 
 // Norms in a row, rope on a norm's output, a view as an op's input: what recomputing cheap ops must get right.
@@ -109,6 +112,8 @@ static status_t net_block(tape_t *tape, const void *context, tensor_t *x, tensor
     static const int32_t index[ROWS] = {0, 1, 2, 0, 2, 1};
     TRY(tape_gather_rows(tape, gated, index, ROWS, (leaves_t){0}, &gated));
     TRY(tape_linear(tape, gated, &net->linear[1], NULL, NULL, &gated));
+    TRY(tape_layernorm(tape, gated, &net->scale, &net->bias, 1e-4F, &gated));
+    TRY(tape_linear(tape, gated, &net->linear[0], NULL, NULL, &gated));
     TRY(tape_add(tape, gated, gated, &gated));
     return tape_add(tape, x, gated, out);
 }
@@ -182,7 +187,7 @@ static void close_to(double have, double want, const char *what, int element) {
 
 static void test_gradients(void **state) {
     (void)state;
-    const char *const names[5] = {"linear 0", "linear 1", "linear 2 (also the head)", "norm", "table"};
+    const char *const names[] = {"linear 0", "linear 1", "linear 2 (also the head)", "norm", "table", "shift"};
     net_t net;
     tape_memory_t memory;
     float logprob[3], dinput[ROWS * WIDTH];
@@ -192,9 +197,9 @@ static void test_gradients(void **state) {
     assert_int_equal(net.flags, 0);
     assert_int_equal(tape_memory(tape).values, memory.values);
     assert_int_equal(tape_memory(tape).gradients, memory.gradients);
-    float *values[5] = {net.weights[0], net.weights[1], net.weights[2], net.norm, net.table};
-    const int counts[5] = {WIDTH * WIDTH, WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, 4 * WIDTH};
-    for (int p = 0; p < 5; p++)
+    float *values[] = {net.weights[0], net.weights[1], net.weights[2], net.norm, net.table, net.shift};
+    const int counts[] = {WIDTH * WIDTH, WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, 4 * WIDTH, WIDTH};
+    for (int p = 0; p < PARAMETERS; p++)
         for (int e = 0; e < counts[p]; e++)
             close_to(ldexp((double)net.sum[p][e], -EXPONENT), slope(&net, tape, &values[p][e]), names[p], e);
     for (int e = 0; e < ROWS * WIDTH; e++) close_to((double)dinput[e], slope(&net, tape, &net.input[e]), "input", e);
@@ -207,7 +212,7 @@ static void test_gradients(void **state) {
 static void test_policies(void **state) {
     (void)state;
     float logprob[3][3], dinput[3][ROWS * WIDTH], silent[3];
-    int64_t sums[3][5][WIDTH * WIDTH];
+    int64_t sums[3][PARAMETERS][WIDTH * WIDTH];
     net_t net;
     tape_memory_t memory[3];
     for (int policy = 0; policy < 3; policy++) {
