@@ -86,6 +86,21 @@ status_t check_rows_backward(const char *op, const rows_args_t *args, const rows
     return STATUS_OK;
 }
 
+status_t check_pool(const pool_args_t *args) {
+    const char *op = "pool_rows";
+    REQUIRE(args->count >= 1, "%s: the mean of %d rows", op, args->count);
+    TRY(check_matrix(op, "x", &args->x, args->x.rows, args->x.columns));
+    return check_matrix(op, "y", &args->y, args->y.rows, args->x.columns);
+}
+
+status_t check_pool_backward(const pool_args_t *args, const pool_gradients_t *gradients) {
+    const char *op = "pool_rows backward";
+    TRY(check_pool(args));
+    TRY(check_matrix(op, "dy", &gradients->dy, args->y.rows, args->y.columns));
+    if (gradients->dx.data) TRY(check_matrix(op, "dx", &gradients->dx, args->x.rows, args->x.columns));
+    return STATUS_OK;
+}
+
 status_t check_rmsnorm(const rmsnorm_args_t *args) {
     TRY(check_matrix("rmsnorm", "x", &args->x, args->x.rows, args->x.columns));
     TRY(check_matrix("rmsnorm", "y", &args->y, args->x.rows, args->x.columns));

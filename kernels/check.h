@@ -20,6 +20,8 @@ status_t check_embedding_backward(const embedding_args_t *args, const embedding_
 status_t check_gather(const rows_args_t *args) STATUS_CHECKED;
 status_t check_scatter(const rows_args_t *args) STATUS_CHECKED;
 status_t check_rows_backward(const char *op, const rows_args_t *args, const rows_gradients_t *gradients) STATUS_CHECKED;
+status_t check_pool(const pool_args_t *args) STATUS_CHECKED;
+status_t check_pool_backward(const pool_args_t *args, const pool_gradients_t *gradients) STATUS_CHECKED;
 status_t check_rmsnorm(const rmsnorm_args_t *args) STATUS_CHECKED;
 status_t check_rmsnorm_backward(const rmsnorm_args_t *args, const rmsnorm_gradients_t *gradients) STATUS_CHECKED;
 status_t check_layernorm(const layernorm_args_t *args) STATUS_CHECKED;

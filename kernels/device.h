@@ -108,6 +108,19 @@ typedef struct rows_gradients {
     matrix_t dx; // data NULL: not wanted
 } rows_gradients_t;
 
+// ---- pool_rows: y[i] = the mean of `count` rows of x, summed in the order of their indices, then divided ----
+typedef struct pool_args {
+    matrix_t x;
+    const int32_t *index; // [y.rows * count] into x; rows may repeat
+    int count;            // >= 1
+    matrix_t y;
+} pool_args_t;
+// dx[index[i * count + j]] += dy[i] / count, in order of i, then j.
+typedef struct pool_gradients {
+    matrix_t dy;
+    matrix_t dx; // data NULL: not wanted
+} pool_gradients_t;
+
 // ---- rmsnorm: y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) ----
 typedef enum norm_flavour {
     NORM_CAST_THEN_WEIGHT, // Qwen, Llama, Mistral: normalise, round to the dtype, multiply by w
@@ -303,6 +316,8 @@ typedef struct device_table {
     status_t (*gather_rows_backward)(device_t *device, const rows_args_t *args, const rows_gradients_t *gradients);
     status_t (*scatter_rows)(device_t *device, const rows_args_t *args);
     status_t (*scatter_rows_backward)(device_t *device, const rows_args_t *args, const rows_gradients_t *gradients);
+    status_t (*pool_rows)(device_t *device, const pool_args_t *args);
+    status_t (*pool_rows_backward)(device_t *device, const pool_args_t *args, const pool_gradients_t *gradients);
     status_t (*rmsnorm)(device_t *device, const rmsnorm_args_t *args);
     status_t (*rmsnorm_backward)(device_t *device, const rmsnorm_args_t *args, const rmsnorm_gradients_t *gradients);
     status_t (*layernorm)(device_t *device, const layernorm_args_t *args);

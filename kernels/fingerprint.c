@@ -113,6 +113,22 @@ static status_t probe_rows(probe_t *probe) {
     return table->add(probe->device, &add);
 }
 
+static status_t probe_pool(probe_t *probe) {
+    const device_table_t *table = probe->device->table;
+    enum { POOLED = 9, COUNT = 5 };
+    pool_args_t args = {.count = COUNT};
+    pool_gradients_t back;
+    int32_t *index;
+    TRY(probe_ints(probe, POOLED * COUNT, PROBE_ROWS, &index));
+    args.index = index;
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.x));
+    TRY(probe_matrix(probe, POOLED, PROBE_COLUMNS, &args.y));
+    TRY(probe_matrix(probe, POOLED, PROBE_COLUMNS, &back.dy));
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(table->pool_rows(probe->device, &args));
+    return table->pool_rows_backward(probe->device, &args, &back);
+}
+
 static status_t probe_norm(probe_t *probe, norm_flavour_t flavour, const int32_t *leaf) {
     const device_table_t *table = probe->device->table;
     rmsnorm_args_t args = {.eps = 1e-6f, .flavour = flavour};
@@ -345,6 +361,7 @@ static status_t probe_optimizer(probe_t *probe) {
 static status_t probe_all(probe_t *probe) {
     static const int32_t leaf[3] = {0, 20, PROBE_ROWS};
     TRY(probe_rows(probe));
+    TRY(probe_pool(probe));
     TRY(probe_norm(probe, NORM_CAST_THEN_WEIGHT, leaf));
     TRY(probe_norm(probe, NORM_ONE_PLUS_WEIGHT, leaf));
     TRY(probe_layernorm(probe, leaf));

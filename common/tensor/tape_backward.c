@@ -54,6 +54,17 @@ static status_t back_rows(tape_t *tape, const record_t *record) {
     return tape->device->table->scatter_rows_backward(tape->device, &args, &gradients);
 }
 
+static status_t back_pool(tape_t *tape, const record_t *record) {
+    pool_args_t args = {.x = node_value(record->x),
+                        .index = record->u.rows.index,
+                        .count = record->u.rows.each,
+                        .y = node_value(record->out)};
+    pool_gradients_t gradients;
+    TRY(node_gradient(tape, record->out, &gradients.dy));
+    TRY(wanted_gradient(tape, record->x, &gradients.dx));
+    return tape->device->table->pool_rows_backward(tape->device, &args, &gradients);
+}
+
 static status_t back_rmsnorm(tape_t *tape, const record_t *record) {
     rmsnorm_args_t args = {.x = node_value(record->x),
                            .weight = record->weight->value.data,
@@ -203,6 +214,8 @@ static status_t back_one(tape_t *tape, const record_t *record) {
     case RECORD_GATHER:
     case RECORD_SCATTER:
         return back_rows(tape, record);
+    case RECORD_POOL:
+        return back_pool(tape, record);
     case RECORD_RMSNORM:
         return back_rmsnorm(tape, record);
     case RECORD_LAYERNORM:
@@ -235,6 +248,7 @@ static const char *record_name(record_kind_t kind) {
         [RECORD_LINEAR] = "linear",
         [RECORD_EMBEDDING] = "embedding",
         [RECORD_GATHER] = "gather of rows",
+        [RECORD_POOL] = "pooling of rows",
         [RECORD_SCATTER] = "scatter of rows",
         [RECORD_RMSNORM] = "rmsnorm",
         [RECORD_LAYERNORM] = "layernorm",

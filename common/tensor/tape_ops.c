@@ -104,6 +104,21 @@ status_t tape_gather_rows(tape_t *tape, tensor_t *x, const int32_t *index, int c
     return tape_push(tape, &record);
 }
 
+status_t tape_pool_rows(tape_t *tape, tensor_t *x, const int32_t *index, int each, int count, leaves_t leaves,
+                        tensor_t **out) {
+    *out = NULL;
+    if (leaves.count || tape->recording) TRY(tape_complete_leaves(tape, leaves, count, &leaves));
+    node_t *node;
+    TRY(tape_new_node(tape, count, x->value.columns, x->value.dtype, leaves, needs(x), &node));
+    pool_args_t args = {.x = node_value(node_of(x)), .index = index, .count = each, .y = node->tensor.value};
+    TRY(tape->device->table->pool_rows(tape->device, &args));
+    TRY(tape_show(tape, "pooling of rows", NULL, args.y, false));
+    *out = &node->tensor;
+    if (!tape->recording || !needs(x)) return STATUS_OK;
+    record_t record = {.kind = RECORD_POOL, .out = node, .x = node_of(x), .u.rows = {index, each}};
+    return tape_push(tape, &record);
+}
+
 status_t tape_run_scatter(tape_t *tape, const record_t *record) {
     rows_args_t args = {.x = node_value(record->x), .index = record->u.rows.index, .y = node_value(record->out)};
     return tape->device->table->scatter_rows(tape->device, &args);

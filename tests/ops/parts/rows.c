@@ -139,6 +139,56 @@ const op_t op_scatter = {.name = "scatter_rows",
                          .tolerance = 0,
                          .bytes = rows_bytes};
 
+// ---- pooling: shape M, K, rows of x, rows of a mean; a fifth argument: the side of a square grid instead ----
+enum { POOL_X, POOL_Y };
+static status_t pool_setup(problem_t *p) {
+    int count = p->shape[3], side = p->shape[4];
+    TRY(problem_tensor(p, "x", TENSOR_INPUT, false, p->shape[2], p->shape[1], 4, 1.0f));
+    TRY(problem_tensor(p, "y", TENSOR_OUTPUT, true, p->shape[0], p->shape[1], 1, 1.0f));
+    TRY(problem_array(p, true, p->shape[0], count, 0, p->shape[2]));
+    for (int i = 0; side && i < p->shape[0] * count; i++) { // windows of kernel x kernel with stride kernel
+        int kernel = (int)lround(sqrt(count)), across = side / kernel, out = i / count, in = i % count;
+        int row = out / across * kernel + in / kernel, column = out % across * kernel + in % kernel;
+        p->array[0].value[i] = (row * side + column) % p->shape[2];
+    }
+    return STATUS_OK;
+}
+static pool_args_t pool_args(problem_t *p) {
+    return (pool_args_t){.x = problem_matrix(p, POOL_X),
+                         .index = p->array[0].value,
+                         .count = p->shape[3],
+                         .y = problem_matrix(p, POOL_Y)};
+}
+static status_t pool_run(problem_t *p, device_t *device) {
+    pool_args_t args = pool_args(p);
+    return device->table->pool_rows(device, &args);
+}
+static status_t pool_run_backward(problem_t *p, device_t *device) {
+    pool_args_t args = pool_args(p);
+    pool_gradients_t gradients = {.dy = problem_gradient(p, POOL_Y), .dx = problem_gradient(p, POOL_X)};
+    return device->table->pool_rows_backward(device, &args, &gradients);
+}
+static void pool_reference(const problem_t *p, double *const *value) {
+    int columns = p->shape[1], count = p->shape[3];
+    for (int i = 0; i < p->shape[0]; i++)
+        for (int c = 0; c < columns; c++) {
+            double sum = 0;
+            for (int j = 0; j < count; j++) sum += value[POOL_X][p->array[0].value[i * count + j] * columns + c];
+            value[POOL_Y][i * columns + c] = sum / count;
+        }
+}
+static double pool_bytes(const int *shape, bool backward) {
+    return elements(shape) * (4 + (backward ? 8 : 4) * shape[3]);
+}
+const op_t op_pool = {.name = "pool_rows",
+                      .backward = "pool_rows_backward",
+                      .setup = pool_setup,
+                      .run = pool_run,
+                      .run_backward = pool_run_backward,
+                      .reference = pool_reference,
+                      .tolerance = 5e-7,
+                      .bytes = pool_bytes};
+
 // ---- rmsnorm: shape M, K, flavour ----
 enum { NORM_X, NORM_W, NORM_Y, NORM_RSTD };
 static status_t norm_setup(problem_t *p) {
