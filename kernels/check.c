@@ -86,6 +86,21 @@ status_t check_rows_backward(const char *op, const rows_args_t *args, const rows
     return STATUS_OK;
 }
 
+status_t check_pool(const pool_args_t *args) {
+    const char *op = "pool_rows";
+    REQUIRE(args->count >= 1, "%s: the mean of %d rows", op, args->count);
+    TRY(check_matrix(op, "x", &args->x, args->x.rows, args->x.columns));
+    return check_matrix(op, "y", &args->y, args->y.rows, args->x.columns);
+}
+
+status_t check_pool_backward(const pool_args_t *args, const pool_gradients_t *gradients) {
+    const char *op = "pool_rows backward";
+    TRY(check_pool(args));
+    TRY(check_matrix(op, "dy", &gradients->dy, args->y.rows, args->y.columns));
+    if (gradients->dx.data) TRY(check_matrix(op, "dx", &gradients->dx, args->x.rows, args->x.columns));
+    return STATUS_OK;
+}
+
 status_t check_rmsnorm(const rmsnorm_args_t *args) {
     TRY(check_matrix("rmsnorm", "x", &args->x, args->x.rows, args->x.columns));
     TRY(check_matrix("rmsnorm", "y", &args->y, args->x.rows, args->x.columns));
@@ -104,6 +119,28 @@ status_t check_rmsnorm_backward(const rmsnorm_args_t *args, const rmsnorm_gradie
     if (!gradients->weight) return STATUS_OK;
     TRY(check_sink("rmsnorm backward", "the weight", gradients->weight));
     return check_leaves("rmsnorm backward", &gradients->leaves, args->x.rows);
+}
+
+status_t check_layernorm(const layernorm_args_t *args) {
+    const char *op = "layernorm";
+    TRY(check_matrix(op, "x", &args->x, args->x.rows, args->x.columns));
+    TRY(check_matrix(op, "y", &args->y, args->x.rows, args->x.columns));
+    REQUIRE(args->x.columns > 0, "%s: rows without columns", op);
+    REQUIRE(args->weight, "%s: the weight is missing", op);
+    REQUIRE((args->mean && args->rstd) || args->x.rows == 0, "%s: no memory for the means or rstd", op);
+    REQUIRE(args->eps >= 0 && isfinite(args->eps), "%s: eps is %g", op, (double)args->eps);
+    return STATUS_OK;
+}
+
+status_t check_layernorm_backward(const layernorm_args_t *args, const layernorm_gradients_t *gradients) {
+    const char *op = "layernorm backward";
+    TRY(check_layernorm(args));
+    TRY(check_matrix(op, "dy", &gradients->dy, args->x.rows, args->x.columns));
+    if (gradients->dx.data) TRY(check_matrix(op, "dx", &gradients->dx, args->x.rows, args->x.columns));
+    if (!gradients->weight && !gradients->bias) return STATUS_OK;
+    if (gradients->weight) TRY(check_sink(op, "the weight", gradients->weight));
+    if (gradients->bias) TRY(check_sink(op, "the bias", gradients->bias));
+    return check_leaves(op, &gradients->leaves, args->x.rows);
 }
 
 status_t check_rope_table(const rope_table_args_t *args) {

@@ -20,8 +20,12 @@ status_t check_embedding_backward(const embedding_args_t *args, const embedding_
 status_t check_gather(const rows_args_t *args) STATUS_CHECKED;
 status_t check_scatter(const rows_args_t *args) STATUS_CHECKED;
 status_t check_rows_backward(const char *op, const rows_args_t *args, const rows_gradients_t *gradients) STATUS_CHECKED;
+status_t check_pool(const pool_args_t *args) STATUS_CHECKED;
+status_t check_pool_backward(const pool_args_t *args, const pool_gradients_t *gradients) STATUS_CHECKED;
 status_t check_rmsnorm(const rmsnorm_args_t *args) STATUS_CHECKED;
 status_t check_rmsnorm_backward(const rmsnorm_args_t *args, const rmsnorm_gradients_t *gradients) STATUS_CHECKED;
+status_t check_layernorm(const layernorm_args_t *args) STATUS_CHECKED;
+status_t check_layernorm_backward(const layernorm_args_t *args, const layernorm_gradients_t *gradients) STATUS_CHECKED;
 status_t check_rope_table(const rope_table_args_t *args) STATUS_CHECKED;
 status_t check_rope(const rope_args_t *args) STATUS_CHECKED;
 status_t check_attention(const attention_args_t *args) STATUS_CHECKED;

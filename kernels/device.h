@@ -108,6 +108,19 @@ typedef struct rows_gradients {
     matrix_t dx; // data NULL: not wanted
 } rows_gradients_t;
 
+// ---- pool_rows: y[i] = the mean of `count` rows of x, summed in the order of their indices, then divided ----
+typedef struct pool_args {
+    matrix_t x;
+    const int32_t *index; // [y.rows * count] into x; rows may repeat
+    int count;            // >= 1
+    matrix_t y;
+} pool_args_t;
+// dx[index[i * count + j]] += dy[i] / count, in order of i, then j.
+typedef struct pool_gradients {
+    matrix_t dy;
+    matrix_t dx; // data NULL: not wanted
+} pool_gradients_t;
+
 // ---- rmsnorm: y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps) ----
 typedef enum norm_flavour {
     NORM_CAST_THEN_WEIGHT, // Qwen, Llama, Mistral: normalise, round to the dtype, multiply by w
@@ -126,6 +139,22 @@ typedef struct rmsnorm_gradients {
     const gradient_sink_t *weight;
     leaves_t leaves;
 } rmsnorm_gradients_t;
+
+// ---- layernorm: y = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps) (PyTorch's) ----
+typedef struct layernorm_args {
+    matrix_t x;          // [M, K]
+    const float *weight; // [K]
+    const float *bias;   // [K], or NULL: none
+    float eps;
+    matrix_t y;         // [M, K]
+    float *mean, *rstd; // [M] each, for backward
+} layernorm_args_t;
+typedef struct layernorm_gradients {
+    matrix_t dy;
+    matrix_t dx;                          // added to; data NULL: not wanted
+    const gradient_sink_t *weight, *bias; // NULL: frozen
+    leaves_t leaves;                      // over the M rows
+} layernorm_gradients_t;
 
 // ---- rope ----
 // Table: angle[i][j] = position[axis[j]][i] * inverse_frequency[j] in fp32; cos and sin computed in double, rounded
@@ -156,9 +185,9 @@ typedef struct attention_mask {
     const int32_t *query_position; // [sequences] position of the sequence's first query; the next ones follow
     const int32_t *key_start;      // [sequences + 1] into key_row
     const int32_t *key_row;        // [key_start[sequences]] rows of k and v, by position
-    bool causal;                   // key position <= query position; otherwise all keys of the sequence
-    int window;                    // > 0: key position > query position - window
-    const int32_t *group;          // NULL, or per key (as key_row): same group >= 0 sees each other (image groups)
+    bool causal;                   // key position <= query position, or one image group; else all keys of the sequence
+    int window;                    // > 0: and key position > query position - window, whatever the group
+    const int32_t *group;          // NULL, or per key (as key_row): tokens of one group >= 0 see each other
 } attention_mask_t;
 // Scores s_j = scale * (q . k_j), the dot in order of d with FMA. Keys go in blocks of ATTENTION_BLOCK positions
 // anchored at position 0 of the sequence: a running maximum and sum in fp32, rescaled once a block; masked keys of a
@@ -287,8 +316,13 @@ typedef struct device_table {
     status_t (*gather_rows_backward)(device_t *device, const rows_args_t *args, const rows_gradients_t *gradients);
     status_t (*scatter_rows)(device_t *device, const rows_args_t *args);
     status_t (*scatter_rows_backward)(device_t *device, const rows_args_t *args, const rows_gradients_t *gradients);
+    status_t (*pool_rows)(device_t *device, const pool_args_t *args);
+    status_t (*pool_rows_backward)(device_t *device, const pool_args_t *args, const pool_gradients_t *gradients);
     status_t (*rmsnorm)(device_t *device, const rmsnorm_args_t *args);
     status_t (*rmsnorm_backward)(device_t *device, const rmsnorm_args_t *args, const rmsnorm_gradients_t *gradients);
+    status_t (*layernorm)(device_t *device, const layernorm_args_t *args);
+    status_t (*layernorm_backward)(device_t *device, const layernorm_args_t *args,
+                                   const layernorm_gradients_t *gradients);
     status_t (*rope_table)(device_t *device, const rope_table_args_t *args);
     status_t (*rope)(device_t *device, const rope_args_t *args);
     status_t (*attention)(device_t *device, const attention_args_t *args);

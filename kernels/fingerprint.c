@@ -113,6 +113,22 @@ static status_t probe_rows(probe_t *probe) {
     return table->add(probe->device, &add);
 }
 
+static status_t probe_pool(probe_t *probe) {
+    const device_table_t *table = probe->device->table;
+    enum { POOLED = 9, COUNT = 5 };
+    pool_args_t args = {.count = COUNT};
+    pool_gradients_t back;
+    int32_t *index;
+    TRY(probe_ints(probe, POOLED * COUNT, PROBE_ROWS, &index));
+    args.index = index;
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.x));
+    TRY(probe_matrix(probe, POOLED, PROBE_COLUMNS, &args.y));
+    TRY(probe_matrix(probe, POOLED, PROBE_COLUMNS, &back.dy));
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(table->pool_rows(probe->device, &args));
+    return table->pool_rows_backward(probe->device, &args, &back);
+}
+
 static status_t probe_norm(probe_t *probe, norm_flavour_t flavour, const int32_t *leaf) {
     const device_table_t *table = probe->device->table;
     rmsnorm_args_t args = {.eps = 1e-6f, .flavour = flavour};
@@ -130,6 +146,30 @@ static status_t probe_norm(probe_t *probe, norm_flavour_t flavour, const int32_t
     back.weight = &sink;
     TRY(table->rmsnorm(probe->device, &args));
     return table->rmsnorm_backward(probe->device, &args, &back);
+}
+
+static status_t probe_layernorm(probe_t *probe, const int32_t *leaf) {
+    const device_table_t *table = probe->device->table;
+    layernorm_args_t args = {.eps = 1e-5f};
+    layernorm_gradients_t back = {.leaves = {.count = 2, .start = leaf}};
+    gradient_sink_t weight_sink, bias_sink;
+    float *weight, *bias;
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.x));
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.y));
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dy));
+    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(probe_floats(probe, PROBE_COLUMNS, &weight));
+    TRY(probe_floats(probe, PROBE_COLUMNS, &bias));
+    TRY(probe_floats(probe, PROBE_ROWS, &args.mean));
+    TRY(probe_floats(probe, PROBE_ROWS, &args.rstd));
+    TRY(probe_sink(probe, PROBE_COLUMNS, &weight_sink));
+    TRY(probe_sink(probe, PROBE_COLUMNS, &bias_sink));
+    args.weight = weight;
+    args.bias = bias;
+    back.weight = &weight_sink;
+    back.bias = &bias_sink;
+    TRY(table->layernorm(probe->device, &args));
+    return table->layernorm_backward(probe->device, &args, &back);
 }
 
 static status_t probe_activation(probe_t *probe, activation_t kind, bool gated) {
@@ -321,8 +361,10 @@ static status_t probe_optimizer(probe_t *probe) {
 static status_t probe_all(probe_t *probe) {
     static const int32_t leaf[3] = {0, 20, PROBE_ROWS};
     TRY(probe_rows(probe));
+    TRY(probe_pool(probe));
     TRY(probe_norm(probe, NORM_CAST_THEN_WEIGHT, leaf));
     TRY(probe_norm(probe, NORM_ONE_PLUS_WEIGHT, leaf));
+    TRY(probe_layernorm(probe, leaf));
     TRY(probe_activation(probe, ACTIVATION_SILU, true));
     TRY(probe_activation(probe, ACTIVATION_GELU_ERF, false));
     TRY(probe_activation(probe, ACTIVATION_GELU_TANH, true));

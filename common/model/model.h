@@ -38,6 +38,7 @@ typedef struct model_config {
     int rope_sections[3]; // m-rope sections (in half-dims: they sum to head_dim / 2); {half, 0, 0} for plain rope
     bool tied_embeddings;
     bool has_vision;
+    bool image_groups;        // tokens of one run of image tokens see each other, later ones too (Gemma-3)
     int bos_token, pad_token; // -1 where absent
     int eos_tokens[8];
     int eos_token_count;

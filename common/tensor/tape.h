@@ -85,16 +85,28 @@ status_t tape_columns(tape_t *tape, tensor_t *x, int first, int count, tensor_t 
 // The same memory seen with another row length: [rows, columns] -> [rows / factor, columns * factor] (Qwen's 2x2
 // merger). `leaves` are those of the new rows.
 status_t tape_fold_rows(tape_t *tape, tensor_t *x, int factor, leaves_t leaves, tensor_t **out) STATUS_CHECKED;
-// Token ids (host or uploaded; checked against the table) -> rows of the table times scale.
+// The other way round: [rows, columns] -> [rows * factor, columns / factor], with `factor` times x's leaf boundaries (a
+// norm over each head's columns: split by heads, norm, tape_fold_rows by heads with the leaves of x).
+status_t tape_split_rows(tape_t *tape, tensor_t *x, int factor, tensor_t **out) STATUS_CHECKED;
+// Token ids (host or uploaded; checked against the table) -> rows of the table times scale. A learned position table is
+// an embedding by position and a class row an embedding of row 0: add the one to patch rows, scatter patch rows into
+// the other.
 status_t tape_embedding(tape_t *tape, const int32_t *tokens, int count, const parameter_t *table, float scale,
                         leaves_t leaves, tensor_t **out) STATUS_CHECKED;
 // y[i] = x[index[i]], count rows, with the leaves of the new order.
 status_t tape_gather_rows(tape_t *tape, tensor_t *x, const int32_t *index, int count, leaves_t leaves,
                           tensor_t **out) STATUS_CHECKED;
+// y[i] = the mean of x's rows index[i * each] .. index[i * each + each - 1], `count` rows, with the leaves of the new
+// order (average pooling of a grid of rows).
+status_t tape_pool_rows(tape_t *tape, tensor_t *x, const int32_t *index, int each, int count, leaves_t leaves,
+                        tensor_t **out) STATUS_CHECKED;
 // In place: base[index[i]] = rows[i]. The result is `base` itself (image features spliced into embeddings).
 status_t tape_scatter_rows(tape_t *tape, tensor_t *base, tensor_t *rows, const int32_t *index) STATUS_CHECKED;
 status_t tape_rmsnorm(tape_t *tape, tensor_t *x, const parameter_t *weight, float eps, norm_flavour_t flavour,
                       tensor_t **out) STATUS_CHECKED;
+// weight [K]; bias [K] or NULL.
+status_t tape_layernorm(tape_t *tape, tensor_t *x, const parameter_t *weight, const parameter_t *bias, float eps,
+                        tensor_t **out) STATUS_CHECKED;
 // In place on x; the table (cosine, sine: [rows, half]) is device memory and must live until tape_reset.
 status_t tape_rope(tape_t *tape, tensor_t *x, int heads, int half, const float *cosine,
                    const float *sine) STATUS_CHECKED;

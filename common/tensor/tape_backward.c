@@ -54,6 +54,17 @@ static status_t back_rows(tape_t *tape, const record_t *record) {
     return tape->device->table->scatter_rows_backward(tape->device, &args, &gradients);
 }
 
+static status_t back_pool(tape_t *tape, const record_t *record) {
+    pool_args_t args = {.x = node_value(record->x),
+                        .index = record->u.rows.index,
+                        .count = record->u.rows.each,
+                        .y = node_value(record->out)};
+    pool_gradients_t gradients;
+    TRY(node_gradient(tape, record->out, &gradients.dy));
+    TRY(wanted_gradient(tape, record->x, &gradients.dx));
+    return tape->device->table->pool_rows_backward(tape->device, &args, &gradients);
+}
+
 static status_t back_rmsnorm(tape_t *tape, const record_t *record) {
     rmsnorm_args_t args = {.x = node_value(record->x),
                            .weight = record->weight->value.data,
@@ -65,6 +76,21 @@ static status_t back_rmsnorm(tape_t *tape, const record_t *record) {
     TRY(node_gradient(tape, record->out, &gradients.dy));
     TRY(wanted_gradient(tape, record->x, &gradients.dx));
     return tape->device->table->rmsnorm_backward(tape->device, &args, &gradients);
+}
+
+static status_t back_layernorm(tape_t *tape, const record_t *record) {
+    layernorm_args_t args = {.x = node_value(record->x),
+                             .weight = record->weight->value.data,
+                             .bias = record->bias ? record->bias->value.data : NULL,
+                             .eps = record->u.norm.eps,
+                             .y = node_value(record->out),
+                             .mean = record->u.norm.mean,
+                             .rstd = record->u.norm.rstd};
+    layernorm_gradients_t gradients = {
+        .weight = sink_of(record->weight), .bias = sink_of(record->bias), .leaves = record->leaves};
+    TRY(node_gradient(tape, record->out, &gradients.dy));
+    TRY(wanted_gradient(tape, record->x, &gradients.dx));
+    return tape->device->table->layernorm_backward(tape->device, &args, &gradients);
 }
 
 static status_t back_attention(tape_t *tape, const record_t *record) {
@@ -165,11 +191,12 @@ static status_t remake_cheap(tape_t *tape, size_t begin, size_t end) {
         const record_t *record = &tape->records[i];
         node_t *root = record->out ? node_root(record->out) : NULL;
         if (!root || !root->cheap || !root->value_needed) continue;
-        if (record->kind == RECORD_RMSNORM || record->kind == RECORD_ACTIVATION) {
+        bool norm = record->kind == RECORD_RMSNORM || record->kind == RECORD_LAYERNORM;
+        if (norm || record->kind == RECORD_ACTIVATION) {
             TRY(tape_take(tape, root->bytes, root, &root->memory));
             root->tensor.value.data = root->memory;
         }
-        if (record->kind == RECORD_RMSNORM) TRY(tape_run_norm(tape, record));
+        if (norm) TRY(tape_run_norm(tape, record));
         if (record->kind == RECORD_ACTIVATION) TRY(tape_run_activation(tape, record));
         if (record->kind == RECORD_ROPE) TRY(tape_run_rope(tape, record, false, node_value(record->out)));
         if (record->kind == RECORD_SCATTER) TRY(tape_run_scatter(tape, record));
@@ -187,8 +214,12 @@ static status_t back_one(tape_t *tape, const record_t *record) {
     case RECORD_GATHER:
     case RECORD_SCATTER:
         return back_rows(tape, record);
+    case RECORD_POOL:
+        return back_pool(tape, record);
     case RECORD_RMSNORM:
         return back_rmsnorm(tape, record);
+    case RECORD_LAYERNORM:
+        return back_layernorm(tape, record);
     case RECORD_ROPE: {
         matrix_t dx;
         TRY(node_gradient(tape, record->out, &dx));
@@ -217,8 +248,10 @@ static const char *record_name(record_kind_t kind) {
         [RECORD_LINEAR] = "linear",
         [RECORD_EMBEDDING] = "embedding",
         [RECORD_GATHER] = "gather of rows",
+        [RECORD_POOL] = "pooling of rows",
         [RECORD_SCATTER] = "scatter of rows",
         [RECORD_RMSNORM] = "rmsnorm",
+        [RECORD_LAYERNORM] = "layernorm",
         [RECORD_ROPE] = "rope",
         [RECORD_ATTENTION] = "attention",
         [RECORD_ACTIVATION] = "activation",

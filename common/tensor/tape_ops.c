@@ -104,6 +104,21 @@ status_t tape_gather_rows(tape_t *tape, tensor_t *x, const int32_t *index, int c
     return tape_push(tape, &record);
 }
 
+status_t tape_pool_rows(tape_t *tape, tensor_t *x, const int32_t *index, int each, int count, leaves_t leaves,
+                        tensor_t **out) {
+    *out = NULL;
+    if (leaves.count || tape->recording) TRY(tape_complete_leaves(tape, leaves, count, &leaves));
+    node_t *node;
+    TRY(tape_new_node(tape, count, x->value.columns, x->value.dtype, leaves, needs(x), &node));
+    pool_args_t args = {.x = node_value(node_of(x)), .index = index, .count = each, .y = node->tensor.value};
+    TRY(tape->device->table->pool_rows(tape->device, &args));
+    TRY(tape_show(tape, "pooling of rows", NULL, args.y, false));
+    *out = &node->tensor;
+    if (!tape->recording || !needs(x)) return STATUS_OK;
+    record_t record = {.kind = RECORD_POOL, .out = node, .x = node_of(x), .u.rows = {index, each}};
+    return tape_push(tape, &record);
+}
+
 status_t tape_run_scatter(tape_t *tape, const record_t *record) {
     rows_args_t args = {.x = node_value(record->x), .index = record->u.rows.index, .y = node_value(record->out)};
     return tape->device->table->scatter_rows(tape->device, &args);
@@ -123,7 +138,19 @@ status_t tape_scatter_rows(tape_t *tape, tensor_t *base, tensor_t *rows, const i
     return tape_push(tape, &record);
 }
 
+static status_t run_layernorm(tape_t *tape, const record_t *record) {
+    layernorm_args_t args = {.x = node_value(record->x),
+                             .weight = record->weight->value.data,
+                             .bias = record->bias ? record->bias->value.data : NULL,
+                             .eps = record->u.norm.eps,
+                             .y = node_value(record->out),
+                             .mean = record->u.norm.mean,
+                             .rstd = record->u.norm.rstd};
+    return tape->device->table->layernorm(tape->device, &args);
+}
+
 status_t tape_run_norm(tape_t *tape, const record_t *record) {
+    if (record->kind == RECORD_LAYERNORM) return run_layernorm(tape, record);
     rmsnorm_args_t args = {.x = node_value(record->x),
                            .weight = record->weight->value.data,
                            .eps = record->u.norm.eps,
@@ -133,30 +160,44 @@ status_t tape_run_norm(tape_t *tape, const record_t *record) {
     return tape->device->table->rmsnorm(tape->device, &args);
 }
 
-status_t tape_rmsnorm(tape_t *tape, tensor_t *x, const parameter_t *weight, float eps, norm_flavour_t flavour,
-                      tensor_t **out) {
+// Either norm: `record` has its kind, weight, bias and settings.
+static status_t push_norm(tape_t *tape, tensor_t *x, const char *name, record_t record, tensor_t **out) {
+    const parameter_t *weight = record.weight, *bias = record.bias;
+    int columns = x->value.columns;
     *out = NULL;
-    if ((int64_t)weight->value.rows * weight->value.columns != x->value.columns)
-        FAIL(STATUS_INVALID, "a norm of %d weights got rows of %d columns", weight->value.columns, x->value.columns);
-    bool need = needs(x) || trained(weight), recorded = need && tape->recording;
+    if ((int64_t)weight->value.rows * weight->value.columns != columns)
+        FAIL(STATUS_INVALID, "a norm of %d weights got rows of %d columns", weight->value.columns, columns);
+    if (bias && (int64_t)bias->value.rows * bias->value.columns != columns)
+        FAIL(STATUS_INVALID, "a norm with a bias of %d got rows of %d columns", bias->value.columns, columns);
+    bool need = needs(x) || trained(weight) || trained(bias), recorded = need && tape->recording;
     node_t *node;
-    TRY(tape_new_node(tape, x->value.rows, x->value.columns, x->value.dtype, x->leaves, need, &node));
-    record_t record = {.kind = RECORD_RMSNORM,
-                       .out = node,
-                       .x = node_of(x),
-                       .weight = weight,
-                       .leaves = x->leaves,
-                       .u.norm = {.eps = eps, .flavour = flavour}};
-    size_t saved = (size_t)x->value.rows * sizeof(float);
+    TRY(tape_new_node(tape, x->value.rows, columns, x->value.dtype, x->leaves, need, &node));
+    record.out = node;
+    record.x = node_of(x);
+    record.leaves = x->leaves;
+    size_t rows = (size_t)x->value.rows, saved = (record.kind == RECORD_LAYERNORM ? 2 : 1) * rows * sizeof(float);
     TRY(take_saved(tape, saved, recorded, (void **)&record.u.norm.rstd));
+    record.u.norm.mean = record.u.norm.rstd + rows;
     TRY(tape_run_norm(tape, &record));
-    TRY(tape_show(tape, "rmsnorm", weight, node->tensor.value, false));
+    TRY(tape_show(tape, name, weight, node->tensor.value, false));
     TRY(give_saved(tape, saved, recorded, record.u.norm.rstd));
     *out = &node->tensor;
     if (!recorded) return STATUS_OK;
     need_value(x);
     node->cheap = makes_cheap(tape);
     return tape_push(tape, &record);
+}
+
+status_t tape_rmsnorm(tape_t *tape, tensor_t *x, const parameter_t *weight, float eps, norm_flavour_t flavour,
+                      tensor_t **out) {
+    record_t record = {.kind = RECORD_RMSNORM, .weight = weight, .u.norm = {.eps = eps, .flavour = flavour}};
+    return push_norm(tape, x, "rmsnorm", record, out);
+}
+
+status_t tape_layernorm(tape_t *tape, tensor_t *x, const parameter_t *weight, const parameter_t *bias, float eps,
+                        tensor_t **out) {
+    record_t record = {.kind = RECORD_LAYERNORM, .weight = weight, .bias = bias, .u.norm.eps = eps};
+    return push_norm(tape, x, "layernorm", record, out);
 }
 
 status_t tape_run_rope(tape_t *tape, const record_t *record, bool inverse, matrix_t x) {

@@ -16,10 +16,18 @@ typedef struct rows_job {
     const rows_args_t *args;
     const rows_gradients_t *gradients;
 } rows_job_t;
+typedef struct pool_job {
+    const pool_args_t *args;
+    const pool_gradients_t *gradients;
+} pool_job_t;
 typedef struct rmsnorm_job {
     const rmsnorm_args_t *args;
     const rmsnorm_gradients_t *gradients;
 } rmsnorm_job_t;
+typedef struct layernorm_job {
+    const layernorm_args_t *args;
+    const layernorm_gradients_t *gradients;
+} layernorm_job_t;
 typedef struct activation_job {
     const activation_args_t *args;
     const activation_gradients_t *gradients;
@@ -60,9 +68,14 @@ typedef struct cpu_kernels {
     cpu_range_t embedding_backward; // columns
     cpu_range_t gather_backward;    // rows_job_t, columns
     cpu_range_t scatter_backward;   // rows of x
+    cpu_range_t pool;               // pool_job_t, rows
+    cpu_range_t pool_backward;      // columns
     cpu_range_t rmsnorm;            // rmsnorm_job_t, rows
     cpu_range_t rmsnorm_dx;         // rows
     cpu_range_t rmsnorm_dweight;    // columns
+    cpu_range_t layernorm;          // layernorm_job_t, rows
+    cpu_range_t layernorm_dx;       // rows
+    cpu_range_t layernorm_dweight;  // columns: weight and bias
     cpu_range_t rope;               // rope_args_t, rows
     cpu_range_t activation;         // activation_job_t, rows
     cpu_range_t activation_backward;

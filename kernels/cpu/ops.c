@@ -122,6 +122,29 @@ status_t cpu_scatter_rows_backward(device_t *device, const rows_args_t *args, co
     return STATUS_OK;
 }
 
+// ---- pooling ----
+
+status_t cpu_pool_rows(device_t *device, const pool_args_t *args) {
+    TRY(check_pool(args));
+    if (device->measuring) return STATUS_OK;
+    TRY(check_indices("pool_rows", "index", args->index, (int64_t)args->y.rows * args->count, 0, args->x.rows));
+    pool_job_t job = {.args = args};
+    cpu_parallel(device, args->y.rows, 1, 4.0 * (args->count + 1) * args->y.columns, cpu_device_kernels(device)->pool,
+                 &job);
+    return STATUS_OK;
+}
+
+status_t cpu_pool_rows_backward(device_t *device, const pool_args_t *args, const pool_gradients_t *gradients) {
+    TRY(check_pool_backward(args, gradients));
+    if (device->measuring || !gradients->dx.data) return STATUS_OK;
+    int64_t count = (int64_t)args->y.rows * args->count;
+    TRY(check_indices("pool_rows backward", "index", args->index, count, 0, args->x.rows));
+    pool_job_t job = {.args = args, .gradients = gradients};
+    cpu_parallel(device, args->x.columns, COLUMN_UNIT, 8.0 * (double)count, cpu_device_kernels(device)->pool_backward,
+                 &job);
+    return STATUS_OK;
+}
+
 // ---- rmsnorm ----
 
 status_t cpu_rmsnorm(device_t *device, const rmsnorm_args_t *args) {
@@ -140,6 +163,28 @@ status_t cpu_rmsnorm_backward(device_t *device, const rmsnorm_args_t *args, cons
     if (gradients->weight)
         cpu_parallel(device, args->x.columns, COLUMN_UNIT, 8.0 * args->x.rows, kernels->rmsnorm_dweight, &job);
     if (gradients->dx.data) cpu_parallel(device, args->x.rows, 1, 16.0 * args->x.columns, kernels->rmsnorm_dx, &job);
+    return STATUS_OK;
+}
+
+// ---- layernorm ----
+
+status_t cpu_layernorm(device_t *device, const layernorm_args_t *args) {
+    TRY(check_layernorm(args));
+    if (device->measuring) return STATUS_OK;
+    layernorm_job_t job = {.args = args};
+    cpu_parallel(device, args->x.rows, 4, 12.0 * args->x.columns, cpu_device_kernels(device)->layernorm, &job);
+    return STATUS_OK;
+}
+
+status_t cpu_layernorm_backward(device_t *device, const layernorm_args_t *args,
+                                const layernorm_gradients_t *gradients) {
+    TRY(check_layernorm_backward(args, gradients));
+    if (device->measuring) return STATUS_OK;
+    layernorm_job_t job = {.args = args, .gradients = gradients};
+    const cpu_kernels_t *kernels = cpu_device_kernels(device);
+    if (gradients->weight || gradients->bias)
+        cpu_parallel(device, args->x.columns, COLUMN_UNIT, 8.0 * args->x.rows, kernels->layernorm_dweight, &job);
+    if (gradients->dx.data) cpu_parallel(device, args->x.rows, 1, 16.0 * args->x.columns, kernels->layernorm_dx, &job);
     return STATUS_OK;
 }
 

@@ -13,9 +13,15 @@ status_t cpu_gather_rows_backward(device_t *device, const rows_args_t *args,
 status_t cpu_scatter_rows(device_t *device, const rows_args_t *args) STATUS_CHECKED;
 status_t cpu_scatter_rows_backward(device_t *device, const rows_args_t *args,
                                    const rows_gradients_t *gradients) STATUS_CHECKED;
+status_t cpu_pool_rows(device_t *device, const pool_args_t *args) STATUS_CHECKED;
+status_t cpu_pool_rows_backward(device_t *device, const pool_args_t *args,
+                                const pool_gradients_t *gradients) STATUS_CHECKED;
 status_t cpu_rmsnorm(device_t *device, const rmsnorm_args_t *args) STATUS_CHECKED;
 status_t cpu_rmsnorm_backward(device_t *device, const rmsnorm_args_t *args,
                               const rmsnorm_gradients_t *gradients) STATUS_CHECKED;
+status_t cpu_layernorm(device_t *device, const layernorm_args_t *args) STATUS_CHECKED;
+status_t cpu_layernorm_backward(device_t *device, const layernorm_args_t *args,
+                                const layernorm_gradients_t *gradients) STATUS_CHECKED;
 status_t cpu_rope_table(device_t *device, const rope_table_args_t *args) STATUS_CHECKED;
 status_t cpu_rope(device_t *device, const rope_args_t *args) STATUS_CHECKED;
 status_t cpu_attention(device_t *device, const attention_args_t *args) STATUS_CHECKED;

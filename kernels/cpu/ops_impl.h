@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/activation_impl.h"
 #include "kernels/cpu/attention_impl.h"
+#include "kernels/cpu/layernorm_impl.h"
 #include "kernels/cpu/norm_impl.h"
 #include "kernels/cpu/optimizer_impl.h"
 #include "kernels/cpu/rows_impl.h"
@@ -13,9 +14,14 @@ const cpu_kernels_t VECTOR_NAME(cpu_kernels) = {
     .embedding_backward = embedding_backward_columns,
     .gather_backward = gather_backward_columns,
     .scatter_backward = scatter_backward_rows,
+    .pool = pool_rows,
+    .pool_backward = pool_backward_columns,
     .rmsnorm = rmsnorm_rows,
     .rmsnorm_dx = rmsnorm_dx_rows,
     .rmsnorm_dweight = rmsnorm_dweight_columns,
+    .layernorm = layernorm_rows,
+    .layernorm_dx = layernorm_dx_rows,
+    .layernorm_dweight = layernorm_dweight_columns,
     .rope = rope_rows,
     .activation = activation_rows,
     .activation_backward = activation_backward_rows,

@@ -1,4 +1,4 @@
-// Rows: embedding, gather and scatter backward, add, rope. Written once over v16_t.
+// Rows: embedding, gather and scatter backward, pooling, add, rope. Written once over v16_t.
 #include "kernels/cpu/quantize_impl.h"
 
 static void embedding_rows(void *context, int64_t first, int64_t last, int worker) {
@@ -55,6 +55,45 @@ static void gather_backward_columns(void *context, int64_t first, int64_t last, 
         if (row >= 0)
             rows_accumulate((float *)dx->data + row * dx->stride, (const float *)dy->data + i * dy->stride, first,
                             last);
+    }
+}
+
+static void pool_rows(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const pool_args_t *args = ((const pool_job_t *)context)->args;
+    int columns = args->y.columns;
+    v16_t count = v16_set((float)args->count);
+    for (int64_t i = first; i < last; i++) {
+        const int32_t *index = args->index + i * args->count;
+        float *y = (float *)args->y.data + i * args->y.stride;
+        for (int c = 0; c < columns; c += LANES) {
+            int n = columns - c < LANES ? columns - c : LANES;
+            v16_t sum = v16_set(0.0f);
+            for (int j = 0; j < args->count; j++)
+                sum = v16_add(sum, v16_load_up_to((const float *)args->x.data + index[j] * args->x.stride + c, n));
+            v16_store_up_to(y + c, v16_div(sum, count), n);
+        }
+    }
+}
+
+// A share of columns: a row of x may belong to several means.
+static void pool_backward_columns(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const pool_job_t *job = context;
+    const pool_args_t *args = job->args;
+    const matrix_t *dy_matrix = &job->gradients->dy, *dx_matrix = &job->gradients->dx;
+    v16_t count = v16_set((float)args->count);
+    for (int64_t i = 0; i < dy_matrix->rows; i++) {
+        const float *dy = (const float *)dy_matrix->data + i * dy_matrix->stride;
+        const int32_t *index = args->index + i * args->count;
+        for (int64_t c = first; c < last; c += LANES) {
+            int n = last - c < LANES ? (int)(last - c) : LANES;
+            v16_t share = v16_div(v16_load_up_to(dy + c, n), count);
+            for (int j = 0; j < args->count; j++) {
+                float *dx = (float *)dx_matrix->data + index[j] * dx_matrix->stride + c;
+                v16_store_up_to(dx, v16_add(v16_load_up_to(dx, n), share), n);
+            }
+        }
     }
 }
 

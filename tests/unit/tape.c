@@ -2,7 +2,7 @@
 #include "common/tensor/tape_heap.h"
 #include "tests/lib/parity.h"
 
-enum { ROWS = 6, WIDTH = 8, EXPONENT = 30 };
+enum { ROWS = 6, WIDTH = 8, EXPONENT = 30, PARAMETERS = 6 };
 
 // ---- the heap ----
 
@@ -58,9 +58,9 @@ static void test_heap(void **state) {
 
 typedef struct net {
     device_t *device;
-    float weights[3][WIDTH * WIDTH], norm[WIDTH], table[4 * WIDTH];
-    parameter_t linear[3], scale, embedding;
-    int64_t sum[5][WIDTH * WIDTH];
+    float weights[3][WIDTH * WIDTH], norm[WIDTH], shift[WIDTH], table[4 * WIDTH];
+    parameter_t linear[3], scale, embedding, bias, head_scale;
+    int64_t sum[PARAMETERS][WIDTH * WIDTH];
     uint32_t flags;
     float input[ROWS * WIDTH];
 } net_t;
@@ -75,17 +75,22 @@ static void net_open(net_t *net) {
     *net = (net_t){0};
     check(device_open("cpu", 1, &net->device));
     for (int i = 0; i < 3; i++) {
-        for (int e = 0; e < WIDTH * WIDTH; e++) net->weights[i][e] = noise(&random);
+        for (int e = 0; e < WIDTH * WIDTH; e++) net->weights[i][e] = 0.5F * noise(&random);
         net->linear[i].value = matrix_view(net->weights[i], DTYPE_F32, WIDTH, WIDTH);
         net->linear[i].sink = (gradient_sink_t){net->sum[i], EXPONENT, &net->flags};
     }
     for (int e = 0; e < WIDTH; e++) net->norm[e] = 1.0F + 0.2F * noise(&random);
+    for (int e = 0; e < WIDTH; e++) net->shift[e] = noise(&random);
     for (int e = 0; e < 4 * WIDTH; e++) net->table[e] = noise(&random);
     for (int e = 0; e < ROWS * WIDTH; e++) net->input[e] = noise(&random);
     net->scale.value = matrix_view(net->norm, DTYPE_F32, 1, WIDTH);
     net->scale.sink = (gradient_sink_t){net->sum[3], EXPONENT, &net->flags};
+    net->head_scale = net->scale;
+    net->head_scale.value.columns = WIDTH / 2;
     net->embedding.value = matrix_view(net->table, DTYPE_F32, 4, WIDTH);
     net->embedding.sink = (gradient_sink_t){net->sum[4], EXPONENT, &net->flags};
+    net->bias.value = matrix_view(net->shift, DTYPE_F32, 1, WIDTH);
+    net->bias.sink = (gradient_sink_t){net->sum[5], EXPONENT, &net->flags};
 }
 
 // Norms in a row, rope on a norm's output, a view as an op's input: what recomputing cheap ops must get right.
@@ -102,6 +107,10 @@ static status_t net_block(tape_t *tape, const void *context, tensor_t *x, tensor
     TRY(tape_rope(tape, a, 2, 2, cosine, sine));
     TRY(tape_rmsnorm(tape, a, &net->scale, 1e-5F, NORM_ONE_PLUS_WEIGHT, &b));
     TRY(tape_linear(tape, b, &net->linear[0], NULL, NULL, &b));
+    TRY(tape_split_rows(tape, b, 2, &left));
+    TRY(tape_rmsnorm(tape, left, &net->head_scale, 1e-5F, NORM_ONE_PLUS_WEIGHT, &left));
+    TRY(tape_fold_rows(tape, left, 2, b->leaves, &b));
+    TRY(tape_rope(tape, b, 2, 2, cosine, sine));
     TRY(tape_columns(tape, b, 0, WIDTH / 2, &left));
     TRY(tape_columns(tape, b, WIDTH / 2, WIDTH / 2, &right));
     TRY(tape_activation(tape, ACTIVATION_SILU, left, right, &gated));
@@ -109,6 +118,8 @@ static status_t net_block(tape_t *tape, const void *context, tensor_t *x, tensor
     static const int32_t index[ROWS] = {0, 1, 2, 0, 2, 1};
     TRY(tape_gather_rows(tape, gated, index, ROWS, (leaves_t){0}, &gated));
     TRY(tape_linear(tape, gated, &net->linear[1], NULL, NULL, &gated));
+    TRY(tape_layernorm(tape, gated, &net->scale, &net->bias, 1e-4F, &gated));
+    TRY(tape_linear(tape, gated, &net->linear[0], NULL, NULL, &gated));
     TRY(tape_add(tape, gated, gated, &gated));
     return tape_add(tape, x, gated, out);
 }
@@ -117,7 +128,9 @@ static status_t net_block(tape_t *tape, const void *context, tensor_t *x, tensor
 static void net_run(net_t *net, tape_t *tape, bool recording, float *logprob, float *dinput) {
     static const int32_t tokens[2] = {3, 1}, places[2] = {4, 1}, rows[3] = {5, 1, 5}, targets[3] = {0, 7, 3};
     const net_t *context = net;
-    tensor_t *x, *first, *rope, *spliced;
+    static const int32_t class[ROWS] = {0}, position[ROWS] = {0, 1, 2, 0, 1, 2}, patch[ROWS] = {1, 2, -1, 4, 5, -1};
+    static const int32_t pooled[2 * ROWS] = {0, 1, 2, 3, 1, 5, 4, 4, 5, 3, 0, 2};
+    tensor_t *x, *first, *rope, *spliced, *with_class, *places_of;
     head_output_t *head;
     tape_reset(tape, recording);
     check(tape_input(tape, matrix_view(net->input, DTYPE_F32, ROWS, WIDTH), (leaves_t){0}, &first));
@@ -125,7 +138,13 @@ static void net_run(net_t *net, tape_t *tape, bool recording, float *logprob, fl
     check(tape_linear(tape, first, &net->linear[2], NULL, NULL, &x));
     check(tape_embedding(tape, tokens, 2, &net->embedding, 0.5F, (leaves_t){0}, &spliced));
     check(tape_scatter_rows(tape, x, spliced, places));
+    // A vision tower's start: a class row and patch rows, and a learned position table added to them.
+    check(tape_embedding(tape, class, ROWS, &net->bias, 1, (leaves_t){0}, &with_class));
+    check(tape_scatter_rows(tape, with_class, x, patch));
+    check(tape_embedding(tape, position, ROWS, &net->embedding, 1, (leaves_t){0}, &places_of));
+    check(tape_add(tape, with_class, places_of, &x));
     check(tape_block(tape, net_block, &context, sizeof(context), x, &x));
+    check(tape_pool_rows(tape, x, pooled, 2, ROWS, (leaves_t){0}, &x));
     check(tape_block(tape, net_block, &context, sizeof(context), x, &rope));
     check(tape_token_logprobs(tape, rope, &net->linear[2], 0.7F, 3, rows, targets, (leaves_t){0}, true, &head));
     if (tape_is_measuring(tape)) {
@@ -164,7 +183,7 @@ static double net_loss(net_t *net, tape_t *tape) {
 static double slope(net_t *net, tape_t *tape, float *value) {
     double slopes[2];
     for (int i = 0; i < 2; i++) {
-        float step = i ? 0x1p-6F : 0x1p-5F, kept = *value;
+        float step = i ? 0x1p-8F : 0x1p-7F, kept = *value;
         *value = kept + step;
         double above = net_loss(net, tape), to = (double)*value;
         *value = kept - step;
@@ -182,7 +201,7 @@ static void close_to(double have, double want, const char *what, int element) {
 
 static void test_gradients(void **state) {
     (void)state;
-    const char *const names[5] = {"linear 0", "linear 1", "linear 2 (also the head)", "norm", "table"};
+    const char *const names[] = {"linear 0", "linear 1", "linear 2 (also the head)", "norm", "table", "shift"};
     net_t net;
     tape_memory_t memory;
     float logprob[3], dinput[ROWS * WIDTH];
@@ -192,9 +211,9 @@ static void test_gradients(void **state) {
     assert_int_equal(net.flags, 0);
     assert_int_equal(tape_memory(tape).values, memory.values);
     assert_int_equal(tape_memory(tape).gradients, memory.gradients);
-    float *values[5] = {net.weights[0], net.weights[1], net.weights[2], net.norm, net.table};
-    const int counts[5] = {WIDTH * WIDTH, WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, 4 * WIDTH};
-    for (int p = 0; p < 5; p++)
+    float *values[] = {net.weights[0], net.weights[1], net.weights[2], net.norm, net.table, net.shift};
+    const int counts[] = {WIDTH * WIDTH, WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, 4 * WIDTH, WIDTH};
+    for (int p = 0; p < PARAMETERS; p++)
         for (int e = 0; e < counts[p]; e++)
             close_to(ldexp((double)net.sum[p][e], -EXPONENT), slope(&net, tape, &values[p][e]), names[p], e);
     for (int e = 0; e < ROWS * WIDTH; e++) close_to((double)dinput[e], slope(&net, tape, &net.input[e]), "input", e);
@@ -207,7 +226,7 @@ static void test_gradients(void **state) {
 static void test_policies(void **state) {
     (void)state;
     float logprob[3][3], dinput[3][ROWS * WIDTH], silent[3];
-    int64_t sums[3][5][WIDTH * WIDTH];
+    int64_t sums[3][PARAMETERS][WIDTH * WIDTH];
     net_t net;
     tape_memory_t memory[3];
     for (int policy = 0; policy < 3; policy++) {
@@ -260,12 +279,14 @@ static void test_refusals(void **state) {
     assert_int_equal(x->leaves.count, 1);
     refuse(tape_columns(tape, x, 5, 4, &out), STATUS_INVALID, "columns 5 to 9");
     refuse(tape_fold_rows(tape, x, 4, (leaves_t){0}, &out), STATUS_INVALID, "folded by 4");
+    refuse(tape_split_rows(tape, x, 3, &out), STATUS_INVALID, "split by 3");
     refuse(tape_block(tape, nested_block, &context, sizeof(context), x, &out), STATUS_INVALID, "cannot contain blocks");
     tape_reset(tape, false);
     refuse(tape_backward(tape), STATUS_INVALID, "recorded");
     check(tape_input(tape, matrix_columns(value, 0, 4), (leaves_t){0}, &x));
     refuse(tape_linear(tape, x, &net.linear[0], NULL, NULL, &out), STATUS_INVALID, "rows of 4 columns");
     refuse(tape_fold_rows(tape, x, 2, (leaves_t){0}, &out), STATUS_INVALID, "cannot be folded");
+    refuse(tape_split_rows(tape, x, 2, &out), STATUS_INVALID, "cannot be split");
     tape_close(tape);
     check(tape_open(net.device, &(tape_memory_t){.values = 128}, RECOMPUTE_NONE, &tape));
     tape_reset(tape, false);
@@ -275,12 +296,34 @@ static void test_refusals(void **state) {
     device_close(net.device);
 }
 
+// Leaves of a view are those of its rows, and of split rows the same rows' pieces.
+static void test_views(void **state) {
+    (void)state;
+    net_t net;
+    tape_t *tape;
+    tensor_t *x, *split, *folded;
+    const int32_t start[4] = {0, 1, 1, ROWS};
+    net_open(&net);
+    check(tape_open(net.device, &(tape_memory_t){.values = 1 << 16}, RECOMPUTE_NONE, &tape));
+    tape_reset(tape, true);
+    check(tape_input(tape, matrix_view(net.input, DTYPE_F32, ROWS, WIDTH), (leaves_t){3, start}, &x));
+    check(tape_split_rows(tape, x, 4, &split));
+    assert_int_equal(split->value.rows, 4 * ROWS);
+    assert_int_equal(split->value.columns, WIDTH / 4);
+    assert_int_equal(split->leaves.count, 3);
+    for (int i = 0; i < 4; i++) assert_int_equal(split->leaves.start[i], 4 * start[i]);
+    assert_ptr_equal(split->value.data, x->value.data);
+    check(tape_fold_rows(tape, split, 4, x->leaves, &folded));
+    assert_int_equal(folded->value.rows, ROWS);
+    assert_int_equal(folded->value.stride, WIDTH);
+    tape_close(tape);
+    device_close(net.device);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_heap),
-        cmocka_unit_test(test_gradients),
-        cmocka_unit_test(test_policies),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_heap),     cmocka_unit_test(test_gradients), cmocka_unit_test(test_policies),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_views),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

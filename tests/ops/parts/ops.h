@@ -68,8 +68,8 @@ typedef struct op_case {
     int shape[OP_SHAPE];
 } op_case_t;
 
-extern const op_t op_embedding, op_gather, op_scatter, op_rmsnorm, op_rope, op_rope_table, op_attention, op_activation,
-    op_add, op_gradient_norm, op_adamw, op_linear, op_token_logprobs, op_token_sample;
+extern const op_t op_embedding, op_gather, op_scatter, op_pool, op_rmsnorm, op_layernorm, op_rope, op_rope_table,
+    op_attention, op_activation, op_add, op_gradient_norm, op_adamw, op_linear, op_token_logprobs, op_token_sample;
 
 // ---- for setup ----
 // A random number in [-1, 1) for (problem, tensor or array, element).

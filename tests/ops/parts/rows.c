@@ -139,6 +139,56 @@ const op_t op_scatter = {.name = "scatter_rows",
                          .tolerance = 0,
                          .bytes = rows_bytes};
 
+// ---- pooling: shape M, K, rows of x, rows of a mean; a fifth argument: the side of a square grid instead ----
+enum { POOL_X, POOL_Y };
+static status_t pool_setup(problem_t *p) {
+    int count = p->shape[3], side = p->shape[4];
+    TRY(problem_tensor(p, "x", TENSOR_INPUT, false, p->shape[2], p->shape[1], 4, 1.0f));
+    TRY(problem_tensor(p, "y", TENSOR_OUTPUT, true, p->shape[0], p->shape[1], 1, 1.0f));
+    TRY(problem_array(p, true, p->shape[0], count, 0, p->shape[2]));
+    for (int i = 0; side && i < p->shape[0] * count; i++) { // windows of kernel x kernel with stride kernel
+        int kernel = (int)lround(sqrt(count)), across = side / kernel, out = i / count, in = i % count;
+        int row = out / across * kernel + in / kernel, column = out % across * kernel + in % kernel;
+        p->array[0].value[i] = (row * side + column) % p->shape[2];
+    }
+    return STATUS_OK;
+}
+static pool_args_t pool_args(problem_t *p) {
+    return (pool_args_t){.x = problem_matrix(p, POOL_X),
+                         .index = p->array[0].value,
+                         .count = p->shape[3],
+                         .y = problem_matrix(p, POOL_Y)};
+}
+static status_t pool_run(problem_t *p, device_t *device) {
+    pool_args_t args = pool_args(p);
+    return device->table->pool_rows(device, &args);
+}
+static status_t pool_run_backward(problem_t *p, device_t *device) {
+    pool_args_t args = pool_args(p);
+    pool_gradients_t gradients = {.dy = problem_gradient(p, POOL_Y), .dx = problem_gradient(p, POOL_X)};
+    return device->table->pool_rows_backward(device, &args, &gradients);
+}
+static void pool_reference(const problem_t *p, double *const *value) {
+    int columns = p->shape[1], count = p->shape[3];
+    for (int i = 0; i < p->shape[0]; i++)
+        for (int c = 0; c < columns; c++) {
+            double sum = 0;
+            for (int j = 0; j < count; j++) sum += value[POOL_X][p->array[0].value[i * count + j] * columns + c];
+            value[POOL_Y][i * columns + c] = sum / count;
+        }
+}
+static double pool_bytes(const int *shape, bool backward) {
+    return elements(shape) * (4 + (backward ? 8 : 4) * shape[3]);
+}
+const op_t op_pool = {.name = "pool_rows",
+                      .backward = "pool_rows_backward",
+                      .setup = pool_setup,
+                      .run = pool_run,
+                      .run_backward = pool_run_backward,
+                      .reference = pool_reference,
+                      .tolerance = 5e-7,
+                      .bytes = pool_bytes};
+
 // ---- rmsnorm: shape M, K, flavour ----
 enum { NORM_X, NORM_W, NORM_Y, NORM_RSTD };
 static status_t norm_setup(problem_t *p) {
@@ -190,6 +240,67 @@ const op_t op_rmsnorm = {.name = "rmsnorm",
                          .reference = norm_reference,
                          .tolerance = 2e-6,
                          .bytes = norm_bytes};
+
+// ---- layernorm: shape M, K, bias, level of x (tenths) ----
+enum { LAYER_X, LAYER_W, LAYER_BIAS, LAYER_Y, LAYER_MEAN, LAYER_RSTD };
+static status_t layer_setup(problem_t *p) {
+    TRY(problem_tensor(p, "x", TENSOR_INPUT, true, p->shape[0], p->shape[1], 3, 2.0f));
+    TRY(problem_tensor(p, "weight", TENSOR_PARAM, false, 1, p->shape[1], 0, 1.5f));
+    TRY(problem_tensor(p, "bias", p->shape[2] ? TENSOR_PARAM : TENSOR_CONST, false, 1, p->shape[1], 0, 1.0f));
+    TRY(problem_tensor(p, "y", TENSOR_OUTPUT, true, p->shape[0], p->shape[1], 7, 1.0f));
+    for (int64_t i = 0; i < p->shape[0]; i++)
+        for (int c = 0; c < p->shape[1]; c++)
+            p->tensor[LAYER_X].value[i * p->tensor[LAYER_X].stride + c] += (float)p->shape[3] * 0.1f;
+    TRY(problem_tensor(p, "mean", TENSOR_SAVED, true, p->shape[0], 1, 0, 1.0f));
+    return problem_tensor(p, "rstd", TENSOR_SAVED, true, p->shape[0], 1, 0, 1.0f);
+}
+static layernorm_args_t layer_args(problem_t *p) {
+    return (layernorm_args_t){.x = problem_matrix(p, LAYER_X),
+                              .weight = p->tensor[LAYER_W].value,
+                              .bias = p->shape[2] ? p->tensor[LAYER_BIAS].value : NULL,
+                              .eps = 1e-3f,
+                              .y = problem_matrix(p, LAYER_Y),
+                              .mean = p->tensor[LAYER_MEAN].value,
+                              .rstd = p->tensor[LAYER_RSTD].value};
+}
+static status_t layer_run(problem_t *p, device_t *device) {
+    layernorm_args_t args = layer_args(p);
+    return device->table->layernorm(device, &args);
+}
+static status_t layer_run_backward(problem_t *p, device_t *device) {
+    layernorm_args_t args = layer_args(p);
+    gradient_sink_t weight = problem_sink(p, LAYER_W), bias = problem_sink(p, LAYER_BIAS);
+    layernorm_gradients_t gradients = {.dy = problem_gradient(p, LAYER_Y),
+                                       .dx = problem_gradient(p, LAYER_X),
+                                       .weight = &weight,
+                                       .bias = p->shape[2] ? &bias : NULL,
+                                       .leaves = p->leaves};
+    return device->table->layernorm_backward(device, &args, &gradients);
+}
+static void layer_reference(const problem_t *p, double *const *value) {
+    int columns = p->shape[1];
+    for (int i = 0; i < p->shape[0]; i++) {
+        const double *x = value[LAYER_X] + (size_t)i * (size_t)columns;
+        double sum = 0, squares = 0;
+        for (int c = 0; c < columns; c++) sum += x[c];
+        double mean = sum / columns;
+        for (int c = 0; c < columns; c++) squares += (x[c] - mean) * (x[c] - mean);
+        double rstd = 1.0 / sqrt(squares / columns + (double)1e-3f);
+        value[LAYER_MEAN][i] = mean;
+        value[LAYER_RSTD][i] = rstd;
+        for (int c = 0; c < columns; c++)
+            value[LAYER_Y][i * columns + c] =
+                (x[c] - mean) * rstd * value[LAYER_W][c] + (p->shape[2] ? value[LAYER_BIAS][c] : 0.0);
+    }
+}
+const op_t op_layernorm = {.name = "layernorm",
+                           .backward = "layernorm_backward",
+                           .setup = layer_setup,
+                           .run = layer_run,
+                           .run_backward = layer_run_backward,
+                           .reference = layer_reference,
+                           .tolerance = 3e-6,
+                           .bytes = norm_bytes};
 
 // ---- rope_table: shape M, half ----
 enum { TABLE_COSINE, TABLE_SINE, TABLE_FREQUENCY };
