@@ -204,11 +204,9 @@ node_t *node_root(node_t *node) {
 
 static matrix_t view_of(const node_t *node, matrix_t parent) {
     if (node->view == VIEW_COLUMNS) return matrix_columns(parent, node->argument, node->tensor.value.columns);
-    matrix_t folded = parent;
-    folded.rows = parent.rows / node->argument;
-    folded.columns = parent.columns * node->argument;
-    folded.stride = folded.columns;
-    return folded;
+    bool split = node->view == VIEW_SPLIT;
+    return matrix_view(parent.data, parent.dtype, split ? parent.rows * node->argument : parent.rows / node->argument,
+                       split ? parent.columns / node->argument : parent.columns * node->argument);
 }
 
 matrix_t node_value(const node_t *node) {
@@ -288,4 +286,21 @@ status_t tape_fold_rows(tape_t *tape, tensor_t *x, int factor, leaves_t leaves, 
     value.stride = value.columns;
     if (leaves.count || tape->recording) TRY(tape_complete_leaves(tape, leaves, value.rows, &leaves));
     return tape_view(tape, x, VIEW_FOLD, factor, value, leaves, out);
+}
+
+status_t tape_split_rows(tape_t *tape, tensor_t *x, int factor, tensor_t **out) {
+    *out = NULL;
+    matrix_t value = x->value;
+    leaves_t leaves = x->leaves;
+    if (factor < 1 || value.columns % factor || value.stride != value.columns || value.rows > INT32_MAX / factor)
+        FAIL(STATUS_INVALID, "[%d, %d] (stride %lld) cannot be split by %d", value.rows, value.columns,
+             (long long)value.stride, factor);
+    if (leaves.count) {
+        int32_t *start;
+        TRY(TAPE_HOST(tape, &start, leaves.count + 1));
+        for (int i = 0; i <= leaves.count; i++) start[i] = leaves.start[i] * factor;
+        leaves.start = start;
+    }
+    value = matrix_view(value.data, value.dtype, value.rows * factor, value.columns / factor);
+    return tape_view(tape, x, VIEW_SPLIT, factor, value, leaves, out);
 }

@@ -85,6 +85,8 @@ status_t tape_columns(tape_t *tape, tensor_t *x, int first, int count, tensor_t 
 // The same memory seen with another row length: [rows, columns] -> [rows / factor, columns * factor] (Qwen's 2x2
 // merger). `leaves` are those of the new rows.
 status_t tape_fold_rows(tape_t *tape, tensor_t *x, int factor, leaves_t leaves, tensor_t **out) STATUS_CHECKED;
+// The other way: [rows, columns] -> [rows * factor, columns / factor] (heads as rows). The leaves follow.
+status_t tape_split_rows(tape_t *tape, tensor_t *x, int factor, tensor_t **out) STATUS_CHECKED;
 // Token ids (host or uploaded; checked against the table) -> rows of the table times scale.
 status_t tape_embedding(tape_t *tape, const int32_t *tokens, int count, const parameter_t *table, float scale,
                         leaves_t leaves, tensor_t **out) STATUS_CHECKED;

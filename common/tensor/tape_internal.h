@@ -5,14 +5,14 @@
 #include "common/tensor/tape.h"
 #include "common/tensor/tape_heap.h"
 
-typedef enum node_view { VIEW_NONE, VIEW_COLUMNS, VIEW_FOLD } node_view_t;
+typedef enum node_view { VIEW_NONE, VIEW_COLUMNS, VIEW_FOLD, VIEW_SPLIT } node_view_t;
 
 // A tensor as the tape sees it. A node either has memory of its own (a root), or is a view of its parent's.
 typedef struct node {
     tensor_t tensor; // first, so that a tensor_t pointer is a node pointer
     struct node *parent;
     node_view_t view;
-    int argument; // VIEW_COLUMNS: first column; VIEW_FOLD: factor
+    int argument; // VIEW_COLUMNS: first column; VIEW_FOLD, VIEW_SPLIT: factor
     void *memory; // from the values heap; NULL for inputs
     size_t bytes;
     void *gradient; // from the gradients heap, or NULL
