@@ -55,11 +55,13 @@ typedef struct tool {
     tokenizer_t *tokenizer;
     bool loaded; // the model has its weights
 } tool_t;
-// Opens device, tokenizer and, with `weights`, the model and its adapter.
+// Opens the device and either the tokenizer or, with `weights`, the model and its adapter.
 status_t tool_open(const tool_options_t *options, bool weights, tool_t *out) STATUS_CHECKED;
 void tool_close(tool_t *tool);
 // Opens the model without its weights when it is not open: its image rules are wanted.
 status_t tool_need_rules(tool_t *tool) STATUS_CHECKED;
+// Opens the tokenizer when it is not open: there is text. Lines of ids do without.
+status_t tool_need_tokenizer(tool_t *tool) STATUS_CHECKED;
 
 typedef struct tool_item {
     int64_t line;

@@ -13,14 +13,17 @@ status_t tool_need_rules(tool_t *tool) {
     return model_open(tool->options->model, tool->device, &tool->model);
 }
 
+status_t tool_need_tokenizer(tool_t *tool) {
+    return tool->tokenizer ? STATUS_OK : tokenizer_open(tool->options->model, &tool->tokenizer);
+}
+
 static status_t open_parts(const tool_options_t *options, bool weights, tool_t *tool) {
     if (!options->model || !*options->model) FAIL(STATUS_INVALID, "no model was named; use --model DIR");
     if (options->dtype && strcmp(options->dtype, "fp32") != 0)
         FAIL(STATUS_INVALID, "the type %s is not available on this device; use --dtype fp32", options->dtype);
     TRY(device_open(options->device ? options->device : "cpu", options->threads > 0 ? options->threads : 1,
                     &tool->device));
-    TRY(tokenizer_open(options->model, &tool->tokenizer));
-    if (!weights) return STATUS_OK;
+    if (!weights) return tool_need_tokenizer(tool);
     TRY(tool_need_rules(tool));
     TRY(model_load(tool->model, options->model));
     if (options->adapter && *options->adapter) TRY(model_load_adapter(tool->model, options->adapter));
@@ -102,6 +105,7 @@ static status_t read_pictures(tool_t *tool, const chat_t *chat, tool_item_t *ite
 
 static status_t encode_chat(tool_t *tool, const json_t *messages, bool generation, tool_item_t *item, chat_t *chat,
                             int **feature_rows) {
+    TRY(tool_need_tokenizer(tool));
     TRY(chat_read(messages, chat));
     TRY(read_pictures(tool, chat, item));
     TRY(ALLOCATE(feature_rows, item->image_count));
@@ -135,9 +139,10 @@ static status_t read_ids(const json_t *line, const char *key, token_list_t *out)
     return STATUS_OK;
 }
 
-static status_t read_text(const tool_t *tool, const json_t *line, const char *key, token_list_t *out) {
+static status_t read_text(tool_t *tool, const json_t *line, const char *key, token_list_t *out) {
     const json_t *text = json_object_get(line, key);
     if (!json_is_string(text)) FAIL(STATUS_INVALID, "'%s' must be a string", key);
+    TRY(tool_need_tokenizer(tool));
     return tokenizer_encode(tool->tokenizer, json_string_value(text), json_string_length(text), true, out);
 }
 

@@ -58,6 +58,7 @@ static void run_close(run_t *run) {
 static status_t run_open(run_t *run, const tool_options_t *options) {
     TRY(tool_reader_open(options->input, &run->reader));
     TRY(tool_open(options, true, &run->tool));
+    if (run->generate) TRY(tool_need_tokenizer(&run->tool));
     const model_config_t *config = &run->tool.model->config;
     size_t page = (size_t)ENGINE_PAGE * 2 * (size_t)config->layers * (size_t)config->kv_heads *
                   (size_t)config->head_dim * sizeof(float);
