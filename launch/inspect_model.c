@@ -42,8 +42,8 @@ static void print_sizes(const model_config_t *config) {
                  config->head_dim);
     inspect_line("mlp", "%d", config->intermediate);
     inspect_line("vocabulary", "%d%s", config->vocabulary, config->tied_embeddings ? ", head tied to it" : "");
-    inspect_line("rope", "theta %g, sections %d %d %d", (double)config->rope_theta, config->rope_sections[0],
-                 config->rope_sections[1], config->rope_sections[2]);
+    inspect_line("rope", "theta %g, sections %d %d %d", config->decoder.rope[0].theta, config->decoder.rope_sections[0],
+                 config->decoder.rope_sections[1], config->decoder.rope_sections[2]);
     char ends[128] = "none";
     size_t used = 0;
     for (int i = 0; i < config->eos_token_count; i++)

@@ -45,6 +45,29 @@ void config_ignore(config_reader_t *reader, const char *const *keys) {
     for (; *keys; keys++) config_get(reader, *keys);
 }
 
+void config_ignore_common(config_reader_t *reader) {
+    static const char *const keys[] = {"model_type",
+                                       "architectures",
+                                       "torch_dtype",
+                                       "dtype",
+                                       "transformers_version",
+                                       "_name_or_path",
+                                       "use_cache",
+                                       "initializer_range",
+                                       "attention_dropout",
+                                       "max_position_embeddings",
+                                       "return_dict",
+                                       "output_hidden_states",
+                                       "output_attentions",
+                                       "chunk_size_feed_forward",
+                                       "problem_type",
+                                       "is_encoder_decoder",
+                                       "id2label",
+                                       "label2id",
+                                       NULL};
+    config_ignore(reader, keys);
+}
+
 status_t config_integer(config_reader_t *reader, const char *key, int64_t low, int64_t high, int *out) {
     const json_t *value = config_get(reader, key);
     if (!value) return STATUS_OK;

@@ -23,6 +23,8 @@ config_reader_t config_reader(const json_t *object, const char *where);
 const json_t *config_get(config_reader_t *reader, const char *key);
 // Keys that are known and without effect here; the list ends with NULL.
 void config_ignore(config_reader_t *reader, const char *const *keys);
+// The keys that every transformers configuration may carry and that change nothing here.
+void config_ignore_common(config_reader_t *reader);
 // Absent: *out keeps what it holds (the default). Wrong type or out of [low, high]: STATUS_INVALID, naming the key.
 status_t config_integer(config_reader_t *reader, const char *key, int64_t low, int64_t high, int *out) STATUS_CHECKED;
 status_t config_number(config_reader_t *reader, const char *key, double low, double high, double *out) STATUS_CHECKED;

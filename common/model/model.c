@@ -83,7 +83,7 @@ void model_close(model_t *model) {
         close_adapter(device, model->adapter[i]);
         free(model->spec[i].name);
     }
-    if (model->family) model->family->free_config(&model->config);
+    if (model->family && model->family->free_config) model->family->free_config(&model->config);
     free(model->spec);
     free(model->parameter);
     free(model->adapter);
@@ -134,6 +134,17 @@ int model_find(const model_t *model, const char *name) {
     for (int i = 0; i < model->parameter_count; i++)
         if (!strcmp(model->spec[i].name, name)) return i;
     return -1;
+}
+
+bool model_map_prefix(const model_t *model, const char *const (*prefixes)[2], int count, const char *name, char *out,
+                      size_t bytes) {
+    for (int i = 0; i < count; i++) {
+        size_t length = strlen(prefixes[i][0]);
+        if (strncmp(name, prefixes[i][0], length) != 0) continue;
+        int written = snprintf(out, bytes, "%s%s", prefixes[i][1], name + length);
+        if (written > 0 && (size_t)written < bytes && model_find(model, out) >= 0) return true;
+    }
+    return false;
 }
 
 void model_count(const model_t *model, model_part_t part, int64_t *trainable, int64_t *total) {

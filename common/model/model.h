@@ -11,6 +11,7 @@
 #ifndef COMMON_MODEL_MODEL_H
 #define COMMON_MODEL_MODEL_H
 
+#include "common/model/decoder_config.h"
 #include "common/tensor/tape.h"
 #include "common/vision/image_rules.h"
 #include <jansson.h>
@@ -34,18 +35,19 @@ typedef struct parameter_spec {
 typedef struct model_config {
     char family[32]; // "qwen2_5_vl", ...
     int hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary;
-    float rms_eps, rope_theta;
-    int rope_sections[3]; // m-rope sections (in half-dims: they sum to head_dim / 2); {half, 0, 0} for plain rope
+    float rms_eps;
     bool tied_embeddings;
     bool has_vision;
     int bos_token, pad_token; // -1 where absent
     int eos_tokens[8];
     int eos_token_count;
     image_rules_t image;
-    void *family_config; // the family's own struct (vision sizes, windows, ...)
+    decoder_config_t decoder; // the text part's rules
+    void *family_config;      // the family's own struct (vision sizes, windows, ...), or NULL
 } model_config_t;
 
 typedef struct model model_t;
+typedef struct decoder_class decoder_class_t; // common/model/decoder.h
 
 // One image ready for the vision part: rows of patches. From common/vision; see image_patches_t there.
 typedef struct vision_image {
@@ -79,6 +81,8 @@ typedef struct text_input {
 typedef struct model_family {
     const char *name;           // "qwen2_5_vl"
     const char *model_types[8]; // config.json's "model_type" values it takes, NULL-terminated
+    // A text-only family's decoder, which a vision family's text_config may name; else NULL.
+    const decoder_class_t *decoder;
     // Fills config (family_config included, by memory_allocate) from config.json; unknown keys are warned of.
     status_t (*read_config)(const json_t *config, model_config_t *out);
     void (*free_config)(model_config_t *config);
@@ -138,6 +142,9 @@ status_t model_add_parameter(model_t *model, model_part_t part, bool is_linear, 
                              const char *format, ...) __attribute__((format(printf, 6, 7))) STATUS_CHECKED;
 // Index by name; -1 when there is none.
 int model_find(const model_t *model, const char *name);
+// For a family's map_name: the first of {prefix, its replacement} that turns `name` into the name of a parameter.
+bool model_map_prefix(const model_t *model, const char *const (*prefixes)[2], int count, const char *name, char *out,
+                      size_t bytes);
 // Number of elements, trainable (sink.sum set) and all, of one part.
 void model_count(const model_t *model, model_part_t part, int64_t *trainable, int64_t *total);
 // Puts adapters of `rank` beside every linear whose name (without ".weight") matches one of the patterns (PCRE2, full

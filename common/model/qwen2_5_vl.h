@@ -1,4 +1,4 @@
-// What the parts of the Qwen2.5-VL family share; its text part alone is the qwen2 family.
+// What the parts of the Qwen2.5-VL family share.
 #ifndef COMMON_MODEL_QWEN2_5_VL_H
 #define COMMON_MODEL_QWEN2_5_VL_H
 
@@ -6,22 +6,6 @@
 
 enum { QWEN_MAX_LAYERS = 1024 };
 
-// Places of a layer's parameters after the layer's first.
-enum qwen_text_parameter {
-    TEXT_INPUT_NORM,
-    TEXT_Q,
-    TEXT_Q_BIAS,
-    TEXT_K,
-    TEXT_K_BIAS,
-    TEXT_V,
-    TEXT_V_BIAS,
-    TEXT_O,
-    TEXT_POST_NORM,
-    TEXT_GATE,
-    TEXT_UP,
-    TEXT_DOWN,
-    TEXT_LAYER_PARAMETERS
-};
 enum qwen_vision_parameter {
     VISION_NORM1,
     VISION_QKV,
@@ -51,10 +35,8 @@ typedef struct qwen_config {
     int window_cells; // side of an attention window, in merged cells
     double vision_theta;
     bool full_attention[QWEN_MAX_LAYERS]; // vision blocks that attend over the whole frame
-    int sliding_window;                   // of the text layers marked so
-    bool sliding[QWEN_MAX_LAYERS];
     // First indices in the model's parameter list.
-    int patch_embed, blocks, merger, text_layers, final_norm;
+    int patch_embed, blocks, merger;
 } qwen_config_t;
 
 static inline const qwen_config_t *qwen_config(const model_t *model) {
@@ -62,17 +44,14 @@ static inline const qwen_config_t *qwen_config(const model_t *model) {
 }
 
 status_t qwen_read_config(const json_t *config, model_config_t *out) STATUS_CHECKED;
-status_t qwen2_read_config(const json_t *config, model_config_t *out) STATUS_CHECKED;
 void qwen_free_config(model_config_t *config);
 status_t qwen_vision(model_t *model, tape_t *tape, const vision_image_t *images, int count,
                      tensor_t **features) STATUS_CHECKED;
-status_t qwen_text(model_t *model, tape_t *tape, const text_input_t *input, tensor_t **hidden) STATUS_CHECKED;
 status_t qwen_rope_positions(const model_config_t *config, const int32_t *tokens, int count,
                              const image_shape_t *shapes, int images, int32_t *position[3],
                              int32_t *next) STATUS_CHECKED;
 int qwen_feature_rows(const model_config_t *config, const image_shape_t *shape);
 
 extern const model_family_t qwen2_5_vl_family;
-extern const model_family_t qwen2_family;
 
 #endif

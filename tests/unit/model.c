@@ -77,9 +77,9 @@ static void test_spellings(void **state) {
     assert_int_equal(a->hidden, b->hidden);
     assert_int_equal(a->kv_heads, b->kv_heads);
     assert_int_equal(a->head_dim, 16);
-    assert_true(a->rope_theta == 500000.0F && b->rope_theta == 500000.0F);
+    assert_true(a->decoder.rope[0].theta == 500000.0 && b->decoder.rope[0].theta == 500000.0);
     assert_true(a->rms_eps == 1e-6F && b->rms_eps == 1e-6F);
-    assert_memory_equal(a->rope_sections, b->rope_sections, sizeof(a->rope_sections));
+    assert_memory_equal(a->decoder.rope_sections, b->decoder.rope_sections, sizeof(a->decoder.rope_sections));
     assert_int_equal(a->eos_token_count, 1);
     assert_int_equal(b->eos_tokens[0], 155);
     assert_false(a->tied_embeddings);
@@ -137,8 +137,8 @@ static void test_defaults(void **state) {
     assert_int_equal(model->config.kv_heads, 32);
     assert_int_equal(model->config.head_dim, 2);
     assert_true(model->config.rms_eps == 1e-6F);
-    assert_true(model->config.rope_theta == 1e6F);
-    assert_int_equal(model->config.rope_sections[0], 1);
+    assert_true(model->config.decoder.rope[0].theta == 1e4);
+    assert_int_equal(model->config.decoder.rope_sections[0], 1);
     assert_int_equal(model->config.eos_token_count, 0);
     assert_false(model->config.has_vision);
     assert_int_equal(model->config.image.image_token, -1);
