@@ -1,6 +1,8 @@
 // The decoder's forward, written once for training (keys of this forward) and for generation (keys in a paged cache).
 #include "common/model/decoder.h"
 
+#include <string.h>
+
 // What all layers of a forward share; lives until tape_reset.
 typedef struct text_run {
     model_t *model;
@@ -154,6 +156,28 @@ static status_t text_layer(tape_t *tape, const void *context, tensor_t *x, tenso
 
 // ---- the whole ----
 
+// The factor of token rows, rounded as the reference does: to the type of the table.
+static float embedding_scale(const decoder_config_t *decoder, dtype_t dtype) {
+    uint32_t bits;
+    float scale = decoder->embedding_scale > 0.0F ? decoder->embedding_scale : 1.0F;
+    if (dtype != DTYPE_BF16) return scale;
+    memcpy(&bits, &scale, sizeof(bits));
+    bits = (bits + 0x7fffU + (bits >> 16 & 1U)) & 0xffff0000U;
+    memcpy(&scale, &bits, sizeof(bits));
+    return scale;
+}
+
+// As PyTorch's embedding with a padding id: as an input it teaches the table nothing.
+static status_t stop_padding(tape_t *tape, const decoder_config_t *decoder, const text_input_t *input, tensor_t *x) {
+    int32_t *rows;
+    const int32_t *index = NULL;
+    if (decoder->padding < 0 || !input->leaves.count) return STATUS_OK;
+    TRY(TAPE_HOST(tape, &rows, input->rows));
+    for (int i = 0; i < input->rows; i++) rows[i] = input->token[i] == decoder->padding ? i : -1;
+    TRY(upload_indices(tape, rows, input->rows, &index));
+    return tape_stop_rows(tape, x, index);
+}
+
 static status_t splice_features(tape_t *tape, const text_input_t *input, tensor_t *x) {
     if (!input->features) return STATUS_OK;
     const int32_t *index = NULL;
@@ -174,9 +198,10 @@ status_t decoder_text(model_t *model, tape_t *tape, const text_input_t *input, t
     if (input->cache) TRY(upload_indices(tape, input->cache_row, input->rows, &run->cache_row));
     TRY(make_rope(tape, config, input, run));
     const parameter_t *table = &model->parameter[model->embedding];
-    float scale = decoder->embedding_scale > 0.0F ? decoder->embedding_scale : 1.0F;
+    float scale = embedding_scale(decoder, table->value.dtype);
     tensor_t *x;
     TRY(tape_embedding(tape, input->token, input->rows, table, scale, input->leaves, &x));
+    TRY(stop_padding(tape, decoder, input, x));
     TRY(splice_features(tape, input, x));
     for (int i = 0; i < config->layers; i++) {
         text_layer_t layer = {run, i};

@@ -102,6 +102,8 @@ status_t tape_pool_rows(tape_t *tape, tensor_t *x, const int32_t *index, int eac
                         tensor_t **out) STATUS_CHECKED;
 // In place: base[index[i]] = rows[i]. The result is `base` itself (image features spliced into embeddings).
 status_t tape_scatter_rows(tape_t *tape, tensor_t *base, tensor_t *rows, const int32_t *index) STATUS_CHECKED;
+// No gradient goes through rows index[i] of x (device memory, [rows of x] without repeats; -1: none). Values stay.
+status_t tape_stop_rows(tape_t *tape, tensor_t *x, const int32_t *index) STATUS_CHECKED;
 status_t tape_rmsnorm(tape_t *tape, tensor_t *x, const parameter_t *weight, float eps, norm_flavour_t flavour,
                       tensor_t **out) STATUS_CHECKED;
 // weight [K]; bias [K] or NULL.

@@ -44,6 +44,15 @@ static status_t back_embedding(tape_t *tape, const record_t *record) {
     return tape->device->table->embedding_backward(tape->device, &args, &gradients);
 }
 
+// A scatter of rows that nobody wants the gradient of.
+static status_t back_stop_rows(tape_t *tape, const record_t *record) {
+    matrix_t value = node_value(record->out);
+    rows_args_t args = {.x = value, .index = record->u.rows.index, .y = value};
+    rows_gradients_t gradients = {0};
+    TRY(node_gradient(tape, record->out, &gradients.dy));
+    return tape->device->table->scatter_rows_backward(tape->device, &args, &gradients);
+}
+
 static status_t back_rows(tape_t *tape, const record_t *record) {
     rows_args_t args = {.x = node_value(record->x), .index = record->u.rows.index, .y = node_value(record->out)};
     rows_gradients_t gradients;
@@ -216,6 +225,8 @@ static status_t back_one(tape_t *tape, const record_t *record) {
         return back_rows(tape, record);
     case RECORD_POOL:
         return back_pool(tape, record);
+    case RECORD_STOP_ROWS:
+        return back_stop_rows(tape, record);
     case RECORD_RMSNORM:
         return back_rmsnorm(tape, record);
     case RECORD_LAYERNORM:
@@ -250,6 +261,7 @@ static const char *record_name(record_kind_t kind) {
         [RECORD_GATHER] = "gather of rows",
         [RECORD_POOL] = "pooling of rows",
         [RECORD_SCATTER] = "scatter of rows",
+        [RECORD_STOP_ROWS] = "stop of rows",
         [RECORD_RMSNORM] = "rmsnorm",
         [RECORD_LAYERNORM] = "layernorm",
         [RECORD_ROPE] = "rope",
@@ -278,7 +290,8 @@ static status_t show_gradients(tape_t *tape, const record_t *record) {
 }
 
 static bool creates_output(record_kind_t kind) {
-    return kind != RECORD_SCATTER && kind != RECORD_ROPE && kind != RECORD_BLOCK_BEGIN && kind != RECORD_BLOCK_END;
+    return kind != RECORD_SCATTER && kind != RECORD_STOP_ROWS && kind != RECORD_ROPE && kind != RECORD_BLOCK_BEGIN &&
+           kind != RECORD_BLOCK_END;
 }
 
 status_t tape_walk(tape_t *tape, size_t first) {

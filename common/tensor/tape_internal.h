@@ -29,6 +29,7 @@ typedef enum record_kind {
     RECORD_GATHER,
     RECORD_POOL,
     RECORD_SCATTER,
+    RECORD_STOP_ROWS,
     RECORD_RMSNORM,
     RECORD_LAYERNORM,
     RECORD_ROPE,

@@ -149,6 +149,12 @@ static status_t run_layernorm(tape_t *tape, const record_t *record) {
     return tape->device->table->layernorm(tape->device, &args);
 }
 
+status_t tape_stop_rows(tape_t *tape, tensor_t *x, const int32_t *index) {
+    if (!tape->recording || !needs(x)) return STATUS_OK;
+    record_t record = {.kind = RECORD_STOP_ROWS, .out = node_of(x), .u.rows.index = index};
+    return tape_push(tape, &record);
+}
+
 status_t tape_run_norm(tape_t *tape, const record_t *record) {
     if (record->kind == RECORD_LAYERNORM) return run_layernorm(tape, record);
     rmsnorm_args_t args = {.x = node_value(record->x),
