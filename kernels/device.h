@@ -185,9 +185,9 @@ typedef struct attention_mask {
     const int32_t *query_position; // [sequences] position of the sequence's first query; the next ones follow
     const int32_t *key_start;      // [sequences + 1] into key_row
     const int32_t *key_row;        // [key_start[sequences]] rows of k and v, by position
-    bool causal;                   // key position <= query position; otherwise all keys of the sequence
-    int window;                    // > 0: key position > query position - window
-    const int32_t *group;          // NULL, or per key (as key_row): same group >= 0 sees each other (image groups)
+    bool causal;                   // key position <= query position, or one image group; else all keys of the sequence
+    int window;                    // > 0: and key position > query position - window, whatever the group
+    const int32_t *group;          // NULL, or per key (as key_row): tokens of one group >= 0 see each other
 } attention_mask_t;
 // Scores s_j = scale * (q . k_j), the dot in order of d with FMA. Keys go in blocks of ATTENTION_BLOCK positions
 // anchored at position 0 of the sequence: a running maximum and sum in fp32, rescaled once a block; masked keys of a

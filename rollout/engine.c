@@ -41,8 +41,15 @@ static status_t open_cache(engine_t *engine) {
     return STATUS_OK;
 }
 
-static status_t open_rows(engine_t *engine) {
-    size_t rows = (size_t)engine->options.batch_rows;
+// The mask's arrays of a step's keys.
+static status_t grow_keys(engine_t *engine, size_t count) {
+    TRY(memory_grow((void **)&engine->key_row, &engine->key_capacity, count, sizeof(int32_t)));
+    if (!engine->model->config.image_groups) return STATUS_OK;
+    return memory_grow((void **)&engine->key_group, &engine->group_capacity, count, sizeof(int32_t));
+}
+
+// Memory for steps of up to `rows` rows; what was there before goes.
+static status_t set_step_rows(engine_t *engine, size_t rows) {
     struct {
         void **array;
         size_t count;
@@ -68,17 +75,30 @@ static status_t open_rows(engine_t *engine) {
         {(void **)&engine->drawn_entropy, rows},
         {(void **)&engine->draw_item, rows},
     };
+    engine->host_bytes = 0;
     for (size_t i = 0; i < sizeof(host) / sizeof(*host); i++) {
-        TRY(memory_allocate(host[i].count, sizeof(int32_t), host[i].array));
+        void *memory;
+        TRY(memory_allocate(host[i].count, sizeof(int32_t), &memory));
+        free(*host[i].array);
+        *host[i].array = memory;
         engine->host_bytes += host[i].count * sizeof(int32_t);
     }
     void **device[] = {(void **)&engine->device_row,     (void **)&engine->device_target,
                        (void **)&engine->device_token,   (void **)&engine->device_temperature,
                        (void **)&engine->device_uniform, (void **)&engine->device_logprob,
                        (void **)&engine->device_entropy, (void **)&engine->device_lse};
-    for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++)
-        TRY(engine->device->table->allocate(engine->device, rows * sizeof(int32_t), device[i]));
-    TRY(memory_grow((void **)&engine->key_row, &engine->key_capacity, rows, sizeof(int32_t)));
+    for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++) {
+        void *memory;
+        TRY(engine->device->table->allocate(engine->device, rows * sizeof(int32_t), &memory));
+        if (*device[i]) engine->device->table->release(engine->device, *device[i]);
+        *device[i] = memory;
+    }
+    TRY(grow_keys(engine, rows));
+    engine->step_rows = (int)rows;
+    return STATUS_OK;
+}
+
+static status_t open_banned(engine_t *engine) {
     const image_rules_t *rules = &engine->model->config.image;
     for (int i = 0; i < rules->media_token_count; i++)
         if (rules->media_tokens[i] < engine->model->config.vocabulary)
@@ -106,7 +126,8 @@ status_t engine_open(model_t *model, const engine_options_t *options, engine_t *
     engine->device = model->device;
     engine->options = *options;
     status_t status = open_cache(engine);
-    if (!status) status = open_rows(engine);
+    if (!status) status = set_step_rows(engine, (size_t)options->batch_rows);
+    if (!status) status = open_banned(engine);
     if (!status) status = feature_store_open(engine);
     if (!status) status = engine_plan_text(engine);
     if (status) {
@@ -144,33 +165,13 @@ void engine_close(engine_t *engine) {
         if (device[i]) table->release(engine->device, device[i]);
     feature_store_close(engine);
     tape_close(engine->tape);
-    void *host[] = {engine->cache.k,
-                    engine->cache.v,
-                    engine->reference,
-                    engine->free_page,
-                    engine->token,
-                    engine->rope[0],
-                    engine->rope[1],
-                    engine->rope[2],
-                    engine->cache_row,
-                    engine->query_start,
-                    engine->query_position,
-                    engine->key_start,
-                    engine->key_row,
-                    engine->feature_source,
-                    engine->feature_target,
-                    engine->copy_from,
-                    engine->copy_to,
-                    engine->image,
-                    engine->draw,
-                    engine->draw_row,
-                    engine->draw_target,
-                    engine->drawn,
-                    engine->draw_temperature,
-                    engine->draw_uniform,
-                    engine->drawn_logprob,
-                    engine->drawn_entropy,
-                    engine->draw_item};
+    void *host[] = {engine->cache.k,      engine->cache.v,       engine->reference,      engine->free_page,
+                    engine->token,        engine->rope[0],       engine->rope[1],        engine->rope[2],
+                    engine->cache_row,    engine->query_start,   engine->query_position, engine->key_start,
+                    engine->key_row,      engine->key_group,     engine->feature_source, engine->feature_target,
+                    engine->copy_from,    engine->copy_to,       engine->image,          engine->draw,
+                    engine->draw_row,     engine->draw_target,   engine->drawn,          engine->draw_temperature,
+                    engine->draw_uniform, engine->drawn_logprob, engine->drawn_entropy,  engine->draw_item};
     for (size_t i = 0; i < sizeof(host) / sizeof(*host); i++) free(host[i]);
     free(engine);
 }
@@ -187,7 +188,7 @@ void engine_print_memory(const engine_t *engine, FILE *stream) {
         {"text step", engine->text_memory.values},
         {"vision launch", engine->vision_memory.values},
         {"kernel workspace", engine->device->workspace_bytes},
-        {"row tables", engine->host_bytes + engine->key_capacity * sizeof(int32_t)},
+        {"row tables", engine->host_bytes + (engine->key_capacity + engine->group_capacity) * sizeof(int32_t)},
     };
     fprintf(stream, "engine memory: %d pages of %d tokens, at most %d rows a step\n", engine->options.pages,
             ENGINE_PAGE, engine->options.batch_rows);
@@ -233,9 +234,19 @@ static status_t check_request(const engine_t *engine, const engine_request_t *re
     return STATUS_OK;
 }
 
-// Which feature row each prompt token takes, and the rope positions.
+static void place_groups(const engine_t *engine, group_t *group) {
+    batch_image_groups(&engine->model->config, group->tokens, group->prompt_length, group->image_group);
+    int run = 0;
+    for (int i = 0; i < group->prompt_length; i++) {
+        run = group->image_group[i] >= 0 ? run + 1 : 0;
+        if (run > group->longest_image) group->longest_image = run;
+    }
+}
+
+// Which image group and feature row each prompt token takes, and the rope positions.
 static status_t place_images(const engine_t *engine, group_t *group) {
     const model_config_t *config = &engine->model->config;
+    place_groups(engine, group);
     image_shape_t *shapes;
     int rows = 0, placeholders = 0;
     for (int i = 0; i < group->prompt_length; i++) {
@@ -270,7 +281,7 @@ static status_t group_make(const engine_request_t *request, group_t **out) {
     size_t budget = (size_t)(request->forced ? request->forced_length : request->max_new_tokens);
     size_t completions = (size_t)request->completions, pages = (size_t)pages_for(request->prompt_length);
     size_t sequence_pages = (prompt + budget + ENGINE_PAGE - 1) / ENGINE_PAGE;
-    size_t bytes = 5 * (prompt * 4 + 8) + 2 * (images * 8) + pages * 4 + 8 +
+    size_t bytes = 6 * (prompt * 4 + 8) + 2 * (images * 8) + pages * 4 + 8 +
                    completions * (3 * (budget * 4 + 8) + sequence_pages * 4 + 8);
     *out = NULL;
     TRY(ALLOCATE(&group, 1));
@@ -290,6 +301,7 @@ static status_t group_make(const engine_request_t *request, group_t **out) {
     group->completions = group->unfinished = request->completions;
     group->tokens = carve(&cursor, prompt, 4);
     for (int axis = 0; axis < 3; axis++) group->rope[axis] = carve(&cursor, prompt, 4);
+    group->image_group = carve(&cursor, prompt, 4);
     group->image_row = carve(&cursor, prompt, 4);
     group->images = carve(&cursor, images, sizeof(void *));
     group->features = carve(&cursor, images, sizeof(void *));
@@ -318,8 +330,12 @@ static status_t reserve(engine_t *engine, const group_t *group) {
     size_t longest = (size_t)group->prompt_length + (size_t)group->budget;
     for (const group_t *other = engine->first; other; other = other->next) images += other->image_count;
     TRY(memory_grow((void **)&engine->image, &engine->image_capacity, (size_t)images, sizeof(*engine->image)));
-    TRY(memory_grow((void **)&engine->key_row, &engine->key_capacity, longest * (size_t)engine->options.batch_rows,
-                    sizeof(int32_t)));
+    TRY(grow_keys(engine, longest * (size_t)engine->options.batch_rows));
+    size_t step_rows = (size_t)engine->options.batch_rows + (size_t)group->longest_image;
+    if (group->longest_image && step_rows > (size_t)engine->step_rows) {
+        TRY(set_step_rows(engine, step_rows));
+        TRY(engine_plan_text(engine));
+    }
     // A row is drawn from once for each completion that waits for its first token, and once otherwise.
     size_t draws = (size_t)engine->pending + (size_t)group->completions + (size_t)engine->options.batch_rows;
     TRY(memory_grow((void **)&engine->draw, &engine->draw_capacity, draws, sizeof(*engine->draw)));

@@ -13,7 +13,8 @@ text_input_t engine_text_input(engine_t *engine, int rows, int sequences) {
                                    .query_position = engine->query_position,
                                    .key_start = engine->key_start,
                                    .key_row = engine->key_row,
-                                   .causal = true},
+                                   .causal = true,
+                                   .group = engine->key_group},
                           .cache = &engine->cache,
                           .cache_row = engine->cache_row};
 }

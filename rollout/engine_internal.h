@@ -66,9 +66,11 @@ struct group {
     const image_patches_t **images; // [image_count]
     feature_entry_t **features;     // [image_count], pinned while prefilling
     int image_count;
-    int32_t *image_row; // [prompt_length] index into the images' features, one image after another; -1: text
-    int computed;       // prompt tokens in the cache
-    int *page;          // [pages]
+    int longest_image;    // tokens of the longest image group
+    int32_t *image_group; // [prompt_length] as attention_mask_t.group
+    int32_t *image_row;   // [prompt_length] index into the images' features, one image after another; -1: text
+    int computed;         // prompt tokens in the cache
+    int *page;            // [pages]
     int pages;
     int completions, unfinished, running;
     bool pinned;        // its images' features
@@ -109,19 +111,21 @@ struct engine {
     engine_statistics_t statistics;
     double step_started; // 0: not inside a step
 
-    // One step's rows.
+    // One step's rows: at most options.batch_rows, but that an image group goes in whole (step_rows in all).
+    int step_rows;
     int rows, sequences, keys, feature_rows, draws, copies, images;
-    int32_t *token, *rope[3], *cache_row;                        // [batch_rows]
+    int32_t *token, *rope[3], *cache_row;                        // [step_rows]
     int32_t *query_start, *query_position, *key_start, *key_row; // mask
-    int32_t *feature_source, *feature_target;                    // [batch_rows]
-    int32_t *copy_from, *copy_to;                                // [batch_rows * ENGINE_PAGE]
-    engine_image_t *image;                                       // features to compute first
-    engine_draw_t *draw;                                         // [draw_capacity]
-    int32_t *draw_row, *draw_target, *drawn;                     // [batch_rows]
+    int32_t *key_group;                       // [key_capacity] as key_row; NULL: the model has no image groups
+    int32_t *feature_source, *feature_target; // [step_rows]
+    int32_t *copy_from, *copy_to;             // [step_rows * ENGINE_PAGE]
+    engine_image_t *image;                    // features to compute first
+    engine_draw_t *draw;                      // [draw_capacity]
+    int32_t *draw_row, *draw_target, *drawn;  // [step_rows]
     float *draw_temperature, *draw_uniform, *drawn_logprob, *drawn_entropy;
     int *draw_item;
-    size_t key_capacity, draw_capacity, image_capacity;
-    // Device memory, [batch_rows] each: what draws take and give.
+    size_t key_capacity, group_capacity, draw_capacity, image_capacity;
+    // Device memory, [step_rows] each: what draws take and give.
     int32_t *device_row, *device_target, *device_token, *device_banned;
     float *device_temperature, *device_uniform, *device_logprob, *device_entropy, *device_lse;
     matrix_t picked; // [batch_rows, hidden]: the rows that are drawn from

@@ -23,7 +23,7 @@ static status_t reopen(engine_t *engine) {
 
 // The worst text step: every row a sequence of its own, an image token, and one that is drawn for.
 static status_t text_step(engine_t *engine, tape_t *tape) {
-    int rows = engine->options.batch_rows;
+    int rows = engine->step_rows;
     const model_config_t *config = &engine->model->config;
     leaves_t none = {0};
     tensor_t *hidden;

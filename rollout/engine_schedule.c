@@ -5,21 +5,26 @@
 #include "common/comm/clock.h"
 
 static int room(const engine_t *engine) {
-    return engine->options.batch_rows - engine->rows;
+    int left = engine->options.batch_rows - engine->rows;
+    return left > 0 ? left : 0;
 }
 
 static int cache_row(const int *page, int position) {
     return page[position / ENGINE_PAGE] * ENGINE_PAGE + position % ENGINE_PAGE;
 }
 
-// Opens the mask entry of one run of rows: positions first .. first + count - 1, keys 0 .. first + count - 1.
-static void begin_run(engine_t *engine, const int *page, int first, int count) {
+// Opens the mask entry of one run of rows of a group: positions first .. first + count - 1, keys 0 .. first + count
+// - 1.
+static void begin_run(engine_t *engine, const group_t *group, const int *page, int first, int count) {
     int sequence = engine->sequences++;
     engine->query_start[sequence] = engine->rows;
     engine->query_position[sequence] = first;
     engine->key_start[sequence] = engine->keys;
-    for (int position = 0; position < first + count; position++)
+    for (int position = 0; position < first + count; position++) {
+        if (engine->key_group)
+            engine->key_group[engine->keys] = position < group->prompt_length ? group->image_group[position] : -1;
         engine->key_row[engine->keys++] = cache_row(page, position);
+    }
     for (int i = 0; i < count; i++) engine->cache_row[engine->rows + i] = cache_row(page, first + i);
     engine->query_start[sequence + 1] = engine->rows + count;
     engine->key_start[sequence + 1] = engine->keys;
@@ -41,7 +46,7 @@ static int wanted(const sequence_t *sequence) {
 
 static void run_sequence(engine_t *engine, sequence_t *sequence, int count) {
     const group_t *group = sequence->group;
-    begin_run(engine, sequence->page, group->prompt_length + sequence->computed, count);
+    begin_run(engine, group, sequence->page, group->prompt_length + sequence->computed, count);
     for (int i = 0; i < count; i++) {
         int row = engine->rows++, token = sequence->computed++;
         engine->token[row] = sequence->tokens[token];
@@ -130,11 +135,28 @@ static status_t begin_prefill(engine_t *engine, group_t *group, bool *began) {
     return STATUS_OK;
 }
 
-static void prefill(engine_t *engine, group_t *group) {
-    int count = group->prompt_length - group->computed;
+// Whether a chunk that ends before this position would leave out keys that its last row sees.
+static bool splits_image(const group_t *group, int position) {
+    return position > 0 && position < group->prompt_length && group->image_group[position] >= 0 &&
+           group->image_group[position] == group->image_group[position - 1];
+}
+
+// Rows of the prompt's next chunk. An image group goes into one step as a whole: a chunk ends before it, or is raised
+// to hold it when it begins there, beyond batch_rows if it must (step_rows has room for one).
+static int prefill_count(const engine_t *engine, const group_t *group) {
+    int first = group->computed, count = group->prompt_length - first;
     if (count > engine->options.prefill_chunk) count = engine->options.prefill_chunk;
     if (count > room(engine)) count = room(engine);
-    begin_run(engine, group->page, group->computed, count);
+    int end = first + count;
+    while (end > first && splits_image(group, end)) end--;
+    if (end > first) return end - first;
+    for (end = first + 1; splits_image(group, end); end++) continue;
+    return end - first;
+}
+
+static void prefill(engine_t *engine, group_t *group) {
+    int count = prefill_count(engine, group);
+    begin_run(engine, group, group->page, group->computed, count);
     for (int i = 0; i < count; i++) {
         int row = engine->rows++, position = group->computed++;
         engine->token[row] = group->tokens[position];

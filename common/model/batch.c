@@ -45,6 +45,16 @@ static int first_target(const batch_sequence_t *sequence) {
     return sequence->first_target < 1 ? 1 : sequence->first_target;
 }
 
+void batch_image_groups(const model_config_t *config, const int32_t *tokens, int count, int32_t *group) {
+    bool has_groups = config->has_vision && config->image_groups;
+    int runs = 0;
+    for (int i = 0; i < count; i++) {
+        bool image = has_groups && tokens[i] == config->image.image_token;
+        if (image && (i == 0 || group[i - 1] < 0)) runs++;
+        group[i] = image ? runs - 1 : -1;
+    }
+}
+
 // ---- checks ----
 
 static status_t check_shared(const batch_sequence_t *sequences, int number, int image_token) {
@@ -91,7 +101,13 @@ static status_t check_sequence(const builder_t *builder, int number) {
             sequence->images[i]->shape.feature_rows !=
                 builder->model->family->feature_rows(config, &sequence->images[i]->shape))
             FAIL(STATUS_INVALID, "its image %d was prepared for another model", i + 1);
-    return check_shared(builder->sequence, number, config->has_vision ? config->image.image_token : -1);
+    TRY(check_shared(builder->sequence, number, config->has_vision ? config->image.image_token : -1));
+    if (sequence->shared_with < 0 || !config->has_vision || !config->image_groups) return STATUS_OK;
+    const batch_sequence_t *other = &builder->sequence[sequence->shared_with];
+    int shared = sequence->shared_length, token = config->image.image_token;
+    if (shared < other->length && other->tokens[shared - 1] == token && other->tokens[shared] == token)
+        FAIL(STATUS_INVALID, "the %d rows it shares end within an image, whose tokens see each other", shared);
+    return STATUS_OK;
 }
 
 // ---- sizes and places ----
@@ -139,6 +155,7 @@ static status_t allocate_rows(builder_t *builder, int64_t keys) {
     TRY(TAKE(builder, (int32_t **)&text->mask.query_position, count));
     TRY(TAKE(builder, (int32_t **)&text->mask.key_start, count + 1));
     TRY(TAKE(builder, (int32_t **)&text->mask.key_row, keys));
+    if (builder->model->config.image_groups) TRY(TAKE(builder, (int32_t **)&text->mask.group, keys));
     TRY(TAKE(builder, &batch->images, batch->image_count));
     TRY(TAKE(builder, &batch->leaf_row_start, batch->leaf_count + 1));
     TRY(TAKE(builder, &batch->leaf_entry_start, batch->leaf_count + 1));
@@ -200,6 +217,9 @@ static status_t fill_rows(builder_t *builder, int number) {
         memcpy(key_row, text->mask.key_row + builder->place[sequence->shared_with].key_start,
                (size_t)shared * sizeof(int32_t));
     for (int i = 0; i < own; i++) key_row[shared + i] = place->first_row + i;
+    if (text->mask.group)
+        batch_image_groups(&builder->model->config, sequence->tokens, sequence->length,
+                           writable(text->mask.group) + place->key_start);
     writable(text->mask.query_start)[number] = place->first_row;
     writable(text->mask.query_start)[number + 1] = place->first_row + own;
     writable(text->mask.query_position)[number] = shared;

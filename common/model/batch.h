@@ -38,10 +38,13 @@ typedef struct batch {
     void *owned;               // the arrays' memory
 } batch_t;
 
-// Builds the rows. Errors name the sequence: placeholders and images disagree, a shared prefix differs, empty
-// sequences.
+// Builds the rows. Errors name the sequence: placeholders and images disagree, a shared prefix differs or ends within
+// an image group, empty sequences.
 status_t batch_build(const model_t *model, const batch_sequence_t *sequences, int count, batch_t *out) STATUS_CHECKED;
 void batch_free(batch_t *batch);
+// Image groups of a whole sequence, for attention_mask_t.group: group[i] is the number, from 0, of the run of image
+// tokens that token i lies in, or -1. All -1 for a model without image groups.
+void batch_image_groups(const model_config_t *config, const int32_t *tokens, int count, int32_t *group);
 // Vision (for the images), splice, text and head: log-probs of all entries at `temperature`. The tape decides about
 // recording. *head is the tape's. entry order as in the batch. Rows are computed in one launch.
 status_t batch_forward(model_t *model, tape_t *tape, batch_t *batch, float temperature, bool entropy,

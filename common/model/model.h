@@ -38,6 +38,7 @@ typedef struct model_config {
     float rms_eps;
     bool tied_embeddings;
     bool has_vision;
+    bool image_groups;        // tokens of one run of image tokens see each other, later ones too (Gemma-3)
     int bos_token, pad_token; // -1 where absent
     int eos_tokens[8];
     int eos_token_count;

@@ -55,7 +55,8 @@ static inline uint16_t attention_range_bits(int start, int low, int high) {
     return (uint16_t)((1u << last) - (1u << first));
 }
 
-// The keys [low, high) that a query at this position sees before image groups are looked at.
+// The keys [low, high) that a query at this position sees before image groups are looked at. Groups add keys from `high`
+// on, never below `low`.
 static inline void attention_range(const attention_mask_t *mask, int position, int keys, int *low, int *high) {
     *low = mask->window > 0 && position >= mask->window ? position - mask->window + 1 : 0;
     *high = mask->causal && position < keys ? position + 1 : keys;
@@ -69,8 +70,9 @@ static uint16_t attention_seen(const attention_mask_t *mask, int sequence, int p
     int own = mask->group[first_key + position];
     if (own < 0) return bits;
     int last = keys - start < ATTENTION_BLOCK ? keys - start : ATTENTION_BLOCK;
-    for (int j = 0; j < last; j++) bits |= (uint16_t)((mask->group[first_key + start + j] == own) << j);
-    return bits;
+    uint16_t together = 0;
+    for (int j = 0; j < last; j++) together |= (uint16_t)((mask->group[first_key + start + j] == own) << j);
+    return bits | (together & attention_range_bits(start, low, keys));
 }
 
 // Fills `seen`; returns whether any row sees any key of the chunk.
@@ -108,10 +110,9 @@ static void attention_reach(const attention_mask_t *mask, int sequence, int firs
     int keys = mask->key_start[sequence + 1] - mask->key_start[sequence], unused;
     attention_range(mask, first, keys, low, &unused);
     attention_range(mask, last, keys, &unused, high);
-    if (mask->group) {
-        *low = 0;
-        *high = keys;
-    }
+    const int32_t *group = mask->group ? mask->group + mask->key_start[sequence] : NULL;
+    for (int position = first; group && position <= last && position < keys; position++)
+        if (group[position] >= 0) *high = keys;
 }
 
 static void attention_fill_rows(const attention_piece_t *piece, int first_row, int count, attention_rows_t *rows) {

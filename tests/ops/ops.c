@@ -54,6 +54,21 @@ static const op_case_t cases[] = {
     {&op_attention, "window of 40, packed", {150, 3, 3, 8, LAYOUT_PACKED, 40}},
     {&op_attention, "image groups", {90, 2, 1, 36, LAYOUT_GROUPS}},
     {&op_attention, "image groups, window", {90, 2, 2, 20, LAYOUT_GROUPS, 7}},
+    {&op_attention, "image groups, long", {130, 4, 2, 24, LAYOUT_GROUPS_LONG}},
+    {&op_attention, "image groups, long, window", {130, 2, 1, 40, LAYOUT_GROUPS_LONG, 33}},
+    {&op_attention, "image groups, window of 1", {130, 2, 1, 16, LAYOUT_GROUPS_LONG, 1}},
+    {&op_attention, "image groups, wide window", {130, 1, 1, 16, LAYOUT_GROUPS_LONG, 100}},
+    {&op_attention, "image groups, shared prefix", {129, 4, 1, 32, LAYOUT_GROUPS_SHARED}},
+    {&op_attention, "image groups, shared prefix, window", {129, 2, 2, 16, LAYOUT_GROUPS_SHARED, 11}},
+    {&op_attention, "image groups, pages", {90, 3, 1, 20, LAYOUT_GROUPS_PAGED}},
+    {&op_attention, "image groups, pages, window", {90, 2, 1, 256, LAYOUT_GROUPS_PAGED, 6}},
+    {&op_attention, "all see all, head 64", {50, 2, 2, 64, LAYOUT_FULL}},
+    {&op_attention, "all see all, head 72", {81, 2, 2, 72, LAYOUT_FULL}},
+    {&op_attention, "all see all, head 80", {49, 1, 1, 80, LAYOUT_FULL}},
+    {&op_attention, "all see all, head 88", {65, 2, 2, 88, LAYOUT_FULL}},
+    {&op_attention, "all see all, head 128", {40, 2, 2, 128, LAYOUT_FULL}},
+    {&op_attention, "all see all, head 256", {33, 1, 1, 256, LAYOUT_FULL}},
+    {&op_attention, "three images, head 72", {111, 2, 2, 72, LAYOUT_IMAGES}},
     {&op_attention, "head 256", {20, 2, 1, 256, LAYOUT_ONE}},
     {&op_linear, "plain", {33, 70, 41}},
     {&op_linear, "bias, packed", {70, 48, 130, 0, 1, 1}},
@@ -68,6 +83,16 @@ static const op_case_t cases[] = {
     {&op_adamw, "step 7", {1, 1000, 7}},
 };
 enum { CASES = sizeof(cases) / sizeof(cases[0]) };
+
+// Too long for finite differences: these are compared with the reference alone.
+static const op_case_t long_ones[] = {
+    {&op_attention, "a clip image, head 64", {577, 2, 2, 64, LAYOUT_FULL}},
+    {&op_attention, "a siglip image, head 72", {729, 1, 1, 72, LAYOUT_FULL}},
+    {&op_attention, "three smaller images", {577, 1, 1, 64, LAYOUT_IMAGES}},
+    {&op_attention, "image groups, long", {400, 2, 1, 64, LAYOUT_GROUPS}},
+    {&op_attention, "image groups, long, window", {400, 2, 1, 64, LAYOUT_GROUPS_LONG, 50}},
+};
+enum { LONG_ONES = sizeof(long_ones) / sizeof(long_ones[0]) };
 
 // Large enough that every op shares its work out.
 static const op_case_t shared[] = {
@@ -85,7 +110,10 @@ static const op_case_t shared[] = {
     {&op_attention, "shared prefix, 2 key heads", {300, 4, 2, 40, LAYOUT_SHARED}},
     {&op_attention, "windows", {400, 3, 3, 32, LAYOUT_WINDOWS}},
     {&op_attention, "packed, window of 50", {300, 2, 1, 64, LAYOUT_PACKED, 50}},
-    {&op_attention, "pages, groups", {300, 2, 2, 24, LAYOUT_GROUPS}},
+    {&op_attention, "groups", {300, 2, 2, 24, LAYOUT_GROUPS}},
+    {&op_attention, "groups, long, window", {300, 2, 1, 24, LAYOUT_GROUPS_LONG, 30}},
+    {&op_attention, "groups, shared prefix", {300, 2, 1, 24, LAYOUT_GROUPS_SHARED}},
+    {&op_attention, "all see all", {300, 3, 3, 72, LAYOUT_FULL}},
     {&op_linear, "adapter, bias, packed", {200, 100, 190, 8, 1, 1}},
     {&op_token_logprobs, "half the rows, packed", {90, 64, 700, 1, 7, 1}},
     {&op_token_sample, "banned ids, packed", {90, 64, 700, 20, 0, 1}},
@@ -112,6 +140,8 @@ static const op_case_t large[] = {
     {&op_add, "4096 x 1024", {4096, 1024}},
     {&op_attention, "windows of 16, head 32", {1024, 4, 4, 32, LAYOUT_WINDOWS}},
     {&op_attention, "3 x 100 tokens, head 32", {300, 6, 2, 32, LAYOUT_PACKED}},
+    {&op_attention, "577 of an image, head 64", {577, 16, 16, 64, LAYOUT_FULL}},
+    {&op_attention, "1024 of an image, head 72", {1024, 4, 4, 72, LAYOUT_FULL}},
     {&op_attention, "512 tokens, head 64", {512, 8, 2, 64, LAYOUT_ONE}},
     {&op_attention, "2048 tokens, head 128", {2048, 8, 2, 128, LAYOUT_ONE}},
     {&op_linear, "512 x 1024 x 1024, packed", {512, 1024, 1024, 0, 0, 1}},
@@ -128,6 +158,7 @@ static void test_compare(void **state) {
     (void)state;
     int failures = 0;
     for (int i = 0; i < CASES; i++) failures += harness_compare(&cases[i]);
+    for (int i = 0; i < LONG_ONES; i++) failures += harness_compare(&long_ones[i]);
     assert_int_equal(failures, 0);
 }
 
@@ -149,9 +180,12 @@ static void test_invariance(void **state) {
     (void)state;
     int failures = 0;
     for (int i = 0; i < CASES; i++) failures += harness_invariance(&cases[i]);
-    failures += attention_invariance(4, 2, 32, 0, "cpu");
-    failures += attention_invariance(3, 1, 40, 0, "cpu");
-    failures += attention_invariance(1, 1, 64, 21, "cpu");
+    failures += attention_invariance(4, 2, 32, 0, false, "cpu");
+    failures += attention_invariance(3, 1, 40, 0, false, "cpu");
+    failures += attention_invariance(1, 1, 64, 21, false, "cpu");
+    failures += attention_invariance(4, 2, 72, 0, true, "cpu");
+    failures += attention_invariance(2, 1, 24, 19, true, "cpu");
+    failures += attention_invariance(2, 1, 24, 19, true, "cpu:portable");
     assert_int_equal(failures, 0);
 }
 

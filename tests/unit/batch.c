@@ -25,6 +25,11 @@ static void fixture_open(fixture_t *fixture, const char *device, int threads, co
     assert_true(fixture->count >= 3);
 }
 
+// With a state the model has image groups, which its own family has not: tokens of one image see each other.
+static void use_groups(fixture_t *fixture, void **state) {
+    fixture->model->config.image_groups = *state != NULL;
+}
+
 static void fixture_close(fixture_t *fixture) {
     for (int i = 0; i < fixture->count; i++) parity_free_prompt(&fixture->prompts[i]);
     safetensors_close(fixture->file);
@@ -53,9 +58,9 @@ static void assert_bits(const void *a, const void *b, size_t bytes) {
 }
 
 static void test_packed(void **state) {
-    (void)state;
     fixture_t fixture;
     fixture_open(&fixture, "cpu", 2, "gqa4_window56_hub");
+    use_groups(&fixture, state);
     batch_sequence_t sequences[PARITY_MAX_PROMPTS];
     batch_t packed, single;
     for (int i = 0; i < fixture.count; i++) sequences[i] = parity_sequence(&fixture.prompts[i], 0);
@@ -89,9 +94,9 @@ static void make_completions(const prompt_t *prompt, int32_t *tokens[COMPLETIONS
 }
 
 static void test_shared(void **state) {
-    (void)state;
     fixture_t fixture;
     fixture_open(&fixture, "cpu", 2, "gqa4_window56_hub");
+    use_groups(&fixture, state);
     int with_image = 0;
     for (int p = 0; p < fixture.count; p++) {
         const prompt_t *prompt = &fixture.prompts[p];
@@ -200,13 +205,13 @@ static int fill_sequences(const fixture_t *fixture, batch_sequence_t *sequences,
 }
 
 static void test_leaves(void **state) {
-    (void)state;
     const char *const names[] = {"gqa4_window56_hub", "gqa6_window112_v5"};
     for (int n = 0; n < 2; n++) {
         fixture_t fixture;
         batch_sequence_t sequences[PARITY_MAX_PROMPTS];
         int entries;
         fixture_open(&fixture, "cpu", 2, names[n]);
+        use_groups(&fixture, state);
         int count = fill_sequences(&fixture, sequences, &entries);
         float *together = calloc((size_t)entries, sizeof(float)), *apart = calloc((size_t)entries, sizeof(float));
         sinks_t one = parity_sinks(fixture.model, EXPONENT);
@@ -230,13 +235,13 @@ static void test_leaves(void **state) {
 }
 
 static void test_recompute(void **state) {
-    (void)state;
     const char *const patterns[] = {"q_proj", "v_proj", "attn.qkv", "mlp\\.0", "down_proj"};
     for (int adapted = 0; adapted < 2; adapted++) {
         fixture_t fixture;
         batch_sequence_t sequences[PARITY_MAX_PROMPTS];
         int entries;
         fixture_open(&fixture, "cpu", 2, "gqa4_window56_hub");
+        use_groups(&fixture, state);
         if (adapted) {
             check(model_add_adapters(fixture.model, patterns, 5, 3, 6.0F, 11));
             // B starts at zero, where A has no gradient: fill it.
@@ -271,7 +276,6 @@ static void test_recompute(void **state) {
 }
 
 static void test_threads_and_kernels(void **state) {
-    (void)state;
     const char *const devices[] = {"cpu", "cpu", "cpu:portable", "cpu:avx2"};
     const int threads[] = {1, 3, 2, 1};
     sinks_t sinks[4] = {0};
@@ -288,6 +292,7 @@ static void test_threads_and_kernels(void **state) {
         batch_sequence_t sequences[PARITY_MAX_PROMPTS];
         int entries;
         fixture_open(&fixture[i], devices[i], threads[i], "mqa4_head32_hub");
+        use_groups(&fixture[i], state);
         int count = fill_sequences(&fixture[i], sequences, &entries);
         logprobs[i] = calloc((size_t)entries, sizeof(float));
         sinks[i] = parity_sinks(fixture[i].model, EXPONENT);
@@ -465,6 +470,52 @@ static void test_cache(void **state) {
     fixture_close(&fixture);
 }
 
+// ---- image groups ----
+
+// Runs of image tokens are groups, numbered in each sequence; what is shared keeps its numbers.
+static void test_groups(void **state) {
+    (void)state;
+    fixture_t fixture;
+    fixture_open(&fixture, "cpu", 1, "gqa4_window56_hub");
+    model_config_t *config = &fixture.model->config;
+    const int32_t image = config->image.image_token, tokens[] = {image, image, 5, image, 6, 6, image, image, image};
+    const int32_t want[] = {0, 0, -1, 1, -1, -1, 2, 2, 2};
+    int32_t group[9];
+    batch_image_groups(config, tokens, 9, group);
+    for (int i = 0; i < 9; i++) assert_int_equal(group[i], -1);
+    config->image_groups = true;
+    batch_image_groups(config, tokens, 9, group);
+    assert_memory_equal(group, want, sizeof(want));
+    for (int p = 0; p < fixture.count; p++) {
+        const prompt_t *prompt = &fixture.prompts[p];
+        batch_sequence_t two[2] = {parity_sequence(prompt, 0), parity_sequence(prompt, 0)};
+        two[1].image_count = 0;
+        two[1].shared_with = 0;
+        two[1].shared_length = prompt->length - 1;
+        batch_t batch;
+        float *with = score_sequences(fixture.model, two, 2, &batch);
+        const attention_mask_t *mask = &batch.text.mask;
+        int images = 0;
+        for (int i = 0; i < prompt->length; i++) {
+            bool is_image = prompt->tokens[i] == image;
+            if (is_image && (i == 0 || prompt->tokens[i - 1] != image)) images++;
+            assert_int_equal(mask->group[i], is_image ? images - 1 : -1);
+            assert_int_equal(mask->group[prompt->length + i], mask->group[i]);
+        }
+        batch_free(&batch);
+        config->image_groups = false;
+        float *without = score_sequences(fixture.model, two, 2, &batch);
+        assert_null(batch.text.mask.group);
+        bool same = !memcmp(with, without, (size_t)batch.entry_count * sizeof(float));
+        assert_int_equal(same, prompt->image_count == 0);
+        batch_free(&batch);
+        config->image_groups = true;
+        free(with);
+        free(without);
+    }
+    fixture_close(&fixture);
+}
+
 // ---- what is refused ----
 
 static void refuse(const model_t *model, const batch_sequence_t *sequences, int count, const char *reason) {
@@ -503,6 +554,12 @@ static void test_refusals(void **state) {
     refuse(fixture.model, two, 2, "images behind");
     two[1].shared_length = prompt->length + 1;
     refuse(fixture.model, two, 2, "shares");
+    for (int i = 1; i < prompt->length && two[1].shared_length > prompt->length; i++)
+        if (tokens[i - 1] == fixture.model->config.image.image_token && tokens[i] == tokens[i - 1])
+            two[1].shared_length = two[1].length = i;
+    fixture.model->config.image_groups = true;
+    refuse(fixture.model, two, 2, "end within an image");
+    fixture.model->config.image_groups = false;
     two[1] = good, two[1].tokens = tokens;
     tokens[prompt->length - 1] = fixture.model->config.vocabulary;
     refuse(fixture.model, two, 2, "vocabulary");
@@ -513,10 +570,22 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
+    bool groups = true;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_packed),    cmocka_unit_test(test_shared),   cmocka_unit_test(test_leaves),
-        cmocka_unit_test(test_recompute), cmocka_unit_test(test_frozen),   cmocka_unit_test(test_threads_and_kernels),
-        cmocka_unit_test(test_cache),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_packed),
+        cmocka_unit_test_prestate(test_packed, &groups),
+        cmocka_unit_test(test_shared),
+        cmocka_unit_test_prestate(test_shared, &groups),
+        cmocka_unit_test(test_leaves),
+        cmocka_unit_test_prestate(test_leaves, &groups),
+        cmocka_unit_test(test_recompute),
+        cmocka_unit_test_prestate(test_recompute, &groups),
+        cmocka_unit_test(test_frozen),
+        cmocka_unit_test(test_threads_and_kernels),
+        cmocka_unit_test_prestate(test_threads_and_kernels, &groups),
+        cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

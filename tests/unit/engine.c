@@ -100,8 +100,9 @@ static void test_goldens(void **state) {
     }
 }
 
+// With a state the model has image groups, which its own family has not: an image's tokens see each other, so it goes
+// into one step, however small chunks and steps are.
 static void test_layouts(void **state) {
-    (void)state;
     const engine_options_t layouts[] = {
         {.pages = 512, .batch_rows = 1, .prefill_chunk = 1, .feature_cache_bytes = 1 << 20},
         {.pages = 512, .batch_rows = 7, .prefill_chunk = 3, .feature_cache_bytes = 0},
@@ -114,6 +115,7 @@ static void test_layouts(void **state) {
         fixture_t f;
         int backwards[FIXTURE_PROMPTS];
         fixture_open(&f, folders[folder]);
+        f.model->config.image_groups = *state != NULL;
         for (int i = 0; i < f.prompts; i++) backwards[i] = f.prompts - 1 - i;
         fixture_results_t *expected = calloc(1, sizeof(*expected));
         engine_statistics_t statistics;
@@ -242,12 +244,12 @@ static void check_against_learner(const fixture_t *f, const fixture_results_t *r
 
 // What the engine records is what the learner computes, to the bit.
 static void test_learner(void **state) {
-    (void)state;
     const engine_options_t small = {.pages = 40, .batch_rows = 37, .prefill_chunk = 9, .feature_cache_bytes = 0};
     for (int folder = 0; folder < 3; folder++) {
         fixture_t f;
         engine_t *engine;
         fixture_open(&f, folders[folder]);
+        f.model->config.image_groups = *state != NULL;
         fixture_results_t *results = calloc(1, sizeof(*results));
         float temperature = folder == 1 ? 0.8F : 1;
         CHECK_OK(engine_open(f.model, &small, &engine));
@@ -473,12 +475,72 @@ static void test_steps_allocate_nothing(void **state) {
     fixture_close(&f);
 }
 
+// Every step of a model with image groups: the keys of a query's group are all there, and no step is larger than it
+// must be. Without groups, the same prompts have other log-probs.
+static void test_image_groups(void **state) {
+    (void)state;
+    const engine_options_t narrow = {.pages = 200, .batch_rows = 5, .prefill_chunk = 2, .feature_cache_bytes = 1 << 20};
+    fixture_t f;
+    fixture_open(&f, folders[0]);
+    f.model->config.eos_token_count = 0;
+    fixture_results_t *with = calloc(1, sizeof(*with)), *without = calloc(1, sizeof(*without));
+    engine_statistics_t statistics;
+    run_prompts(&f, &wide, NULL, without, &statistics);
+    f.model->config.image_groups = true;
+    engine_t *engine;
+    CHECK_OK(engine_open(f.model, &narrow, &engine));
+    int longest = 0, whole = 0;
+    for (int i = 0; i < f.prompts; i++) {
+        engine_request_t request = fixture_request(&f, i);
+        CHECK_OK(engine_submit(engine, &request));
+        for (int j = 0; j < f.prompt[i].image_count; j++)
+            if (f.prompt[i].image[j].shape.feature_rows > longest) longest = f.prompt[i].image[j].shape.feature_rows;
+    }
+    assert_true(longest > narrow.batch_rows);
+    assert_int_equal(engine->step_rows, narrow.batch_rows + longest);
+    for (int steps = 0; engine_pending(engine); steps++) {
+        assert_true(steps < 10000);
+        CHECK_OK(engine_step(engine, fixture_sink, with));
+        assert_true(engine->rows <= engine->step_rows);
+        for (int s = 0; s < engine->sequences; s++) {
+            int queries = engine->query_start[s + 1] - engine->query_start[s];
+            int keys = engine->key_start[s + 1] - engine->key_start[s], end = engine->query_position[s] + queries;
+            const int32_t *group = engine->key_group + engine->key_start[s];
+            assert_int_equal(keys, end);
+            if (queries == 1 || group[end - 1] < 0) continue;
+            // An image is the whole chunk, or its end: it has all its tokens.
+            int run = 0;
+            while (run < end && group[end - 1 - run] == group[end - 1]) run++;
+            bool found = false;
+            for (int p = 0; p < f.prompts; p++)
+                for (int j = 0; j < f.prompt[p].image_count; j++)
+                    found = found || f.prompt[p].image[j].shape.feature_rows == run;
+            assert_true(found);
+            whole++;
+        }
+    }
+    assert_true(whole >= 3);
+    check_all_returned(engine);
+    engine_close(engine);
+    for (int p = 0; p < f.prompts; p++) {
+        bool same = with->result[p][0].logprobs[0] == without->result[p][0].logprobs[0];
+        assert_int_equal(same, f.prompt[p].image_count == 0);
+    }
+    free(with);
+    free(without);
+    fixture_close(&f);
+}
+
 int main(void) {
+    bool groups = true;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_goldens),
         cmocka_unit_test(test_layouts),
+        cmocka_unit_test_prestate(test_layouts, &groups),
         cmocka_unit_test(test_forced_equals_sampled),
         cmocka_unit_test(test_learner),
+        cmocka_unit_test_prestate(test_learner, &groups),
+        cmocka_unit_test(test_image_groups),
         cmocka_unit_test(test_end_of_turn),
         cmocka_unit_test(test_media_tokens),
         cmocka_unit_test(test_features),

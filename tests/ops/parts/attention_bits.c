@@ -10,12 +10,21 @@ enum { LENGTH = 130, CACHE_ROWS = 401, MAX_BATCH = 24 };
 
 typedef struct company {
     int heads, kv_heads, size, window;
+    bool groups;
     float *q, *k, *v;         // one sequence of LENGTH tokens
     float *cache_k, *cache_v; // the same keys, spread over a cache
     int32_t page[LENGTH];
     float *want, *want_lse; // from one prefill
     device_t *device;
 } company_t;
+
+// Groups one behind the other, longer than a chunk's block, up to a few keys before the end.
+static int company_group(int position) {
+    return position >= 5 && position < 40      ? 0
+           : position >= 40 && position < 75   ? 1
+           : position >= 100 && position < 127 ? 2
+                                               : -1;
+}
 
 static void company_close(company_t *c) {
     float *all[] = {c->q, c->k, c->v, c->cache_k, c->cache_v, c->want, c->want_lse};
@@ -62,35 +71,46 @@ static attention_args_t company_args(const company_t *c, bool cache, int rows, c
 }
 
 static status_t company_prefill(company_t *c) {
-    int32_t start[2] = {0, LENGTH}, position = 0, row[LENGTH];
-    for (int j = 0; j < LENGTH; j++) row[j] = j;
+    int32_t start[2] = {0, LENGTH}, position = 0, row[LENGTH], group[LENGTH];
+    for (int j = 0; j < LENGTH; j++) {
+        row[j] = j;
+        group[j] = company_group(j);
+    }
     attention_args_t args = company_args(c, false, LENGTH, c->q, c->want, c->want_lse);
     args.mask.sequences = 1;
     args.mask.query_start = args.mask.key_start = start;
     args.mask.query_position = &position;
     args.mask.key_row = row;
+    args.mask.group = c->groups ? group : NULL;
     return c->device->table->attention(c->device, &args);
 }
 
 // A batch of spans of queries, each a sequence of its own that has the keys up to its last query (and `beyond` more,
-// which causality hides): decode with spans of 1, chunked prefill with longer ones; all share rows.
+// which causality hides; a query's image group is there as a whole): decode with spans of 1, chunked prefill with
+// longer ones; all share rows.
 static status_t company_spans(company_t *c, int batch, int span, int beyond, bool cache, int *failures) {
     int64_t width = (int64_t)c->heads * c->size;
     int32_t query_start[MAX_BATCH + 1] = {0}, position[MAX_BATCH], key_start[MAX_BATCH + 1] = {0};
-    int32_t *row = NULL;
+    int32_t *row = NULL, *group = NULL;
     float *q = NULL, *out = NULL, *lse = NULL;
     status_t status = ALLOCATE(&row, MAX_BATCH * LENGTH);
+    if (!status) status = ALLOCATE(&group, MAX_BATCH * LENGTH);
     if (!status) status = ALLOCATE(&q, MAX_BATCH * LENGTH * width);
     if (!status) status = ALLOCATE(&out, MAX_BATCH * LENGTH * width);
     if (!status) status = ALLOCATE(&lse, MAX_BATCH * LENGTH * c->heads);
     for (int s = 0; !status && s < batch; s++) {
         position[s] =
             (int)philox_below(9, PHILOX_TEST, (uint64_t)(s + batch * 100), (uint32_t)span, 0, LENGTH - span + 1);
-        int keys = position[s] + span + beyond;
+        int last = position[s] + span - 1, keys = last + 1 + beyond;
+        while (c->groups && keys < LENGTH && company_group(last) >= 0 && company_group(keys) == company_group(last))
+            keys++;
         if (keys > LENGTH) keys = LENGTH;
         query_start[s + 1] = query_start[s] + span;
         key_start[s + 1] = key_start[s] + keys;
-        for (int j = 0; j < keys; j++) row[key_start[s] + j] = cache ? c->page[j] : j;
+        for (int j = 0; j < keys; j++) {
+            row[key_start[s] + j] = cache ? c->page[j] : j;
+            group[key_start[s] + j] = company_group(j);
+        }
         memcpy(q + query_start[s] * width, c->q + position[s] * width, (size_t)(span * width) * sizeof(float));
     }
     if (!status) {
@@ -100,6 +120,7 @@ static status_t company_spans(company_t *c, int batch, int span, int beyond, boo
         args.mask.query_position = position;
         args.mask.key_start = key_start;
         args.mask.key_row = row;
+        args.mask.group = c->groups ? group : NULL;
         status = c->device->table->attention(c->device, &args);
     }
     for (int s = 0; !status && s < batch; s++) {
@@ -113,13 +134,13 @@ static status_t company_spans(company_t *c, int batch, int span, int beyond, boo
                 position[s], batch, cache ? " over pages" : "", c->heads, c->size, c->window);
         *failures += 1;
     }
-    free(row), free(q), free(out), free(lse);
+    free(row), free(group), free(q), free(out), free(lse);
     return status;
 }
 
-int attention_invariance(int heads, int kv_heads, int head_dim, int window, const char *device) {
+int attention_invariance(int heads, int kv_heads, int head_dim, int window, bool groups, const char *device) {
     static const int batches[] = {1, 2, 3, 5, 8, 16, 24}, spans[] = {1, 2, 7, 16, 33, 64, 130};
-    company_t c = {.heads = heads, .kv_heads = kv_heads, .size = head_dim, .window = window};
+    company_t c = {.heads = heads, .kv_heads = kv_heads, .size = head_dim, .window = window, .groups = groups};
     int failures = 0;
     status_t status = company_open(&c, device);
     if (!status) status = company_prefill(&c);
