@@ -17,7 +17,7 @@ const char *model_part_name(model_part_t part) {
 static bool is_packed(const model_t *model, int index) {
     const parameter_spec_t *spec = &model->spec[index];
     // The patch embedding is a linear too, though it carries no adapter.
-    return spec->is_linear || spec->dimensions > 2 || index == model->head;
+    return spec->is_linear || spec->transposed || spec->dimensions > 2 || index == model->head;
 }
 
 static status_t allocate_parameters(model_t *model) {
@@ -128,6 +128,14 @@ status_t model_add_parameter(model_t *model, model_part_t part, bool is_linear, 
     model->parameter[at] = (parameter_t){0};
     model->adapter[at] = NULL;
     return STATUS_OK;
+}
+
+void model_transpose_last(model_t *model) {
+    parameter_spec_t *spec = &model->spec[model->parameter_count - 1];
+    int rows = spec->rows;
+    spec->rows = spec->columns;
+    spec->columns = rows;
+    spec->transposed = true;
 }
 
 int model_find(const model_t *model, const char *name) {

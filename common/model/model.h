@@ -29,6 +29,7 @@ typedef struct parameter_spec {
     int64_t shape[MODEL_MAX_DIMENSIONS]; // as in the checkpoint
     int rows, columns;                   // as the ops see it (first dimension, product of the rest; [1, n] for vectors)
     bool is_linear;                      // the weight of a linear that may carry an adapter
+    bool transposed;                     // the checkpoint has [columns, rows]: turned when it is read and written
     int64_t elements;
 } parameter_spec_t;
 
@@ -141,6 +142,9 @@ status_t model_save(const model_t *model, const char *from, const char *director
 
 status_t model_add_parameter(model_t *model, model_part_t part, bool is_linear, int dimensions, const int64_t *shape,
                              const char *format, ...) __attribute__((format(printf, 6, 7))) STATUS_CHECKED;
+// The parameter added last is a linear's weight that the checkpoint stores as [in, out] (`shape` stays so): the ops get
+// it as [out, in].
+void model_transpose_last(model_t *model);
 // Index by name; -1 when there is none.
 int model_find(const model_t *model, const char *name);
 // For a family's map_name: the first of {prefix, its replacement} that turns `name` into the name of a parameter.

@@ -1,15 +1,18 @@
 // The registry: one line a family.
 #include "common/model/model_families.h"
+#include "common/model/gemma3.h"
 #include "common/model/gemma3_text.h"
 #include "common/model/llama.h"
+#include "common/model/llava_next.h"
 #include "common/model/mistral.h"
 #include "common/model/qwen2.h"
 #include "common/model/qwen2_5_vl.h"
 
 #include <string.h>
 
-static const model_family_t *const families[] = {&qwen2_5_vl_family, &qwen2_family, &llama_family, &mistral_family,
-                                                 &gemma3_text_family};
+static const model_family_t *const families[] = {&qwen2_5_vl_family, &qwen2_family,       &llama_family,
+                                                 &mistral_family,    &gemma3_text_family, &llava_next_family,
+                                                 &gemma3_family};
 enum { FAMILY_COUNT = sizeof(families) / sizeof(families[0]) };
 
 status_t model_family_find(const char *model_type, const model_family_t **out) {

@@ -14,10 +14,36 @@ status_t model_upload_tensor(const model_t *model, const safetensors_tensor_t *t
     return status;
 }
 
+// [rows, columns] -> [columns, rows].
+static void transpose(const float *from, int64_t rows, int64_t columns, float *to) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t column = 0; column < columns; column++) to[column * rows + row] = from[row * columns + column];
+}
+
+static status_t upload_transposed(const model_t *model, const safetensors_tensor_t *tensor, int index) {
+    const parameter_spec_t *spec = &model->spec[index];
+    float *stored, *values = NULL;
+    TRY(ALLOCATE(&stored, tensor->elements));
+    status_t status = safetensors_read_f32(tensor, stored);
+    if (!status) status = ALLOCATE(&values, tensor->elements);
+    if (!status) {
+        transpose(stored, spec->columns, spec->rows, values);
+        status = model->device->table->upload(model->device, model->parameter[index].value.data, values,
+                                              (size_t)tensor->elements * sizeof(float));
+    }
+    free(stored);
+    free(values);
+    return status;
+}
+
 static bool is_ignored(const model_t *model, const char *name) {
-    const char *const buffer = "inv_freq", *const head = "lm_head.weight";
-    size_t length = strlen(name), end = strlen(buffer);
-    if (length >= end && !strcmp(name + length - end, buffer)) return true;
+    static const char *const buffers[] = {"inv_freq", ".embeddings.position_ids"};
+    const char *const head = "lm_head.weight";
+    size_t length = strlen(name), end;
+    for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) {
+        end = strlen(buffers[i]);
+        if (length >= end && !strcmp(name + length - end, buffers[i])) return true;
+    }
     // A tied head may be stored twice.
     end = strlen(head);
     return model->config.tied_embeddings && length >= end && !strcmp(name + length - end, head);
@@ -49,6 +75,7 @@ static status_t load_tensor(model_t *model, const safetensors_tensor_t *tensor, 
     }
     if (loaded[index]) FAIL(STATUS_INVALID, "the tensor '%.160s' is there under two names", tensor->name);
     loaded[index] = true;
+    if (spec->transposed) return upload_transposed(model, tensor, index);
     return model_upload_tensor(model, tensor, &model->parameter[index]);
 }
 
@@ -73,7 +100,15 @@ status_t model_load(model_t *model, const char *directory) {
 
 static status_t download_parameter(void *context, int index, void *buffer, size_t bytes) {
     const model_t *model = context;
-    return model->device->table->download(model->device, buffer, model->parameter[index].value.data, bytes);
+    const parameter_spec_t *spec = &model->spec[index];
+    const void *data = model->parameter[index].value.data;
+    if (!spec->transposed) return model->device->table->download(model->device, buffer, data, bytes);
+    float *values;
+    TRY(ALLOCATE(&values, spec->elements));
+    status_t status = model->device->table->download(model->device, values, data, bytes);
+    if (!status) transpose(values, spec->rows, spec->columns, buffer);
+    free(values);
+    return status;
 }
 
 static status_t save_weights(const model_t *model, const char *directory) {

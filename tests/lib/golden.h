@@ -167,6 +167,14 @@ static inline double golden_norm(const float *values, const int64_t *sum, int64_
     return sqrt(square);
 }
 
+// [columns, rows], as the checkpoint has it -> [rows, columns], as the ops have it.
+static inline void golden_turn(const parameter_spec_t *spec, float *values) {
+    float *copy = calloc((size_t)spec->elements, sizeof(float));
+    memcpy(copy, values, (size_t)spec->elements * sizeof(float));
+    for (int64_t i = 0; i < spec->elements; i++) values[i] = copy[i % spec->columns * spec->rows + i / spec->columns];
+    free(copy);
+}
+
 // The largest distance of a parameter's gradient from the golden's, as a share of 1e-3 |g| + 1e-6 |all g|; *at is
 // whose.
 static inline double golden_gradients(const golden_t *golden, const sinks_t *sinks, int *at) {
@@ -179,6 +187,7 @@ static inline double golden_gradients(const golden_t *golden, const sinks_t *sin
         float *wanted = calloc((size_t)tensor->elements, sizeof(float));
         assert_int_equal(tensor->elements, model->spec[i].elements);
         check(safetensors_read_f32(tensor, wanted));
+        if (model->spec[i].transposed) golden_turn(&model->spec[i], wanted);
         difference[i] = golden_norm(wanted, sinks->sum[3 * i], tensor->elements);
         norm[i] = golden_norm(wanted, NULL, tensor->elements);
         all += norm[i] * norm[i];

@@ -82,21 +82,33 @@ static inline bool parity_prompt(const model_t *model, const safetensors_t *file
     float *patches = parity_floats(file, name, &pixels);
     snprintf(name, sizeof(name), "prompt%d.image_grid_thw", number);
     int32_t *grid = parity_integers(file, name, &grids);
+    // Nine numbers a picture, in the order of image_shape_t, or its grid alone.
+    snprintf(name, sizeof(name), "prompt%d.image_shapes", number);
+    int each = safetensors_find(file, name) ? 9 : 3;
+    if (each == 9) grid = parity_integers(file, name, &grids);
     int columns = 3 * model->config.image.temporal * model->config.image.patch * model->config.image.patch;
     int64_t row = 0;
-    for (int i = 0; i < (int)(grids / 3); i++) {
+    for (int i = 0; i < (int)(grids / each); i++) {
         image_patches_t *image = &out->images[i];
-        for (int axis = 0; axis < 3; axis++) image->shape.grid[axis] = grid[3 * i + axis];
-        image->rows = image->shape.grid[0] * image->shape.grid[1] * image->shape.grid[2];
+        image_shape_t *shape = &image->shape;
+        const int32_t *at = grid + (ptrdiff_t)i * each;
+        for (int axis = 0; axis < 3; axis++) shape->grid[axis] = at[axis];
+        for (int axis = 0; axis < 2 && each == 9; axis++) {
+            shape->tiles[axis] = at[3 + axis];
+            shape->size[axis] = at[5 + axis];
+        }
+        shape->runs = each == 9 ? at[7] : 1;
+        image->rows = shape->grid[0] * shape->grid[1] * shape->grid[2];
         image->columns = columns;
-        image->shape.feature_rows = model->family->feature_rows(&model->config, &image->shape);
+        shape->feature_rows = model->family->feature_rows(&model->config, shape);
+        if (each == 9) assert_int_equal(shape->feature_rows, at[8]);
         size_t size = (size_t)image->rows * (size_t)columns;
         image->patches = malloc(size * sizeof(float));
         memcpy(image->patches, patches + row * columns, size * sizeof(float));
         row += image->rows;
         out->image[i] = image;
     }
-    out->image_count = (int)(grids / 3);
+    out->image_count = (int)(grids / each);
     assert_int_equal(row * columns, pixels);
     free(patches);
     free(grid);
