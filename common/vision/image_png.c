@@ -21,7 +21,8 @@ typedef struct png_io {
     png_structp png;
     png_infop info;
     image_t image;
-    uint8_t *raw; // rows as libpng gives them
+    uint8_t *raw;  // rows as libpng gives them
+    bool complete; // all pixels are read
     int orientation;
     status_t status;
 } png_io_t;
@@ -92,11 +93,55 @@ static void png_run_reader(png_io_t *io) {
     int passes = png_set_interlace_handling(png);
     for (int pass = 0; pass < passes; pass++)
         for (uint64_t y = 0; y < height; y++) png_read_row(png, io->raw + y * row, NULL);
-    png_read_end(png, io->info);
     png_to_rgb(io, pixel, wide_grey);
+    io->complete = true;
+}
+
+// What lies behind the pixels may be damaged or missing, as Pillow has it.
+static void png_run_tail(png_io_t *io) {
+    if (setjmp(png_jmpbuf(io->png))) return;
+    png_read_end(io->png, io->info);
+}
+
+static int hex_digit(char c) {
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
+}
+
+// ImageMagick's text form of Exif: three line ends, then hexadecimal digits, which are put in the place of the text.
+static size_t png_unhex(char *text) {
+    size_t count = 0;
+    const char *at = text;
+    for (int i = 0; i < 3 && at; i++) at = (at = strchr(at, '\n')) ? at + 1 : NULL;
+    while (at && *at) {
+        int high = hex_digit(at[0]), low = high < 0 ? -1 : hex_digit(at[1]);
+        if (low >= 0) text[count++] = (char)(high << 4 | low);
+        at += low >= 0 ? 2 : 1;
+    }
+    return count;
+}
+
+static void png_find_orientation(png_io_t *io) {
+    png_textp text = NULL, xmp = NULL, profile = NULL;
     png_bytep exif = NULL;
     png_uint_32 length = 0;
-    if (png_get_eXIf_1(png, io->info, &length, &exif)) io->orientation = image_exif_orientation(exif, length);
+    int count = 0;
+    png_get_text(io->png, io->info, &text, &count);
+    for (int i = 0; i < count; i++) {
+        if (!strcmp(text[i].key, "XML:com.adobe.xmp")) xmp = &text[i];
+        if (!strcmp(text[i].key, "Raw profile type exif")) profile = &text[i];
+    }
+    size_t size = 0;
+    if (png_get_eXIf_1(io->png, io->info, &length, &exif)) {
+        size = length;
+    } else if (profile && profile->text) {
+        exif = (png_bytep)profile->text;
+        size = png_unhex(profile->text);
+    }
+    bool has_xmp = xmp && xmp->text;
+    io->orientation = image_orientation(exif, size, has_xmp ? xmp->text : NULL, has_xmp ? strlen(xmp->text) : 0);
 }
 
 status_t image_decode_png(const uint8_t *bytes, size_t size, image_t *out, int *orientation) {
@@ -111,6 +156,10 @@ status_t image_decode_png(const uint8_t *bytes, size_t size, image_t *out, int *
         png_run_reader(io);
     else
         io->status = STATUS_NEW(STATUS_MEMORY, "out of memory while reading a PNG picture");
+    if (io->complete) {
+        png_run_tail(io);
+        png_find_orientation(io);
+    }
     png_destroy_read_struct(&io->png, &io->info, NULL);
     status_t status = io->status;
     free(io->raw);
