@@ -43,9 +43,18 @@ static status_t image_turn(image_t *image, int orientation) {
                    image->pixels + 3 * ((size_t)from_y * (size_t)width + (size_t)from_x), 3);
         }
     }
+    turned.keyed = image->keyed;
+    memcpy(turned.key, image->key, sizeof(turned.key));
     image_free(image);
     *image = turned;
     return STATUS_OK;
+}
+
+void image_whiten(image_t *image) {
+    size_t count = image->keyed ? (size_t)image->width * (size_t)image->height : 0;
+    for (uint8_t *pixel = image->pixels; count; count--, pixel += 3)
+        if (!memcmp(pixel, image->key, 3)) memset(pixel, 255, 3);
+    image->keyed = false;
 }
 
 status_t image_decode(const void *bytes, size_t size, image_t *out) {

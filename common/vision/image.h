@@ -14,6 +14,8 @@
 typedef struct image {
     int width, height;
     uint8_t *pixels;
+    bool keyed; // `key` is a colour that the file calls transparent
+    uint8_t key[3];
 } image_t;
 
 enum {
@@ -23,10 +25,15 @@ enum {
 };
 
 // Decodes JPEG (incl. progressive, grey, CMYK), PNG (all colour types and depths) or WebP by content. The EXIF
-// orientation is applied; transparency is dropped as Pillow's convert("RGB") does. Errors (STATUS_INVALID): unknown
-// format, broken data, too large; they name what is wrong, not the file (the caller adds that by status_context).
+// orientation is applied; transparency is dropped as Pillow's convert("RGB") does (image_whiten). Errors
+// (STATUS_INVALID): unknown format, broken data, too large; they name what is wrong, not the file (the caller adds that
+// by status_context).
 status_t image_decode(const void *bytes, size_t size, image_t *out) STATUS_CHECKED;
 void image_free(image_t *image);
+// Paints what has the transparent colour white. transformers' processors do so with 'do_convert_rgb', because Pillow's
+// convert("RGB") keeps a note of such a colour (PNG: grey, RGB, or one entry of a palette; an alpha channel is
+// forgotten).
+void image_whiten(image_t *image);
 // Writes PNG (zlib level 6). *out is malloc'd.
 status_t image_encode_png(const image_t *image, uint8_t **out, size_t *size) STATUS_CHECKED;
 // Pillow's Image.resize, bit for bit.

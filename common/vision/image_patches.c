@@ -118,6 +118,7 @@ status_t image_patches_make(const image_rules_t *rules, const void *bytes, size_
     *out = NULL;
     TRY(check_rules(rules));
     TRY(image_decode(bytes, size, &image));
+    if (rules->whiten) image_whiten(&image);
     status_t status = prepare(rules, &image, out);
     image_free(&image);
     if (status) {

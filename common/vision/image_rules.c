@@ -33,6 +33,18 @@ static status_t read_pixels(config_reader_t *reader, const char *key, int64_t *o
     return STATUS_OK;
 }
 
+// null is no default: transformers takes it for false.
+static status_t read_flag(config_reader_t *reader, const char *key, bool *out) {
+    if (json_is_null(json_object_get(reader->object, key))) *out = false;
+    return config_boolean(reader, key, out);
+}
+
+// And for a value that the steps which are on cannot do without.
+static status_t check_there(const config_reader_t *reader, const char *key) {
+    if (!json_is_null(json_object_get(reader->object, key))) return STATUS_OK;
+    FAIL(STATUS_INVALID, "%s: '%s' is null; leave it out for the default", reader->where, key);
+}
+
 // A size as transformers takes it: a number, [height, width], {height, width} or {shortest_edge}. Which it is shows in
 // what is not 0 afterwards; `square`: a number means both sides.
 typedef struct size_setting {
@@ -105,9 +117,8 @@ static status_t check_type(config_reader_t *reader, const char *const *names) {
 }
 
 static status_t read_common(config_reader_t *reader, image_rules_t *rules) {
-    // Pictures are RGB before the processor sees them; batches are not padded; the rest describes calls, not pictures.
-    static const char *const known[] = {"do_convert_rgb",
-                                        "do_pad",
+    // Batches are not padded; the rest describes calls, not pictures.
+    static const char *const known[] = {"do_pad",
                                         "processor_class",
                                         "default_to_square",
                                         "data_format",
@@ -119,14 +130,20 @@ static status_t read_common(config_reader_t *reader, image_rules_t *rules) {
                                         "disable_grouping",
                                         "feature_extractor_type",
                                         "size_divisor",
+                                        "aspect_ratio_setting",
                                         "_processor_class",
                                         "image_seq_length",
                                         "image_seq_len",
                                         NULL};
     config_ignore(reader, known);
-    TRY(config_boolean(reader, "do_resize", &rules->resize));
-    TRY(config_boolean(reader, "do_rescale", &rules->rescale));
-    TRY(config_boolean(reader, "do_normalize", &rules->normalise));
+    TRY(read_flag(reader, "do_convert_rgb", &rules->whiten));
+    TRY(read_flag(reader, "do_resize", &rules->resize));
+    TRY(read_flag(reader, "do_rescale", &rules->rescale));
+    TRY(read_flag(reader, "do_normalize", &rules->normalise));
+    if (rules->resize) TRY(check_there(reader, "resample"));
+    if (rules->rescale) TRY(check_there(reader, "rescale_factor"));
+    if (rules->normalise) TRY(check_there(reader, "image_mean"));
+    if (rules->normalise) TRY(check_there(reader, "image_std"));
     TRY(config_number(reader, "rescale_factor", -1e6, 1e6, &rules->rescale_factor));
     TRY(read_filter(reader, &rules->filter));
     TRY(read_channels(reader, "image_mean", false, rules->mean));
@@ -212,9 +229,11 @@ static status_t read_llava_next(config_reader_t *reader, image_rules_t *rules) {
     static const char *const types[] = {"LlavaNextImageProcessor", NULL};
     size_setting_t size = {.shortest = 224}, crop = {.height = 224, .width = 224};
     TRY(check_type(reader, types));
+    TRY(check_there(reader, "size"));
+    TRY(check_there(reader, "crop_size"));
     TRY(read_size(reader, "size", false, &size));
     TRY(read_size(reader, "crop_size", true, &crop));
-    TRY(config_boolean(reader, "do_center_crop", &rules->center_crop));
+    TRY(read_flag(reader, "do_center_crop", &rules->center_crop));
     TRY(read_pinpoints(reader, rules));
     // Tiles are cut in the crop's size even where nothing is cropped.
     TRY(check_side(reader, rules, "crop_size", crop.height, crop.width));
@@ -230,12 +249,14 @@ static status_t read_gemma3(config_reader_t *reader, image_rules_t *rules) {
     size_setting_t size = {.height = 224, .width = 224};
     TRY(check_type(reader, types));
     config_ignore(reader, unused);
+    TRY(check_there(reader, "size"));
     TRY(read_size(reader, "size", true, &size));
+    rules->whiten = true; // Gemma3Processor asks for it in each call, whatever the file says
     if (size.shortest)
         FAIL(STATUS_INVALID, "%s: 'size' is a shortest edge; this model needs one fixed height and width",
              reader->where);
     TRY(check_side(reader, rules, "size", size.height, size.width));
-    TRY(config_boolean(reader, "do_pan_and_scan", &rules->pan_and_scan.on));
+    TRY(read_flag(reader, "do_pan_and_scan", &rules->pan_and_scan.on));
     TRY(config_integer(reader, "pan_and_scan_min_crop_size", 1, INT32_MAX, &rules->pan_and_scan.min_crop));
     TRY(config_integer(reader, "pan_and_scan_max_num_crops", 1, INT32_MAX, &rules->pan_and_scan.max_crops));
     return config_number(reader, "pan_and_scan_min_ratio_to_activate", -1e9, 1e9, &rules->pan_and_scan.min_ratio);
@@ -246,7 +267,7 @@ static status_t read_gemma3(config_reader_t *reader, image_rules_t *rules) {
 static void set_defaults(image_rules_t *rules) {
     const float mean[3] = {0.48145466F, 0.4578275F, 0.40821073F};
     const float deviation[3] = {0.26862954F, 0.26130258F, 0.27577711F};
-    rules->resize = rules->rescale = rules->normalise = true;
+    rules->whiten = rules->resize = rules->rescale = rules->normalise = true;
     rules->rescale_factor = 1.0 / 255;
     rules->filter = FILTER_BICUBIC;
     memcpy(rules->mean, mean, sizeof(mean));
@@ -326,6 +347,7 @@ uint64_t image_rules_hash(const image_rules_t *rules) {
         rules->image_token,
         (double)rules->min_pixels,
         (double)rules->max_pixels,
+        rules->whiten,
         rules->resize,
         rules->filter,
         rules->resize_height,

@@ -40,6 +40,7 @@ typedef struct image_rules {
     int media_token_count;                // (c)
 
     int64_t min_pixels, max_pixels; // Qwen2-VL
+    bool whiten;                    // do_convert_rgb: image_whiten
     bool resize;                    // do_resize: off takes pictures only where the result fits without
     image_filter_t filter;
     int resize_height, resize_width; // LLaVA-NeXT: of the whole picture, and of each tile before it is cropped
