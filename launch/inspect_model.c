@@ -59,6 +59,25 @@ static status_t note_unreadable(const char *key, status_t status) {
     return STATUS_OK;
 }
 
+static void print_processor(const image_rules_t *image) {
+    switch (image->processor) {
+    case PROCESSOR_QWEN2_VL:
+        inspect_line("image", "patches of %d, %d x %d merged, %" PRId64 " to %" PRId64 " pixels, placeholder %d",
+                     image->patch, image->merge, image->merge, image->min_pixels, image->max_pixels,
+                     image->image_token);
+        break;
+    case PROCESSOR_LLAVA_NEXT:
+        inspect_line("image", "patches of %d, tiles of %d x %d in %d resolutions, placeholder %d", image->patch,
+                     image->side_height, image->side_width, image->pinpoints, image->image_token);
+        break;
+    case PROCESSOR_GEMMA3:
+        inspect_line("image", "patches of %d, %d x %d pixels as %d tokens, pan and scan %s, placeholder %d",
+                     image->patch, image->side_height, image->side_width, image->tokens,
+                     image->pan_and_scan.on ? "on" : "off", image->image_token);
+        break;
+    }
+}
+
 static status_t print_vision(const char *directory, const model_config_t *config) {
     json_t *json;
     const image_rules_t *image = &config->image;
@@ -66,8 +85,7 @@ static status_t print_vision(const char *directory, const model_config_t *config
         inspect_line("vision", "none: text only");
         return STATUS_OK;
     }
-    inspect_line("image", "patches of %d, %d x %d merged, %" PRId64 " to %" PRId64 " pixels, placeholder %d",
-                 image->patch, image->merge, image->merge, image->min_pixels, image->max_pixels, image->image_token);
+    print_processor(image);
     TRY(inspect_json(directory, "config.json", &json));
     const char *key;
     const json_t *value;

@@ -33,17 +33,14 @@ void packed_content_hash(const packed_arrays_t *a, char out[33]) {
 }
 
 status_t packed_model_hash(const char *model_directory, const image_rules_t *rules, char out[17]) {
-    char path[4096], text[512];
+    char path[4096], text[64];
     char *tokenizer;
     size_t size;
     if (snprintf(path, sizeof(path), "%s/tokenizer.json", model_directory) >= (int)sizeof(path))
         FAIL(STATUS_INVALID, "the path %s is too long", model_directory);
     TRY(file_read_whole(path, (size_t)256 << 20, &tokenizer, &size));
-    int length = snprintf(text, sizeof(text), "%016llx %d %d %d %lld %lld %a %a %a %a %a %a %d",
-                          (unsigned long long)XXH3_64bits(tokenizer, size), rules->patch, rules->merge, rules->temporal,
-                          (long long)rules->min_pixels, (long long)rules->max_pixels, (double)rules->mean[0],
-                          (double)rules->mean[1], (double)rules->mean[2], (double)rules->deviation[0],
-                          (double)rules->deviation[1], (double)rules->deviation[2], rules->image_token);
+    int length = snprintf(text, sizeof(text), "%016llx %016llx", (unsigned long long)XXH3_64bits(tokenizer, size),
+                          (unsigned long long)image_rules_hash(rules));
     snprintf(out, 17, "%016llx", (unsigned long long)XXH3_64bits(text, (size_t)length));
     free(tokenizer);
     return STATUS_OK;

@@ -1,7 +1,6 @@
 // Decoding by content, and turning as Exif says.
 #include "common/vision/image_parts.h"
 
-#include <libexif/exif-data.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,29 +25,6 @@ status_t image_new(uint64_t width, uint64_t height, size_t size, uint64_t pixels
     return STATUS_OK;
 }
 
-int image_exif_orientation(const uint8_t *bytes, size_t size) {
-    static const uint8_t header[6] = "Exif\0";
-    uint8_t *block = NULL;
-    const uint8_t *use = bytes;
-    if (size < 8 || size > 1 << 20) return 1;
-    if (memcmp(bytes, header, 6) != 0) { // PNG and WebP leave the header out, libexif wants it
-        block = malloc(size + 6);
-        if (!block) return 1;
-        memcpy(block, header, 6);
-        memcpy(block + 6, bytes, size);
-        use = block;
-        size += 6;
-    }
-    int orientation = 1;
-    ExifData *data = exif_data_new_from_data(use, (unsigned)size);
-    ExifEntry *entry = data ? exif_content_get_entry(data->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION) : NULL;
-    if (entry && entry->format == EXIF_FORMAT_SHORT && entry->size >= 2)
-        orientation = exif_get_short(entry->data, exif_data_get_byte_order(data));
-    if (data) exif_data_unref(data);
-    free(block);
-    return orientation >= 1 && orientation <= 8 ? orientation : 1;
-}
-
 // Exif's eight ways to hold a camera, undone.
 static status_t image_turn(image_t *image, int orientation) {
     if (orientation <= 1) return STATUS_OK;
@@ -67,9 +43,18 @@ static status_t image_turn(image_t *image, int orientation) {
                    image->pixels + 3 * ((size_t)from_y * (size_t)width + (size_t)from_x), 3);
         }
     }
+    turned.keyed = image->keyed;
+    memcpy(turned.key, image->key, sizeof(turned.key));
     image_free(image);
     *image = turned;
     return STATUS_OK;
+}
+
+void image_whiten(image_t *image) {
+    size_t count = image->keyed ? (size_t)image->width * (size_t)image->height : 0;
+    for (uint8_t *pixel = image->pixels; count; count--, pixel += 3)
+        if (!memcmp(pixel, image->key, 3)) memset(pixel, 255, 3);
+    image->keyed = false;
 }
 
 status_t image_decode(const void *bytes, size_t size, image_t *out) {

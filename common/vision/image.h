@@ -14,15 +14,26 @@
 typedef struct image {
     int width, height;
     uint8_t *pixels;
+    bool keyed; // `key` is a colour that the file calls transparent
+    uint8_t key[3];
 } image_t;
 
-enum { IMAGE_MAX_PIXELS = 178956970 }; // Pillow's decompression-bomb limit: larger images are refused
+enum {
+    IMAGE_MAX_PIXELS = 178956970, // Pillow's decompression-bomb limit: larger images are refused
+    IMAGE_MAX_ENLARGED =
+        1 << 24, // what a picture may be enlarged to, over all its tiles; larger ones may keep their size
+};
 
 // Decodes JPEG (incl. progressive, grey, CMYK), PNG (all colour types and depths) or WebP by content. The EXIF
-// orientation is applied; transparency is dropped as Pillow's convert("RGB") does. Errors (STATUS_INVALID): unknown
-// format, broken data, too large; they name what is wrong, not the file (the caller adds that by status_context).
+// orientation is applied; transparency is dropped as Pillow's convert("RGB") does (image_whiten). Errors
+// (STATUS_INVALID): unknown format, broken data, too large; they name what is wrong, not the file (the caller adds that
+// by status_context).
 status_t image_decode(const void *bytes, size_t size, image_t *out) STATUS_CHECKED;
 void image_free(image_t *image);
+// Paints what has the transparent colour white. transformers' processors do so with 'do_convert_rgb', because Pillow's
+// convert("RGB") keeps a note of such a colour (PNG: grey, RGB, or one entry of a palette; an alpha channel is
+// forgotten).
+void image_whiten(image_t *image);
 // Writes PNG (zlib level 6). *out is malloc'd.
 status_t image_encode_png(const image_t *image, uint8_t **out, size_t *size) STATUS_CHECKED;
 // Pillow's Image.resize, bit for bit.
@@ -39,11 +50,10 @@ typedef struct image_patches {
 // Qwen2-VL's smart_resize: the height and width an image of this size is resized to. Errors: aspect ratio over 200.
 status_t image_smart_resize(const image_rules_t *rules, int height, int width, int *out_height,
                             int *out_width) STATUS_CHECKED;
-// The rules of a model folder: preprocessor_config.json or processor_config.json for pixels, config.json for sizes and
-// token ids; transformers' defaults for Qwen2-VL where they say nothing. Errors: settings that image_patches_make would
-// not follow (another filter, another rescale factor) are refused by name.
-status_t image_rules_read(const char *directory, image_rules_t *out) STATUS_CHECKED;
-// Decode, resize, normalise, cut into patches. `bytes` is an encoded image file.
+// Decode, resize, normalise, cut into patches as the family's processor does. `bytes` is an encoded image file. Rows:
+// tile by tile (crop by crop), the whole picture first, each row-major, but in blocks of merge x merge where merge is
+// over 1; columns: channel, frame (`temporal` of them), y, x. Errors (STATUS_INVALID): what image_decode refuses; a
+// shape the processor refuses; a result of more pixels than the picture or IMAGE_MAX_ENLARGED can justify.
 status_t image_patches_make(const image_rules_t *rules, const void *bytes, size_t size,
                             image_patches_t **out) STATUS_CHECKED;
 void image_patches_free(image_patches_t *patches);

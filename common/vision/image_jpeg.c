@@ -61,13 +61,32 @@ static void cmyk_to_rgb(const uint8_t *cmyk, uint8_t *rgb, int width) {
     }
 }
 
-static void jpeg_find_orientation(jpeg_reader_t *reader) {
-    for (jpeg_saved_marker_ptr marker = reader->jpeg.marker_list; marker; marker = marker->next) {
-        if (marker->marker != JPEG_APP0 + 1 || marker->data_length < 6 || memcmp(marker->data, "Exif\0", 6) != 0)
-            continue;
-        reader->orientation = image_exif_orientation(marker->data, marker->data_length);
-        return;
+// Exif may go on in a further segment; of several XMP segments the last one counts.
+static status_t jpeg_find_orientation(jpeg_reader_t *reader) {
+    static const char exif_name[] = "Exif\0", xmp_name[] = "http://ns.adobe.com/xap/1.0/";
+    const jpeg_saved_marker_ptr first = reader->jpeg.marker_list;
+    const void *xmp = NULL;
+    size_t exif_size = 0, xmp_size = 0, length;
+    for (jpeg_saved_marker_ptr marker = first; marker; marker = marker->next) {
+        length = marker->data_length;
+        if (length >= sizeof(exif_name) && !memcmp(marker->data, exif_name, sizeof(exif_name)))
+            exif_size += length - sizeof(exif_name);
+        if (length < sizeof(xmp_name) || memcmp(marker->data, xmp_name, sizeof(xmp_name)) != 0) continue;
+        xmp = marker->data + sizeof(xmp_name);
+        xmp_size = length - sizeof(xmp_name);
     }
+    uint8_t *exif;
+    TRY(memory_allocate(exif_size, 1, (void **)&exif));
+    exif_size = 0;
+    for (jpeg_saved_marker_ptr marker = first; marker; marker = marker->next) {
+        length = marker->data_length;
+        if (length < sizeof(exif_name) || memcmp(marker->data, exif_name, sizeof(exif_name)) != 0) continue;
+        memcpy(exif + exif_size, marker->data + sizeof(exif_name), length - sizeof(exif_name));
+        exif_size += length - sizeof(exif_name);
+    }
+    reader->orientation = image_orientation(exif, exif_size, xmp, xmp_size);
+    free(exif);
+    return STATUS_OK;
 }
 
 static void jpeg_read_rows(jpeg_reader_t *reader) {
@@ -94,7 +113,8 @@ static void jpeg_run(jpeg_reader_t *reader, const uint8_t *bytes, size_t size) {
     jpeg_save_markers(jpeg, JPEG_APP0 + 1, 0xffff);
     jpeg->progress = &reader->progress;
     jpeg_read_header(jpeg, TRUE);
-    jpeg_find_orientation(reader);
+    reader->status = jpeg_find_orientation(reader);
+    if (reader->status) return;
     if (jpeg->num_components == 4)
         jpeg->out_color_space = JCS_CMYK;
     else

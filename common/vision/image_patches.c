@@ -1,45 +1,17 @@
-// Qwen2-VL's image processor: from an encoded picture to rows of patches.
-#include "common/model/model.h"
-#include "common/vision/image.h"
+// From an encoded picture to rows of patches: what the processors share. Each has a file of its own.
+#include "common/vision/image_parts.h"
 
-#include <limits.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
-status_t image_smart_resize(const image_rules_t *rules, int height, int width, int *out_height, int *out_width) {
-    int factor = rules->patch * rules->merge;
-    if (height < 1 || width < 1 || factor < 1)
-        FAIL(STATUS_INVALID, "a picture of %d x %d pixels cannot be resized", width, height);
-    double h = height, w = width, f = factor;
-    if (fmax(h, w) / fmin(h, w) > 200)
-        FAIL(STATUS_INVALID, "the picture is %d x %d pixels; one side may be at most 200 times the other", width,
-             height);
-    // rint rounds halves to even, as Python does.
-    double new_h = rint(h / f) * f, new_w = rint(w / f) * f;
-    if (new_h * new_w > (double)rules->max_pixels) {
-        double beta = sqrt(h * w / (double)rules->max_pixels);
-        new_h = fmax(f, floor(h / beta / f) * f);
-        new_w = fmax(f, floor(w / beta / f) * f);
-    } else if (new_h * new_w < (double)rules->min_pixels) {
-        double beta = sqrt((double)rules->min_pixels / (h * w));
-        new_h = ceil(h * beta / f) * f;
-        new_w = ceil(w * beta / f) * f;
-    }
-    if (!(new_h * new_w <= IMAGE_MAX_PIXELS) || new_h > INT_MAX || new_w > INT_MAX)
-        FAIL(STATUS_INVALID, "the picture would be resized to more than %d pixels; lower 'max_pixels' or 'min_pixels'",
-             IMAGE_MAX_PIXELS);
-    *out_height = (int)new_h;
-    *out_width = (int)new_w;
-    return STATUS_OK;
-}
-
 // What each of the 256 values of a channel becomes: the product in double, the rest in float.
 static void patches_table(const image_rules_t *rules, float table[3][256]) {
     for (int c = 0; c < 3; c++)
-        for (int value = 0; value < 256; value++)
-            table[c][value] = ((float)(value * 0.00392156862745098) - rules->mean[c]) / rules->deviation[c];
+        for (int value = 0; value < 256; value++) {
+            float level = rules->rescale ? (float)(value * rules->rescale_factor) : (float)value;
+            table[c][value] = rules->normalise ? (level - rules->mean[c]) / rules->deviation[c] : level;
+        }
 }
 
 // One row: channel, frame (a still picture's frames are alike), y, x.
@@ -54,64 +26,123 @@ static float *patches_row(const image_rules_t *rules, const image_t *image, floa
     return out;
 }
 
+status_t image_patches_new(const image_rules_t *rules, const image_t *picture, int tiles, int height, int width,
+                           image_patches_t **out) {
+    int64_t pixels = (int64_t)tiles * height * width, own = (int64_t)picture->width * picture->height;
+    int64_t most = 2 * own > IMAGE_MAX_ENLARGED ? 2 * own : IMAGE_MAX_ENLARGED;
+    image_patches_t *patches;
+    *out = NULL;
+    if (pixels > most || pixels > IMAGE_MAX_PIXELS)
+        FAIL(
+            STATUS_INVALID,
+            "the picture of %d x %d would become %lld pixels, %d of %d x %d, which is too much; check the sizes in the "
+            "image processor's settings",
+            picture->width, picture->height, (long long)pixels, tiles, width, height);
+    if (height < rules->patch || width < rules->patch)
+        FAIL(STATUS_INVALID, "the picture is resized to %d x %d, less than one patch of %d", width, height,
+             rules->patch);
+    TRY(ALLOCATE(&patches, 1));
+    image_shape_t *shape = &patches->shape;
+    shape->grid[0] = tiles;
+    shape->grid[1] = height / rules->patch;
+    shape->grid[2] = width / rules->patch;
+    shape->size[0] = picture->height;
+    shape->size[1] = picture->width;
+    shape->runs = 1;
+    patches->rows = tiles * shape->grid[1] * shape->grid[2];
+    patches->columns = 3 * rules->temporal * rules->patch * rules->patch;
+    status_t status =
+        memory_allocate((size_t)patches->rows, (size_t)patches->columns * sizeof(float), (void **)&patches->patches);
+    if (status) {
+        free(patches);
+        return status_trace(status, __FILE__, __LINE__, __func__);
+    }
+    *out = patches;
+    return STATUS_OK;
+}
+
 // Rows go through blocks of merge x merge patches.
-static void patches_fill(const image_rules_t *rules, const image_t *image, image_patches_t *patches) {
-    float table[3][256], *out = patches->patches;
-    int merge = rules->merge, patch = rules->patch;
+void image_patches_put(const image_rules_t *rules, const image_t *image, int tile, image_patches_t *patches) {
+    float table[3][256];
+    int merge = rules->merge, patch = rules->patch, rows = patches->shape.grid[1], columns = patches->shape.grid[2];
+    float *out = patches->patches + (size_t)tile * (size_t)rows * (size_t)columns * (size_t)patches->columns;
     patches_table(rules, table);
-    for (int block_y = 0; block_y < patches->shape.grid[1]; block_y += merge)
-        for (int block_x = 0; block_x < patches->shape.grid[2]; block_x += merge)
+    for (int block_y = 0; block_y < rows; block_y += merge)
+        for (int block_x = 0; block_x < columns; block_x += merge)
             for (int y = block_y; y < block_y + merge; y++)
                 for (int x = block_x; x < block_x + merge; x++)
                     out = patches_row(rules, image, table, y * patch, x * patch, out);
 }
 
-static status_t patches_from(const image_rules_t *rules, const image_t *image, image_patches_t **out) {
-    image_patches_t *patches;
-    TRY(ALLOCATE(&patches, 1));
-    patches->shape.grid[0] = 1;
-    patches->shape.grid[1] = image->height / rules->patch;
-    patches->shape.grid[2] = image->width / rules->patch;
-    patches->rows = patches->shape.grid[1] * patches->shape.grid[2];
-    patches->columns = 3 * rules->temporal * rules->patch * rules->patch;
-    patches->shape.runs = 1;
-    patches->shape.feature_rows = patches->rows / (rules->merge * rules->merge);
-    status_t status =
-        memory_allocate((size_t)patches->rows, (size_t)patches->columns * sizeof(float), (void **)&patches->patches);
-    if (status) {
-        free(patches);
-        return status;
+status_t image_cut(const image_t *image, int top, int left, int height, int width, image_t *out) {
+    *out = (image_t){.width = width, .height = height};
+    TRY(memory_allocate((size_t)width * (size_t)height, 3, (void **)&out->pixels));
+    memset(out->pixels, 0, 3 * (size_t)width * (size_t)height);
+    int from_x = left < 0 ? 0 : left, to_x = left + width < image->width ? left + width : image->width;
+    for (int y = 0; y < height; y++) {
+        if (top + y < 0 || top + y >= image->height || from_x >= to_x) continue;
+        memcpy(out->pixels + 3 * ((size_t)y * (size_t)width + (size_t)(from_x - left)),
+               image->pixels + 3 * ((size_t)(top + y) * (size_t)image->width + (size_t)from_x),
+               3 * (size_t)(to_x - from_x));
     }
-    patches_fill(rules, image, patches);
-    *out = patches;
     return STATUS_OK;
 }
 
 static status_t check_rules(const image_rules_t *rules) {
-    if (rules->patch < 1 || rules->patch > 64 || rules->merge < 1 || rules->merge > 16 || rules->temporal < 1 ||
-        rules->temporal > 16 || rules->min_pixels < 1 || rules->max_pixels < rules->min_pixels)
-        FAIL(STATUS_INVALID, "the image rules are not usable (patch %d, merge %d, frames %d, %lld to %lld pixels)",
-             rules->patch, rules->merge, rules->temporal, (long long)rules->min_pixels, (long long)rules->max_pixels);
+    bool sized = rules->processor == PROCESSOR_QWEN2_VL
+                     ? rules->min_pixels >= 1 && rules->max_pixels >= rules->min_pixels
+                     : rules->merge == 1 && rules->side_height >= 1 && rules->side_width >= 1;
+    if (rules->patch < 1 || rules->patch > 1024 || rules->merge < 1 || rules->merge > 16 || rules->temporal < 1 ||
+        rules->temporal > 16 || !sized)
+        FAIL(STATUS_INVALID,
+             "the image rules are not usable (patch %d, merge %d, frames %d, %lld to %lld pixels, sides of %d x %d)",
+             rules->patch, rules->merge, rules->temporal, (long long)rules->min_pixels, (long long)rules->max_pixels,
+             rules->side_height, rules->side_width);
     return STATUS_OK;
 }
 
+static status_t prepare(const image_rules_t *rules, const image_t *image, image_patches_t **out) {
+    switch (rules->processor) {
+    case PROCESSOR_QWEN2_VL:
+        return image_prepare_qwen2_vl(rules, image, out);
+    case PROCESSOR_LLAVA_NEXT:
+        return image_prepare_llava_next(rules, image, out);
+    case PROCESSOR_GEMMA3:
+        return image_prepare_gemma3(rules, image, out);
+    }
+    FAIL(STATUS_INVALID, "there is no image processor number %d", (int)rules->processor);
+}
+
 status_t image_patches_make(const image_rules_t *rules, const void *bytes, size_t size, image_patches_t **out) {
-    image_t image = {0}, resized = {0};
-    int height, width, original[2];
+    image_t image = {0};
     *out = NULL;
     TRY(check_rules(rules));
     TRY(image_decode(bytes, size, &image));
-    status_t status = image_smart_resize(rules, image.height, image.width, &height, &width);
-    if (!status) status = image_resize(&image, width, height, FILTER_BICUBIC, &resized);
-    original[0] = image.height;
-    original[1] = image.width;
+    if (rules->whiten) image_whiten(&image);
+    status_t status = prepare(rules, &image, out);
     image_free(&image);
-    if (!status) status = patches_from(rules, &resized, out);
-    image_free(&resized);
-    TRY(status);
-    memcpy((*out)->shape.size, original, sizeof(original));
+    if (status) {
+        image_patches_free(*out);
+        *out = NULL;
+        return status_trace(status, __FILE__, __LINE__, __func__);
+    }
+    (*out)->shape.feature_rows = image_feature_rows(rules, &(*out)->shape);
     (*out)->content_hash = XXH3_64bits(bytes, size);
     return STATUS_OK;
+}
+
+int image_feature_rows(const image_rules_t *rules, const image_shape_t *shape) {
+    int box[4], patches = shape->grid[1] * shape->grid[2];
+    switch (rules->processor) {
+    case PROCESSOR_QWEN2_VL:
+        return shape->grid[0] * patches / (rules->merge * rules->merge);
+    case PROCESSOR_LLAVA_NEXT:
+        image_unpad(shape, box);
+        return patches + box[2] * box[3] + box[2];
+    case PROCESSOR_GEMMA3:
+        return shape->grid[0] * rules->tokens;
+    }
+    return 0;
 }
 
 void image_patches_free(image_patches_t *patches) {

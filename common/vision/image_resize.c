@@ -37,6 +37,18 @@ static double filter_lanczos(double x) {
     return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3) : 0.0;
 }
 
+static double filter_box(double x) {
+    return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
+}
+
+static double filter_hamming(double x) {
+    x = fabs(x);
+    if (x == 0.0) return 1.0;
+    if (x >= 1.0) return 0.0;
+    x *= M_PI;
+    return sin(x) / x * (0.54 + 0.46 * cos(x));
+}
+
 static void weights_free(weights_t *weights) {
     free(weights->first);
     free(weights->count);
@@ -66,9 +78,16 @@ static void weights_fill(weights_t *weights, int place, double centre, double su
 }
 
 static status_t weights_make(int in, int out, image_filter_t filter, weights_t *weights) {
-    static const double reach[] = {[FILTER_BILINEAR] = 1.0, [FILTER_BICUBIC] = 2.0, [FILTER_LANCZOS] = 3.0};
-    static double (*const function[])(double) = {
-        [FILTER_BILINEAR] = filter_bilinear, [FILTER_BICUBIC] = filter_bicubic, [FILTER_LANCZOS] = filter_lanczos};
+    static const double reach[] = {[FILTER_BILINEAR] = 1.0,
+                                   [FILTER_BICUBIC] = 2.0,
+                                   [FILTER_LANCZOS] = 3.0,
+                                   [FILTER_BOX] = 0.5,
+                                   [FILTER_HAMMING] = 1.0};
+    static double (*const function[])(double) = {[FILTER_BILINEAR] = filter_bilinear,
+                                                 [FILTER_BICUBIC] = filter_bicubic,
+                                                 [FILTER_LANCZOS] = filter_lanczos,
+                                                 [FILTER_BOX] = filter_box,
+                                                 [FILTER_HAMMING] = filter_hamming};
     double scale = (double)in / out, filter_scale = scale < 1.0 ? 1.0 : scale, support = reach[filter] * filter_scale;
     double *scratch = NULL;
     *weights = (weights_t){.most = (int)ceil(support) * 2 + 1};
@@ -153,7 +172,7 @@ status_t image_resize(const image_t *image, int width, int height, image_filter_
     weights_t across = {0}, down = {0};
     *out = (image_t){0};
     if (width < 1 || height < 1 || (int64_t)width * height > IMAGE_MAX_PIXELS || image->width < 1 ||
-        image->height < 1 || (unsigned)filter > FILTER_LANCZOS)
+        image->height < 1 || (unsigned)filter > FILTER_HAMMING)
         FAIL(STATUS_INVALID, "a picture of %d x %d pixels cannot be resized to %d x %d", image->width, image->height,
              width, height);
     status_t status = STATUS_OK;

@@ -19,12 +19,19 @@ static void resize(const image_t *image, const uint8_t *data, size_t size) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    const image_rules_t rules = {
-        .patch = 14, .merge = 2, .temporal = 2, .min_pixels = 784, .max_pixels = 28 * 28 * 16, .deviation = {1, 1, 1}};
+    const image_rules_t rules = {.patch = 14,
+                                 .merge = 2,
+                                 .temporal = 2,
+                                 .min_pixels = 784,
+                                 .max_pixels = 28 * 28 * 16,
+                                 .resize = true,
+                                 .filter = FILTER_BICUBIC,
+                                 .rescale = true,
+                                 .rescale_factor = 1 / 255.0};
     image_patches_t *patches;
     image_t image;
     int orientation = image_exif_orientation(data, size);
-    FUZZ_CHECK(orientation >= 1 && orientation <= 8);
+    FUZZ_CHECK(orientation >= 0 && orientation <= 8);
     fuzz_allow(16 << 20, 4096, size); // what a picture's bytes can stand for: image_new
     status_t status = image_patches_make(&rules, data, size, &patches);
     FUZZ_CHECK(status || patches->shape.feature_rows * 4 == patches->rows);

@@ -133,7 +133,7 @@ static void test_patches(void **state) {
     json_t *index = json_loadb(tensors + 8, header, 0, &error), *root = read_json("qwen_pixels.json"), *item;
     assert_non_null(index);
     json_array_foreach(json_object_get(root, "cases"), i, item) {
-        image_rules_t rules;
+        image_rules_t rules = {.patch = 14, .merge = 2, .temporal = 2};
         CHECK_OK(image_rules_read(POISE_SOURCE_DIR "/tests/goldens/score/model", &rules));
         rules.min_pixels = number(item, "min_pixels");
         rules.max_pixels = number(item, "max_pixels");

@@ -104,8 +104,14 @@ static void test_hostile(void **state) {
 static void test_patch_order(void **state) {
     (void)state;
     // A picture whose pixels tell where they are: red = y, green = x, over 56 x 84 pixels.
-    image_rules_t rules = {
-        .patch = 14, .merge = 2, .temporal = 2, .min_pixels = 56 * 84, .max_pixels = 56 * 84, .deviation = {1, 1, 1}};
+    image_rules_t rules = {.patch = 14,
+                           .merge = 2,
+                           .temporal = 2,
+                           .min_pixels = 56 * 84,
+                           .max_pixels = 56 * 84,
+                           .resize = true,
+                           .rescale = true,
+                           .rescale_factor = 0.00392156862745098};
     image_t image = sample(84, 56);
     for (int y = 0; y < 56; y++)
         for (int x = 0; x < 84; x++) {
@@ -139,48 +145,127 @@ static void write_rules(const char *folder, const char *name, const char *text) 
     CHECK_OK(file_write_whole(path, text, strlen(text)));
 }
 
+static image_rules_t qwen(void) {
+    return (image_rules_t){.processor = PROCESSOR_QWEN2_VL, .patch = 14, .merge = 2, .temporal = 2};
+}
+
+static image_rules_t llava(void) {
+    return (image_rules_t){
+        .processor = PROCESSOR_LLAVA_NEXT, .patch = 14, .merge = 1, .temporal = 1, .side_height = 28, .side_width = 28};
+}
+
+static image_rules_t gemma(void) {
+    return (image_rules_t){.processor = PROCESSOR_GEMMA3,
+                           .patch = 14,
+                           .merge = 1,
+                           .temporal = 1,
+                           .side_height = 56,
+                           .side_width = 56,
+                           .tokens = 4};
+}
+
+typedef struct bad_rules {
+    image_rules_t (*base)(void);
+    const char *text, *message;
+} bad_rules_t;
+
+static void test_bad_rules(void **state) {
+    (void)state;
+    static const bad_rules_t bad[] = {
+        {qwen, "{\"min_pixels\": 0}", "min_pixels"},
+        {qwen, "{\"min_pixels\": 9999, \"max_pixels\": 100}", "more than the most"},
+        {qwen, "{\"size\": {\"shortest_edge\": 784}}", "longest_edge"},
+        {qwen, "{\"size\": {\"height\": 784, \"width\": 784}}", "longest_edge"},
+        {qwen, "{\"image_std\": [1, 1]}", "image_std"},
+        {qwen, "{\"image_std\": [1, 0, 1]}", "image_std"},
+        {qwen, "{\"resample\": 0}", "'resample' is 0"},
+        {qwen, "{\"resample\": 7}", "'resample' is 7"},
+        {qwen, "{\"rescale_factor\": true}", "rescale_factor"},
+        {qwen, "{\"do_normalize\": 1}", "do_normalize"},
+        {qwen, "{\"patch_size\": 16}", "another model"},
+        {qwen, "{\"image_processor_type\": \"CLIPImageProcessor\"}", "CLIPImageProcessor"},
+        {qwen, "[]", "JSON object"},
+        {qwen, "{", "line 1"},
+        {llava, "{}", "gives pictures of 224 x 224"},
+        {llava, "{\"crop_size\": 28, \"image_grid_pinpoints\": []}", "1 to 64 pairs"},
+        {llava, "{\"crop_size\": 28, \"image_grid_pinpoints\": [[28, 28, 28]]}", "pairs"},
+        {llava, "{\"crop_size\": 28, \"image_grid_pinpoints\": [[28, 100000000000]]}", "whole numbers"},
+        {llava, "{\"crop_size\": {\"shortest_edge\": 28}}", "gives pictures of"},
+        {llava, "{\"crop_size\": 28, \"size\": {\"longest_edge\": 28}}", "'size' must be"},
+        {llava, "{\"crop_size\": 28, \"size\": 30, \"do_center_crop\": false}", "30 x 30"},
+        {gemma, "{}", "224 x 224"},
+        {gemma, "{\"size\": {\"shortest_edge\": 56}}", "shortest edge"},
+        {gemma, "{\"size\": 56, \"pan_and_scan_min_crop_size\": 0}", "pan_and_scan_min_crop_size"},
+        {gemma, "{\"size\": 56, \"do_pan_and_scan\": \"yes\"}", "do_pan_and_scan"},
+    };
+    char folder[256];
+    check_make_folder(folder, sizeof(folder));
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        image_rules_t rules = bad[i].base();
+        write_rules(folder, "preprocessor_config.json", bad[i].text);
+        CHECK_FAILS(image_rules_read(folder, &rules), bad[i].message);
+    }
+    image_rules_t rules = gemma();
+    write_rules(folder, "preprocessor_config.json", "{\"size\": 56}");
+    write_rules(folder, "processor_config.json", "{\"image_seq_length\": 256}");
+    CHECK_FAILS(image_rules_read(folder, &rules), "image_seq_length");
+    rules = llava();
+    rules.pinpoints = 1;
+    rules.pinpoint[0][0] = rules.pinpoint[0][1] = 28;
+    write_rules(folder, "processor_config.json", "{\"patch_size\": 14}");
+    write_rules(folder, "preprocessor_config.json", "{\"crop_size\": 28, \"image_grid_pinpoints\": [[28, 56]]}");
+    CHECK_FAILS(image_rules_read(folder, &rules), "another list");
+    check_remove_folder(folder);
+}
+
 static void test_rules(void **state) {
     (void)state;
     char folder[256];
-    image_rules_t rules;
     check_make_folder(folder, sizeof(folder));
-    CHECK_FAILS(image_rules_read(folder, &rules), "config.json");
-    write_rules(folder, "config.json", "{\"vision_config\": {\"patch_size\": 14}}");
+    image_rules_t rules = qwen();
     CHECK_OK(image_rules_read(folder, &rules));
     assert_int_equal(rules.min_pixels, 3136);
     assert_int_equal(rules.max_pixels, 1003520);
-    assert_int_equal(rules.image_token, 151655);
-    assert_int_equal(rules.media_token_count, 5);
-    assert_int_equal(rules.media_tokens[0], 151652);
     write_rules(folder, "preprocessor_config.json",
                 "{\"size\": {\"shortest_edge\": 784, \"longest_edge\": 5000}, \"image_mean\": [0.5, 0.5, 0.5]}");
     CHECK_OK(image_rules_read(folder, &rules));
     assert_int_equal(rules.min_pixels, 784);
     assert_int_equal(rules.max_pixels, 5000);
     assert_true(rules.mean[1] == 0.5f);
-    static const char *const bad[][2] = {
-        {"{\"min_pixels\": 0}", "min_pixels"},
-        {"{\"min_pixels\": 9999, \"max_pixels\": 100}", "more than the most"},
-        {"{\"image_std\": [1, 1]}", "image_std"},
-        {"{\"image_std\": [1, 0, 1]}", "image_std"},
-        {"{\"resample\": 2}", "resample"},
-        {"{\"rescale_factor\": 1}", "rescale_factor"},
-        {"{\"do_normalize\": false}", "do_normalize"},
-        {"{\"patch_size\": 16}", "another model"},
-        {"[]", "JSON object"},
-        {"{", "line 1"},
-    };
-    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-        write_rules(folder, "preprocessor_config.json", bad[i][0]);
-        CHECK_FAILS(image_rules_read(folder, &rules), bad[i][1]);
-    }
+    // A processor_config.json of version 4 says nothing of pictures; one of version 5 comes first.
+    write_rules(folder, "processor_config.json", "{\"processor_class\": \"Qwen2_5_VLProcessor\"}");
+    CHECK_OK(image_rules_read(folder, &rules));
+    assert_int_equal(rules.max_pixels, 5000);
+    write_rules(
+        folder, "processor_config.json",
+        "{\"image_processor\": {\"max_pixels\": 9000, \"resample\": 1, \"image_std\": 0.25, \"do_resize\": false}}");
+    CHECK_OK(image_rules_read(folder, &rules));
+    assert_int_equal(rules.min_pixels, 3136);
+    assert_int_equal(rules.max_pixels, 9000);
+    assert_int_equal(rules.filter, FILTER_LANCZOS);
+    assert_true(rules.deviation[2] == 0.25f && rules.mean[0] != 0.5f && !rules.resize);
+    rules = llava();
+    write_rules(folder, "processor_config.json", "{}");
+    write_rules(folder, "preprocessor_config.json",
+                "{\"size\": 32, \"crop_size\": 28, \"image_processor_type\": \"LlavaNextImageProcessorFast\"}");
+    CHECK_OK(image_rules_read(folder, &rules));
+    assert_int_equal(rules.resize_height, 32);
+    assert_int_equal(rules.resize_width, 32);
+    assert_int_equal(rules.pinpoints, 5);
+    assert_int_equal(rules.pinpoint[4][1], 1008);
+    rules = gemma();
+    write_rules(folder, "preprocessor_config.json",
+                "{\"size\": {\"height\": 56, \"width\": 56}, \"do_pan_and_scan\": true, \"do_convert_rgb\": null}");
+    CHECK_OK(image_rules_read(folder, &rules));
+    assert_int_equal(rules.filter, FILTER_BILINEAR);
+    assert_true(rules.pan_and_scan.on && rules.pan_and_scan.min_ratio == 1.2 && rules.mean[2] == 0.5f);
     check_remove_folder(folder);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_png_round_trip), cmocka_unit_test(test_damaged), cmocka_unit_test(test_hostile),
-        cmocka_unit_test(test_patch_order),    cmocka_unit_test(test_rules),
+        cmocka_unit_test(test_patch_order),    cmocka_unit_test(test_rules),   cmocka_unit_test(test_bad_rules),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -131,7 +131,7 @@ static void test_pictures(void **state) {
     char report[4096], path[600];
     packed_counts_t counts;
     packed_t *packed;
-    image_rules_t rules;
+    image_rules_t rules = {.patch = 14, .merge = 2, .temporal = 2};
     patch_cache_t *cache;
     CHECK_OK(pack(place, two_samples, 500, true, report, sizeof(report), &counts));
     CHECK_OK(packed_open(place->output, &packed));
