@@ -1,4 +1,5 @@
 // Weights in and out.
+#include "common/model/config_reader.h"
 #include "common/model/model_files.h"
 
 #include <stdlib.h>
@@ -30,42 +31,78 @@ static void shape_text(int dimensions, const int64_t *shape, char *out, size_t b
     if (used < bytes) snprintf(out + used, bytes - used, "]");
 }
 
-static status_t load_tensor(model_t *model, const safetensors_tensor_t *tensor, bool *loaded) {
+// What a file's tensor is to the model: the number of its parameter, or -1 when it is to be passed over.
+static status_t match_tensor(const model_t *model, const safetensors_tensor_t *tensor, int *index) {
     char name[512], have[256], want[256];
+    *index = -1;
     if (!model->family->map_name(model, tensor->name, name, sizeof(name))) {
         if (is_ignored(model, tensor->name)) return STATUS_OK;
         FAIL(STATUS_INVALID, "the tensor '%.160s' is not part of a %s model with this config.json", tensor->name,
              model->config.family);
     }
-    int index = model_find(model, name);
-    const parameter_spec_t *spec = &model->spec[index];
+    *index = model_find(model, name);
+    const parameter_spec_t *spec = &model->spec[*index];
     bool same = tensor->dimensions == spec->dimensions;
     for (int i = 0; same && i < spec->dimensions; i++) same = tensor->shape[i] == spec->shape[i];
-    if (!same) {
-        shape_text(tensor->dimensions, tensor->shape, have, sizeof(have));
-        shape_text(spec->dimensions, spec->shape, want, sizeof(want));
-        FAIL(STATUS_INVALID, "the tensor '%.160s' has the shape %s, and config.json asks for %s", tensor->name, have,
-             want);
-    }
-    if (loaded[index]) FAIL(STATUS_INVALID, "the tensor '%.160s' is there under two names", tensor->name);
-    loaded[index] = true;
-    return model_upload_tensor(model, tensor, &model->parameter[index]);
+    if (same && (tensor->dtype == DTYPE_F32 || tensor->dtype == DTYPE_BF16 || tensor->dtype == DTYPE_F16))
+        return STATUS_OK;
+    if (same)
+        FAIL(STATUS_INVALID, "the tensor '%.160s' is %s, not floating point", tensor->name, dtype_name(tensor->dtype));
+    shape_text(tensor->dimensions, tensor->shape, have, sizeof(have));
+    shape_text(spec->dimensions, spec->shape, want, sizeof(want));
+    FAIL(STATUS_INVALID, "the tensor '%.160s' has the shape %s, and config.json asks for %s", tensor->name, have, want);
 }
 
-static status_t load_all(model_t *model, const safetensors_t *file, bool *loaded) {
-    for (int i = 0; i < safetensors_count(file); i++) TRY(load_tensor(model, safetensors_at(file, i), loaded));
+// place [tensors of the file]: the number of each one's parameter, or -1. Every parameter is there exactly once.
+static status_t match_all(const model_t *model, const safetensors_t *file, int *place, bool *there) {
+    for (int i = 0; i < safetensors_count(file); i++) {
+        const safetensors_tensor_t *tensor = safetensors_at(file, i);
+        TRY(match_tensor(model, tensor, &place[i]));
+        if (place[i] < 0) continue;
+        if (there[place[i]]) FAIL(STATUS_INVALID, "the tensor '%.160s' is there under two names", tensor->name);
+        there[place[i]] = true;
+    }
     for (int i = 0; i < model->parameter_count; i++)
-        if (!loaded[i]) FAIL(STATUS_INVALID, "the tensor '%s' is missing", model->spec[i].name);
+        if (!there[i]) FAIL(STATUS_INVALID, "the tensor '%s' is missing", model->spec[i].name);
+    return STATUS_OK;
+}
+
+// Opens the folder's files and finds each tensor's parameter.
+static status_t open_weights(const model_t *model, const char *directory, safetensors_t **file, int **place) {
+    bool *there = NULL;
+    *place = NULL;
+    TRY(safetensors_open_folder(directory, file));
+    status_t status = ALLOCATE(place, safetensors_count(*file));
+    if (!status) status = ALLOCATE(&there, model->parameter_count);
+    if (!status) status = match_all(model, *file, *place, there);
+    free(there);
+    if (!status) return STATUS_OK;
+    free(*place);
+    safetensors_close(*file);
+    *file = NULL;
+    return status;
+}
+
+status_t model_check_weights(const model_t *model, const char *directory) {
+    safetensors_t *file;
+    int *place;
+    status_t status = open_weights(model, directory, &file, &place);
+    if (status) return status_context(status, "%s", directory);
+    free(place);
+    safetensors_close(file);
     return STATUS_OK;
 }
 
 status_t model_load(model_t *model, const char *directory) {
     safetensors_t *file;
-    bool *loaded;
-    TRY(safetensors_open_folder(directory, &file));
-    status_t status = ALLOCATE(&loaded, model->parameter_count);
-    if (!status) status = load_all(model, file, loaded);
-    free(loaded);
+    int *place;
+    // Before anything is allocated: config.json may ask for more than the files hold.
+    status_t status = open_weights(model, directory, &file, &place);
+    if (status) return status_context(status, "%s", directory);
+    status = model_allocate(model);
+    for (int i = 0; !status && i < safetensors_count(file); i++)
+        if (place[i] >= 0) status = model_upload_tensor(model, safetensors_at(file, i), &model->parameter[place[i]]);
+    free(place);
     safetensors_close(file);
     if (status) return status_context(status, "%s", directory);
     return model_parameters_changed(model, NULL, model->version);
@@ -77,19 +114,50 @@ static status_t download_parameter(void *context, int index, void *buffer, size_
 }
 
 static status_t save_weights(const model_t *model, const char *directory) {
-    char path[MODEL_PATH_BYTES];
     safetensors_item_t *items;
-    if (snprintf(path, sizeof(path), "%s/model.safetensors", directory) >= (int)sizeof(path))
-        FAIL(STATUS_INVALID, "the path %s is too long", directory);
     TRY(ALLOCATE(&items, model->parameter_count));
     for (int i = 0; i < model->parameter_count; i++)
         items[i] = (safetensors_item_t){.name = model->spec[i].name,
                                         .dtype = DTYPE_F32,
                                         .dimensions = model->spec[i].dimensions,
                                         .shape = model->spec[i].shape};
-    status_t status =
-        safetensors_write(path, items, model->parameter_count, "pt", download_parameter, (void *)(uintptr_t)model);
+    status_t status = safetensors_write_folder(directory, items, model->parameter_count, "pt", download_parameter,
+                                               (void *)(uintptr_t)model, SAFETENSORS_SHARD_BYTES);
     free(items);
+    return status;
+}
+
+// Sets the keys that tell the weights' type, where they are there. Returns whether one changed.
+static bool set_dtype(json_t *object, const char *dtype) {
+    static const char *const keys[] = {"dtype", "torch_dtype"};
+    bool changed = false;
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+        const char *value = json_string_value(json_object_get(object, keys[i]));
+        if (!value || !strcmp(value, dtype)) continue;
+        json_object_set_new(object, keys[i], json_string(dtype));
+        changed = true;
+    }
+    const char *key;
+    json_t *part;
+    json_object_foreach(object, key, part) {
+        size_t length = strlen(key), end = strlen("_config");
+        if (length > end && !strcmp(key + length - end, "_config") && json_is_object(part))
+            changed = set_dtype(part, dtype) || changed;
+    }
+    return changed;
+}
+
+// transformers rounds weights to the type that config.json tells: a file of f32 must not say that it is bf16.
+static status_t save_dtype(const char *directory) {
+    json_t *json;
+    TRY(config_load(directory, "config.json", false, &json));
+    bool changed = set_dtype(json, "float32");
+    char *text = changed ? json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
+    json_decref(json);
+    if (!changed) return STATUS_OK;
+    if (!text) FAIL(STATUS_MEMORY, "out of memory while writing config.json");
+    status_t status = folder_write_text(directory, "config.json", text);
+    free(text);
     return status;
 }
 
@@ -97,6 +165,7 @@ status_t model_save(const model_t *model, const char *from, const char *director
     char temporary[MODEL_PATH_BYTES];
     TRY(folder_begin(directory, temporary));
     status_t status = folder_copy_settings(from, temporary);
+    if (!status) status = save_dtype(temporary);
     if (!status) status = save_weights(model, temporary);
     if (!status) status = folder_finish(temporary, directory);
     if (status) folder_discard(temporary);

@@ -1,4 +1,5 @@
 #include "common/model/safetensors.h"
+#include "common/model/half.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -255,23 +256,6 @@ const safetensors_tensor_t *safetensors_find(const safetensors_t *file, const ch
 
 const char *safetensors_metadata(const safetensors_t *file, const char *key) {
     return json_string_value(json_object_get(file->metadata, key));
-}
-
-static float half_to_float(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000U) << 16, exponent = half >> 10 & 0x1FU, mantissa = half & 0x3FFU, bits;
-    if (exponent == 31) {
-        bits = sign | 0x7F800000U | mantissa << 13;
-    } else if (exponent) {
-        bits = sign | (exponent + 112) << 23 | mantissa << 13;
-    } else {
-        // A subnormal half is mantissa * 2^-24, exact in f32.
-        float value = (float)mantissa * 0x1p-24F;
-        memcpy(&bits, &value, sizeof(bits));
-        bits |= sign;
-    }
-    float out;
-    memcpy(&out, &bits, sizeof(out));
-    return out;
 }
 
 status_t safetensors_read_f32(const safetensors_tensor_t *tensor, float *out) {

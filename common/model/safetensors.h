@@ -52,4 +52,13 @@ typedef status_t (*safetensors_load_t)(void *context, int index, void *buffer, s
 status_t safetensors_write(const char *path, const safetensors_item_t *items, int count, const char *metadata_format,
                            safetensors_load_t load, void *context) STATUS_CHECKED;
 
+// transformers' max_shard_size.
+#define SAFETENSORS_SHARD_BYTES ((size_t)5000000000)
+// Writes FOLDER/model.safetensors, or where the tensors are more than `shard_bytes` the files
+// model-00001-of-0000N.safetensors, filled in order and each at most that large unless it is one tensor, and
+// model.safetensors.index.json.
+status_t safetensors_write_folder(const char *directory, const safetensors_item_t *items, int count,
+                                  const char *metadata_format, safetensors_load_t load, void *context,
+                                  size_t shard_bytes) STATUS_CHECKED;
+
 #endif
