@@ -15,13 +15,17 @@ status_t model_upload_tensor(const model_t *model, const safetensors_tensor_t *t
     return status;
 }
 
+static bool ends_with(const char *text, const char *end) {
+    size_t length = strlen(text), tail = strlen(end);
+    return length >= tail && !strcmp(text + length - tail, end);
+}
+
+static bool is_tied_head(const model_t *model, const char *name) {
+    return model->config.tied_embeddings && ends_with(name, "lm_head.weight");
+}
+
 static bool is_ignored(const model_t *model, const char *name) {
-    const char *const buffer = "inv_freq", *const head = "lm_head.weight";
-    size_t length = strlen(name), end = strlen(buffer);
-    if (length >= end && !strcmp(name + length - end, buffer)) return true;
-    // A tied head may be stored twice.
-    end = strlen(head);
-    return model->config.tied_embeddings && length >= end && !strcmp(name + length - end, head);
+    return ends_with(name, "inv_freq") || is_tied_head(model, name);
 }
 
 static void shape_text(int dimensions, const int64_t *shape, char *out, size_t bytes) {
@@ -29,6 +33,12 @@ static void shape_text(int dimensions, const int64_t *shape, char *out, size_t b
     for (int i = 0; i < dimensions && used < bytes; i++)
         used += (size_t)snprintf(out + used, bytes - used, "%s%lld", i ? ", " : "", (long long)shape[i]);
     if (used < bytes) snprintf(out + used, bytes - used, "]");
+}
+
+static bool is_shaped(const safetensors_tensor_t *tensor, const parameter_spec_t *spec) {
+    bool same = tensor->dimensions == spec->dimensions;
+    for (int i = 0; same && i < spec->dimensions; i++) same = tensor->shape[i] == spec->shape[i];
+    return same;
 }
 
 // What a file's tensor is to the model: the number of its parameter, or -1 when it is to be passed over.
@@ -42,8 +52,7 @@ static status_t match_tensor(const model_t *model, const safetensors_tensor_t *t
     }
     *index = model_find(model, name);
     const parameter_spec_t *spec = &model->spec[*index];
-    bool same = tensor->dimensions == spec->dimensions;
-    for (int i = 0; same && i < spec->dimensions; i++) same = tensor->shape[i] == spec->shape[i];
+    bool same = is_shaped(tensor, spec);
     if (same && (tensor->dtype == DTYPE_F32 || tensor->dtype == DTYPE_BF16 || tensor->dtype == DTYPE_F16))
         return STATUS_OK;
     if (same)
@@ -51,6 +60,49 @@ static status_t match_tensor(const model_t *model, const safetensors_tensor_t *t
     shape_text(tensor->dimensions, tensor->shape, have, sizeof(have));
     shape_text(spec->dimensions, spec->shape, want, sizeof(want));
     FAIL(STATUS_INVALID, "the tensor '%.160s' has the shape %s, and config.json asks for %s", tensor->name, have, want);
+}
+
+static status_t same_values(const safetensors_tensor_t *left, const safetensors_tensor_t *right, bool *out) {
+    float *values[2] = {NULL, NULL};
+    *out = left->dtype == right->dtype && left->bytes == right->bytes && !memcmp(left->data, right->data, left->bytes);
+    if (*out || left->elements != right->elements) return STATUS_OK;
+    status_t status = ALLOCATE(&values[0], left->elements);
+    if (!status) status = ALLOCATE(&values[1], right->elements);
+    if (!status) status = safetensors_read_f32(left, values[0]);
+    if (!status) status = safetensors_read_f32(right, values[1]);
+    // -0 and 0 are the same weight.
+    bool same = !status;
+    for (int64_t i = 0; same && i < left->elements; i++) same = values[0][i] == values[1][i];
+    *out = same;
+    free(values[0]);
+    free(values[1]);
+    return status;
+}
+
+// A tied head may be stored instead of the embedding, or beside it with the same values. transformers does not tie
+// what is stored with others, whatever config.json says.
+static status_t match_tied_head(const model_t *model, const safetensors_t *file, int *place, bool *there) {
+    const safetensors_tensor_t *head = NULL, *table = NULL;
+    int at = 0;
+    for (int i = 0; i < safetensors_count(file); i++) {
+        const safetensors_tensor_t *tensor = safetensors_at(file, i);
+        if (place[i] < 0 && is_tied_head(model, tensor->name)) head = tensor, at = i;
+        if (place[i] == model->embedding) table = tensor;
+    }
+    if (!head) return STATUS_OK;
+    if (!table && is_shaped(head, &model->spec[model->embedding])) {
+        place[at] = model->embedding;
+        there[model->embedding] = true;
+        return STATUS_OK;
+    }
+    bool same = !table;
+    if (table) TRY(same_values(head, table, &same));
+    if (!same)
+        FAIL(STATUS_INVALID,
+             "'tie_word_embeddings' says that '%.160s' is the embedding, but the files hold it with other values; set "
+             "it to false in config.json to use both",
+             head->name);
+    return STATUS_OK;
 }
 
 // place [tensors of the file]: the number of each one's parameter, or -1. Every parameter is there exactly once.
@@ -62,8 +114,17 @@ static status_t match_all(const model_t *model, const safetensors_t *file, int *
         if (there[place[i]]) FAIL(STATUS_INVALID, "the tensor '%.160s' is there under two names", tensor->name);
         there[place[i]] = true;
     }
-    for (int i = 0; i < model->parameter_count; i++)
-        if (!there[i]) FAIL(STATUS_INVALID, "the tensor '%s' is missing", model->spec[i].name);
+    if (model->config.tied_embeddings) TRY(match_tied_head(model, file, place, there));
+    for (int i = 0; i < model->parameter_count; i++) {
+        if (there[i]) continue;
+        if (i == model->head && i != model->embedding)
+            FAIL(STATUS_INVALID,
+                 "the tensor '%s' is missing; if the model's head is its embedding, set 'tie_word_embeddings' to true "
+                 "in "
+                 "config.json",
+                 model->spec[i].name);
+        FAIL(STATUS_INVALID, "the tensor '%s' is missing", model->spec[i].name);
+    }
     return STATUS_OK;
 }
 

@@ -23,8 +23,8 @@ typedef struct safetensors safetensors_t;
 // (products that overflow), offsets (in the file, in step with shape and dtype, neither overlapping nor leaving gaps).
 // All violations are STATUS_INVALID and name the file and tensor.
 status_t safetensors_open(const char *path, safetensors_t **out) STATUS_CHECKED;
-// Opens DIR/model.safetensors, or all files of DIR/model.safetensors.index.json. A tensor in two files, or one the
-// index names that its file lacks, is an error.
+// Opens DIR/model.safetensors, or without one all files of DIR/model.safetensors.index.json. A tensor in two files, or
+// one the index names that its file lacks, is an error.
 status_t safetensors_open_folder(const char *directory, safetensors_t **out) STATUS_CHECKED;
 void safetensors_close(safetensors_t *file);
 int safetensors_count(const safetensors_t *file);
