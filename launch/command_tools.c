@@ -1,5 +1,6 @@
 // score, generate, tokenize, pack, merge: files in, files out.
 #include "common/data/packed.h"
+#include "common/model/gguf_convert.h"
 #include "launch/commands.h"
 #include "rollout/rollout.h"
 
@@ -198,4 +199,14 @@ status_t command_merge(int argc, char **argv) {
     model_close(model);
     device_close(device);
     return status;
+}
+
+// Writes a GGUF file as a Hugging Face folder.
+status_t command_convert(int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (argv[i][0] == '-')
+            FAIL(STATUS_INVALID, "poise convert does not take '%s'; 'poise convert --help' shows what it takes",
+                 argv[i]);
+    if (argc != 3) FAIL(STATUS_INVALID, "poise convert wants FILE.gguf DIR");
+    return gguf_convert(argv[1], argv[2]);
 }

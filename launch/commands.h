@@ -20,6 +20,7 @@ status_t command_score(int argc, char **argv) STATUS_CHECKED;
 status_t command_generate(int argc, char **argv) STATUS_CHECKED;
 status_t command_tokenize(int argc, char **argv) STATUS_CHECKED;
 status_t command_pack(int argc, char **argv) STATUS_CHECKED;
+status_t command_convert(int argc, char **argv) STATUS_CHECKED;
 status_t command_merge(int argc, char **argv) STATUS_CHECKED;
 status_t command_inspect(int argc, char **argv) STATUS_CHECKED;
 status_t command_replay(int argc, char **argv) STATUS_CHECKED;

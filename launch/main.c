@@ -29,6 +29,7 @@ static const command_t commands[] = {
      "completions of prompts", command_generate},
     {"tokenize", "--model DIR --input FILE --output FILE", "token ids of text or messages", command_tokenize},
     {"merge", "--model DIR --adapter DIR --output DIR [--threads N]", "adapter into weights", command_merge},
+    {"convert", "FILE.gguf DIR", "a GGUF file into a Hugging Face folder", command_convert},
     {"replay", "RUN --step N|--bad-step N [--json] [--set KEY=VALUE]...",
      "repeat a logged GRPO step and compare bits, or find a bad step's first NaN (alone or mpirun)", command_replay},
     {"inspect", "PATH [--model DIR] [--sample N]", "what a model, adapter, data file, checkpoint or run holds",

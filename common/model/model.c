@@ -20,9 +20,10 @@ static bool is_packed(const model_t *model, int index) {
     return spec->is_linear || spec->transposed || spec->dimensions > 2 || index == model->head;
 }
 
-static status_t allocate_parameters(model_t *model) {
+status_t model_allocate(model_t *model) {
     device_t *device = model->device;
     for (int i = 0; i < model->parameter_count; i++) {
+        if (model->parameter[i].value.data) continue;
         const parameter_spec_t *spec = &model->spec[i];
         void *data;
         status_t status = device->table->allocate(device, (size_t)spec->elements * sizeof(float), &data);
@@ -58,7 +59,6 @@ status_t model_open(const char *directory, device_t *device, model_t **out) {
     model->device = device;
     status_t status = open_config(model, directory);
     if (!status) status = model->family->add_parameters(model);
-    if (!status && device) status = allocate_parameters(model);
     if (status) {
         model_close(model);
         return status_context(status, "%s", directory);
@@ -181,6 +181,7 @@ static bool ends_with(const char *text, const char *end) {
 }
 
 status_t model_initialise(model_t *model, uint64_t seed, float std) {
+    TRY(model_allocate(model));
     for (int i = 0; i < model->parameter_count; i++) {
         const parameter_spec_t *spec = &model->spec[i];
         float *values;

@@ -125,14 +125,17 @@ struct model {
         vision_version; // changes only when a vision or projector parameter (or adapter) does: image caches key on it
 };
 
-// Reads DIR/config.json and lists the parameters; allocates them on the device, zeroed. Errors: unknown model_type
-// (names those known), missing or contradictory keys.
-// device NULL: only the configuration and the list of parameters, for tools that compute nothing.
+// Reads DIR/config.json and lists the parameters. Errors: unknown model_type (names those known), missing or
+// contradictory keys. The parameters have no memory until they are loaded or initialised, so that a configuration that
+// asks for more than its folder holds costs nothing.
+// device NULL: for tools that compute nothing.
 status_t model_open(const char *directory, device_t *device, model_t **out) STATUS_CHECKED;
 void model_close(model_t *model);
 // Loads DIR/*.safetensors (single or sharded, f32/bf16/f16 converted) into the published copy. A missing, surplus or
 // misshapen tensor is an error that names it (rotary inv_freq buffers are ignored).
 status_t model_load(model_t *model, const char *directory) STATUS_CHECKED;
+// The same checks without loading: that the folder's files hold this model's tensors, each once, in its shape.
+status_t model_check_weights(const model_t *model, const char *directory) STATUS_CHECKED;
 // Random initialisation keyed by (seed, tensor number, element): normal(0, std) for matrices and embeddings, 0 for
 // biases, 1 for norms.
 status_t model_initialise(model_t *model, uint64_t seed, float std) STATUS_CHECKED;
@@ -140,6 +143,8 @@ status_t model_initialise(model_t *model, uint64_t seed, float std) STATUS_CHECK
 // (config, tokenizer, preprocessor, chat template). Whole or absent: a temporary folder, renamed.
 status_t model_save(const model_t *model, const char *from, const char *directory) STATUS_CHECKED;
 
+// Gives the parameters their memory on the device, zeroed, when they have none yet.
+status_t model_allocate(model_t *model) STATUS_CHECKED;
 status_t model_add_parameter(model_t *model, model_part_t part, bool is_linear, int dimensions, const int64_t *shape,
                              const char *format, ...) __attribute__((format(printf, 6, 7))) STATUS_CHECKED;
 // The parameter added last is a linear's weight that the checkpoint stores as [in, out] (`shape` stays so): the ops get

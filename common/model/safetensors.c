@@ -1,4 +1,5 @@
 #include "common/model/safetensors.h"
+#include "common/model/half.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -60,8 +61,11 @@ static status_t parse_tensor(const json_t *entry, const char *name, const char *
                              safetensors_tensor_t *out) {
     const json_t *shape = json_object_get(entry, "shape"), *offsets = json_object_get(entry, "data_offsets");
     *out = (safetensors_tensor_t){.elements = 1};
-    if (!parse_dtype(json_object_get(entry, "dtype"), &out->dtype))
-        FAIL(STATUS_INVALID, "the tensor '%.160s' has no dtype that Poise reads (F32, BF16, F16, I32, I64, U8)", name);
+    const json_t *dtype = json_object_get(entry, "dtype");
+    if (!parse_dtype(dtype, &out->dtype))
+        FAIL(STATUS_INVALID,
+             "the tensor '%.160s' is of the type %.32s, which Poise does not read (F32, BF16, F16, I32, I64, U8)", name,
+             json_is_string(dtype) ? json_string_value(dtype) : "nothing");
     if (!json_is_array(shape) || json_array_size(shape) > SAFETENSORS_MAX_DIMENSIONS)
         FAIL(STATUS_INVALID, "the tensor '%.160s' has no shape of at most %d dimensions", name,
              SAFETENSORS_MAX_DIMENSIONS);
@@ -219,15 +223,25 @@ static status_t open_index(const char *directory, const char *path, safetensors_
 }
 
 status_t safetensors_open_folder(const char *directory, safetensors_t **out) {
+    static const char *const others[] = {"pytorch_model.bin", "pytorch_model.bin.index.json", NULL};
     char path[MAX_PATH];
     *out = NULL;
     if (snprintf(path, sizeof(path), "%s/model.safetensors.index.json", directory) >= (int)sizeof(path))
         FAIL(STATUS_INVALID, "the path %s is too long", directory);
-    if (!access(path, R_OK)) return open_index(directory, path, out);
+    // The single file first, as transformers does.
     snprintf(path, sizeof(path), "%s/model.safetensors", directory);
-    if (access(path, R_OK))
-        FAIL(STATUS_INVALID, "%s holds neither model.safetensors nor model.safetensors.index.json", directory);
-    return safetensors_open(path, out);
+    if (!access(path, F_OK)) return safetensors_open(path, out);
+    snprintf(path, sizeof(path), "%s/model.safetensors.index.json", directory);
+    if (!access(path, F_OK)) return open_index(directory, path, out);
+    for (const char *const *name = others; *name; name++) {
+        snprintf(path, sizeof(path), "%s/%s", directory, *name);
+        if (!access(path, F_OK))
+            FAIL(STATUS_INVALID,
+                 "%s holds its weights as %s, which can run code when it is read; let transformers load it and "
+                 "save_pretrained it as safetensors",
+                 directory, *name);
+    }
+    FAIL(STATUS_INVALID, "%s holds neither model.safetensors nor model.safetensors.index.json", directory);
 }
 
 void safetensors_close(safetensors_t *file) {
@@ -255,23 +269,6 @@ const safetensors_tensor_t *safetensors_find(const safetensors_t *file, const ch
 
 const char *safetensors_metadata(const safetensors_t *file, const char *key) {
     return json_string_value(json_object_get(file->metadata, key));
-}
-
-static float half_to_float(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000U) << 16, exponent = half >> 10 & 0x1FU, mantissa = half & 0x3FFU, bits;
-    if (exponent == 31) {
-        bits = sign | 0x7F800000U | mantissa << 13;
-    } else if (exponent) {
-        bits = sign | (exponent + 112) << 23 | mantissa << 13;
-    } else {
-        // A subnormal half is mantissa * 2^-24, exact in f32.
-        float value = (float)mantissa * 0x1p-24F;
-        memcpy(&bits, &value, sizeof(bits));
-        bits |= sign;
-    }
-    float out;
-    memcpy(&out, &bits, sizeof(out));
-    return out;
 }
 
 status_t safetensors_read_f32(const safetensors_tensor_t *tensor, float *out) {

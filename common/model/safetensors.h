@@ -23,8 +23,8 @@ typedef struct safetensors safetensors_t;
 // (products that overflow), offsets (in the file, in step with shape and dtype, neither overlapping nor leaving gaps).
 // All violations are STATUS_INVALID and name the file and tensor.
 status_t safetensors_open(const char *path, safetensors_t **out) STATUS_CHECKED;
-// Opens DIR/model.safetensors, or all files of DIR/model.safetensors.index.json. A tensor in two files, or one the
-// index names that its file lacks, is an error.
+// Opens DIR/model.safetensors, or without one all files of DIR/model.safetensors.index.json. A tensor in two files, or
+// one the index names that its file lacks, is an error.
 status_t safetensors_open_folder(const char *directory, safetensors_t **out) STATUS_CHECKED;
 void safetensors_close(safetensors_t *file);
 int safetensors_count(const safetensors_t *file);
@@ -51,5 +51,14 @@ typedef status_t (*safetensors_load_t)(void *context, int index, void *buffer, s
 // header's bytes depend on nothing else, so equal contents give equal files. metadata_format: e.g. "pt".
 status_t safetensors_write(const char *path, const safetensors_item_t *items, int count, const char *metadata_format,
                            safetensors_load_t load, void *context) STATUS_CHECKED;
+
+// transformers' max_shard_size.
+#define SAFETENSORS_SHARD_BYTES ((size_t)5000000000)
+// Writes FOLDER/model.safetensors, or where the tensors are more than `shard_bytes` the files
+// model-00001-of-0000N.safetensors, filled in order and each at most that large unless it is one tensor, and
+// model.safetensors.index.json.
+status_t safetensors_write_folder(const char *directory, const safetensors_item_t *items, int count,
+                                  const char *metadata_format, safetensors_load_t load, void *context,
+                                  size_t shard_bytes) STATUS_CHECKED;
 
 #endif

@@ -98,3 +98,95 @@ status_t safetensors_write(const char *path, const safetensors_item_t *items, in
     free(header);
     return status;
 }
+
+// ---- folders ----
+
+// A run of items that goes to one file; `load` of the whole list is asked by its own numbers.
+typedef struct shard {
+    int first, count;
+    safetensors_load_t load;
+    void *context;
+} shard_t;
+
+static status_t load_of_shard(void *context, int index, void *buffer, size_t bytes) {
+    const shard_t *shard = context;
+    return shard->load(shard->context, shard->first + index, buffer, bytes);
+}
+
+// Where the shards begin; `first` has room for count + 1 numbers. Returns how many there
+// are.
+static int plan_shards(const safetensors_item_t *items, int count, size_t limit, int *first) {
+    int shards = 0;
+    size_t used = 0;
+    for (int i = 0; i < count; i++) {
+        size_t bytes = item_bytes(&items[i]);
+        if (!i || bytes > limit - (used < limit ? used : limit)) {
+            first[shards++] = i;
+            used = 0;
+        }
+        used += bytes;
+    }
+    if (!shards) first[shards++] = 0;
+    first[shards] = count;
+    return shards;
+}
+
+static status_t shard_path(const char *directory, int index, int shards, char *name, char *path, size_t bytes) {
+    snprintf(name, 64, "model-%05d-of-%05d.safetensors", index + 1, shards);
+    if (shards == 1) snprintf(name, 64, "model.safetensors");
+    if (snprintf(path, bytes, "%s/%s", directory, name) >= (int)bytes)
+        FAIL(STATUS_INVALID, "the path %s is too long", directory);
+    return STATUS_OK;
+}
+
+static status_t write_index(const char *directory, const safetensors_item_t *items, json_t *map, int count) {
+    char path[4096];
+    json_int_t total = 0;
+    for (int i = 0; i < count; i++) total += (json_int_t)item_bytes(&items[i]);
+    if (snprintf(path, sizeof(path), "%s/model.safetensors.index.json", directory) >= (int)sizeof(path))
+        FAIL(STATUS_INVALID, "the path %s is too long", directory);
+    json_t *index = json_pack("{s:{s:I},s:O}", "metadata", "total_size", total, "weight_map", map);
+    char *text = json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS);
+    json_decref(index);
+    if (!text) FAIL(STATUS_MEMORY, "out of memory while writing %s", path);
+    status_t status = STATUS_OK;
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (file < 0) status = STATUS_NEW(STATUS_IO, "cannot create %s: %s", path, strerror(errno));
+    if (!status) status = write_all(file, text, strlen(text), path);
+    if (!status && fsync(file)) status = STATUS_NEW(STATUS_IO, "cannot flush %s: %s", path, strerror(errno));
+    if (file >= 0 && close(file) && !status)
+        status = STATUS_NEW(STATUS_IO, "cannot close %s: %s", path, strerror(errno));
+    free(text);
+    return status;
+}
+
+static status_t write_shards(const char *directory, const safetensors_item_t *items, const int *first, int shards,
+                             const char *format, shard_t *shard, json_t *map) {
+    char name[64], path[4096];
+    for (int i = 0; i < shards; i++) {
+        TRY(shard_path(directory, i, shards, name, path, sizeof(path)));
+        shard->first = first[i];
+        shard->count = first[i + 1] - first[i];
+        TRY(safetensors_write(path, items + shard->first, shard->count, format, shard->load ? load_of_shard : NULL,
+                              shard));
+        for (int j = first[i]; j < first[i + 1]; j++)
+            if (json_object_set_new(map, items[j].name, json_string(name)))
+                FAIL(STATUS_MEMORY, "out of memory while writing the index of %s", directory);
+    }
+    return shards > 1 ? write_index(directory, items, map, first[shards]) : STATUS_OK;
+}
+
+status_t safetensors_write_folder(const char *directory, const safetensors_item_t *items, int count,
+                                  const char *metadata_format, safetensors_load_t load, void *context,
+                                  size_t shard_bytes) {
+    int *first;
+    TRY(ALLOCATE(&first, count + 2));
+    int shards = plan_shards(items, count, shard_bytes, first);
+    shard_t shard = {.load = load, .context = context};
+    json_t *map = json_object();
+    status_t status = map ? write_shards(directory, items, first, shards, metadata_format, &shard, map)
+                          : STATUS_NEW(STATUS_MEMORY, "out of memory while writing the index of %s", directory);
+    json_decref(map);
+    free(first);
+    return status;
+}

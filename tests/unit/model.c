@@ -216,6 +216,37 @@ static void test_save_and_load(void **state) {
     device_close(device);
 }
 
+// transformers rounds to the type that config.json tells: what is saved as f32 must not say that it is bf16.
+static void test_saved_type(void **state) {
+    (void)state;
+    char from[PATH], to[PATH], path[PATH + 16];
+    device_t *device;
+    model_t *model;
+    json_error_t error;
+    check(device_open("cpu", 1, &device));
+    check(model_open(tiny(), device, &model));
+    check(model_initialise(model, 3, 0.25F));
+    snprintf(from, sizeof(from), "%s/typed", folder);
+    snprintf(to, sizeof(to), "%s/typed-saved", folder);
+    check(model_save(model, tiny(), from));
+    snprintf(path, sizeof(path), "%s/config.json", from);
+    json_t *config = json_load_file(path, 0, &error);
+    json_object_set_new(config, "torch_dtype", json_string("bfloat16"));
+    json_object_set_new(config, "text_config", json_pack("{s:s,s:f}", "dtype", "float16", "kept", 1e-6));
+    assert_int_equal(json_dump_file(config, path, 0), 0);
+    json_decref(config);
+    check(model_save(model, from, to));
+    snprintf(path, sizeof(path), "%s/config.json", to);
+    config = json_load_file(path, 0, &error);
+    const json_t *text = json_object_get(config, "text_config");
+    assert_string_equal(json_string_value(json_object_get(config, "torch_dtype")), "float32");
+    assert_string_equal(json_string_value(json_object_get(text, "dtype")), "float32");
+    assert_true(json_real_value(json_object_get(text, "kept")) == 1e-6);
+    json_decref(config);
+    model_close(model);
+    device_close(device);
+}
+
 static double deviation(const model_t *model, const char *name, double *mean) {
     int index = model_find(model, name);
     const float *values = model->parameter[index].value.data;
@@ -252,7 +283,16 @@ static void test_initialise(void **state) {
 }
 
 // A copy of the tiny model's weights with one item changed.
-typedef enum damage { DAMAGE_NONE, DAMAGE_MISSING, DAMAGE_SHAPE, DAMAGE_SURPLUS, DAMAGE_TWICE, DAMAGE_EXTRAS } damage_t;
+typedef enum damage {
+    DAMAGE_NONE,
+    DAMAGE_MISSING,
+    DAMAGE_SHAPE,
+    DAMAGE_SURPLUS,
+    DAMAGE_TWICE,
+    DAMAGE_EXTRAS,
+    DAMAGE_HEAD,
+    DAMAGE_HEAD_ONLY
+} damage_t;
 
 static status_t load_damaged(device_t *device, damage_t damage) {
     char path[PATH];
@@ -261,11 +301,13 @@ static status_t load_damaged(device_t *device, damage_t damage) {
     safetensors_item_t items[256];
     const int64_t shape[2] = {1, 1};
     int count = 0;
-    const char *const target = "model.language_model.norm.weight";
+    const char *const target = "model.language_model.norm.weight", *const table =
+                                                                       "model.language_model.embed_tokens.weight";
     check(safetensors_open_folder(tiny(), &file));
     for (int i = 0; i < safetensors_count(file); i++) {
         const safetensors_tensor_t *tensor = safetensors_at(file, i);
         if (damage == DAMAGE_MISSING && !strcmp(tensor->name, target)) continue;
+        if (damage == DAMAGE_HEAD_ONLY && !strcmp(tensor->name, table)) continue;
         items[count] = (safetensors_item_t){.name = tensor->name,
                                             .dtype = tensor->dtype,
                                             .dimensions = tensor->dimensions,
@@ -277,19 +319,37 @@ static status_t load_damaged(device_t *device, damage_t damage) {
         }
         count++;
     }
-    const safetensors_tensor_t *norm = safetensors_find(file, target);
+    const safetensors_tensor_t *norm = safetensors_find(file, target), *embedding = safetensors_find(file, table);
     const char *extra[2] = {"model.surplus.weight", NULL};
     if (damage == DAMAGE_TWICE) extra[0] = "model.norm.weight";
-    if (damage == DAMAGE_EXTRAS) extra[0] = "model.rotary_emb.inv_freq", extra[1] = "lm_head.weight";
-    for (int i = 0; damage >= DAMAGE_SURPLUS && i < 2 && extra[i]; i++)
-        items[count++] = (safetensors_item_t){
-            .name = extra[i], .dtype = DTYPE_F32, .dimensions = 1, .shape = norm->shape, .data = norm->data};
+    if (damage >= DAMAGE_EXTRAS) extra[0] = "model.rotary_emb.inv_freq", extra[1] = "lm_head.weight";
+    char *changed = malloc(embedding->bytes);
+    memcpy(changed, embedding->data, embedding->bytes);
+    if (damage == DAMAGE_HEAD) changed[embedding->bytes - 2] ^= 1;
+    for (int i = 0; damage >= DAMAGE_SURPLUS && i < 2 && extra[i]; i++) {
+        const safetensors_tensor_t *like = i ? embedding : norm;
+        items[count++] = (safetensors_item_t){.name = extra[i],
+                                              .dtype = like->dtype,
+                                              .dimensions = like->dimensions,
+                                              .shape = like->shape,
+                                              .data = i ? changed : like->data};
+    }
     snprintf(path, sizeof(path), "%s/model.safetensors", folder);
     check(safetensors_write(path, items, count, "pt", NULL, NULL));
     check(model_open(tiny(), device, &model));
     status_t status = model_load(model, folder);
+    // Nothing is allocated for what does not fit.
+    for (int i = 0; status && i < model->parameter_count; i++) assert_null(model->parameter[i].value.data);
+    if (damage == DAMAGE_HEAD_ONLY && !status) {
+        float *wanted = calloc((size_t)embedding->elements, sizeof(float));
+        check(safetensors_read_f32(embedding, wanted));
+        assert_memory_equal(model->parameter[model->embedding].value.data, wanted,
+                            (size_t)embedding->elements * sizeof(float));
+        free(wanted);
+    }
     model_close(model);
     safetensors_close(file);
+    free(changed);
     return status;
 }
 
@@ -301,12 +361,14 @@ static void test_damaged_weights(void **state) {
     } cases[] = {{DAMAGE_MISSING, "'model.norm.weight' is missing"},
                  {DAMAGE_SHAPE, "has the shape [1, 1], and config.json asks for [96]"},
                  {DAMAGE_SURPLUS, "'model.surplus.weight' is not part of a qwen2_5_vl model"},
+                 {DAMAGE_HEAD, "'lm_head.weight' is the embedding, but the files hold it with other values"},
                  {DAMAGE_TWICE, "under two names"}};
     device_t *device;
     check(device_open("cpu", 1, &device));
     check(load_damaged(device, DAMAGE_NONE));
     // Rotary buffers, and the second copy of a tied head, are in many checkpoints.
     check(load_damaged(device, DAMAGE_EXTRAS));
+    check(load_damaged(device, DAMAGE_HEAD_ONLY));
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         status_t status = load_damaged(device, cases[i].damage);
         assert_non_null(status);
@@ -401,9 +463,10 @@ static void test_text_only(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_spellings),       cmocka_unit_test(test_side_files),    cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_save_and_load), cmocka_unit_test(test_initialise),
-        cmocka_unit_test(test_damaged_weights), cmocka_unit_test(test_versions),      cmocka_unit_test(test_text_only),
+        cmocka_unit_test(test_spellings),  cmocka_unit_test(test_side_files),      cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_refusals),   cmocka_unit_test(test_save_and_load),   cmocka_unit_test(test_saved_type),
+        cmocka_unit_test(test_initialise), cmocka_unit_test(test_damaged_weights), cmocka_unit_test(test_versions),
+        cmocka_unit_test(test_text_only),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -181,8 +181,8 @@ static void test_hostile_headers(void **state) {
     refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
            "\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}",
            8, "duplicate");
-    refuse("{\"a\":{\"dtype\":\"F7\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "no dtype");
-    refuse("{\"a\":{\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "no dtype");
+    refuse("{\"a\":{\"dtype\":\"F64\",\"shape\":[1],\"data_offsets\":[0,8]}}", 8, "the type F64, which");
+    refuse("{\"a\":{\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "the type nothing, which");
     refuse("{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,8]}}", 8, "no shape");
     refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,2],\"data_offsets\":[0,8]}}", 8, "no shape");
     refuse("{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, "impossible shape");
@@ -246,8 +246,66 @@ static void test_shards(void **state) {
     refuse_folder("shards", "no plain file name");
     write_index("{\"a\":\"9.safetensors\"}");
     refuse_folder("shards", "cannot open");
+    write_index("{\"a\":\"..\"}");
+    refuse_folder("shards", "not a safetensors file");
     write_index("3");
     refuse_folder("shards", "weight_map");
+    // A single file goes before an index, as in transformers; other formats are named.
+    write_raw("shards/model.safetensors", strlen(b), b, 3);
+    check(safetensors_open_folder(path_of("shards"), &file));
+    assert_int_equal(safetensors_count(file), 1);
+    safetensors_close(file);
+    unlink(path_of("shards/model.safetensors"));
+    unlink(path_of("shards/model.safetensors.index.json"));
+    write_bytes("shards/pytorch_model.bin", "x", 1);
+    refuse_folder("shards", "its weights as pytorch_model.bin");
+}
+
+static status_t load_item(void *context, int index, void *buffer, size_t bytes) {
+    *(int *)context += index;
+    memset(buffer, 'a' + index, bytes);
+    return STATUS_OK;
+}
+
+// Shards of at most 8 bytes, in order; a tensor that is larger has one for itself.
+static void test_written_shards(void **state) {
+    (void)state;
+    const int64_t shapes[] = {4, 3, 2, 9, 1, 8};
+    static const char *const names[] = {"a", "b", "c", "d", "e", "f"};
+    static const int shard[] = {1, 1, 2, 3, 4, 5};
+    safetensors_item_t items[6];
+    safetensors_t *file;
+    int asked = 0;
+    for (int i = 0; i < 6; i++)
+        items[i] = (safetensors_item_t){.name = names[i], .dtype = DTYPE_U8, .dimensions = 1, .shape = &shapes[i]};
+    assert_int_equal(mkdir(path_of("written"), 0777), 0);
+    check(safetensors_write_folder(path_of("written"), items, 6, "pt", load_item, &asked, 8));
+    assert_int_equal(asked, 15);
+    check(safetensors_open_folder(path_of("written"), &file));
+    assert_int_equal(safetensors_count(file), 6);
+    for (int i = 0; i < 6; i++) {
+        const safetensors_tensor_t *tensor = safetensors_find(file, names[i]);
+        assert_int_equal(tensor->elements, shapes[i]);
+        assert_int_equal(*(const char *)tensor->data, 'a' + i);
+    }
+    safetensors_close(file);
+    for (int i = 0; i < 6; i++) {
+        char name[64];
+        snprintf(name, sizeof(name), "written/model-%05d-of-00005.safetensors", shard[i]);
+        check(safetensors_open(path_of(name), &file));
+        assert_non_null(safetensors_find(file, names[i]));
+        safetensors_close(file);
+    }
+    json_error_t error;
+    json_t *index = json_load_file(path_of("written/model.safetensors.index.json"), 0, &error);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(index, "metadata"), "total_size")), 27);
+    assert_int_equal(json_object_size(json_object_get(index, "weight_map")), 6);
+    json_decref(index);
+    // All of it fits: one file, no index.
+    assert_int_equal(mkdir(path_of("whole"), 0777), 0);
+    check(safetensors_write_folder(path_of("whole"), items, 6, "pt", load_item, &asked, 27));
+    assert_int_equal(access(path_of("whole/model.safetensors"), R_OK), 0);
+    assert_int_not_equal(access(path_of("whole/model.safetensors.index.json"), R_OK), 0);
 }
 
 // Every truncation and many corruptions of a good file end in an error or in tensors that lie inside of it.
@@ -294,7 +352,7 @@ int main(void) {
         cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_write_fails_whole),
         cmocka_unit_test(test_conversions),    cmocka_unit_test(test_hostile_headers),
         cmocka_unit_test(test_hostile_places), cmocka_unit_test(test_shards),
-        cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_written_shards), cmocka_unit_test(test_mutations),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
