@@ -17,7 +17,7 @@ enum { ENGINE_PAGE = 16 };
 
 typedef struct engine_options {
     int pages;                  // KV pages of 16 tokens
-    int batch_rows;             // most rows per step
+    int batch_rows;             // most rows per step (an image group, which goes in whole, may exceed it)
     int prefill_chunk;          // most prefill rows of one sequence per step
     size_t feature_cache_bytes; // image features kept by (content hash, vision version)
 } engine_options_t;

@@ -104,7 +104,8 @@ const config_key_t config_schema[] = {
          "listen beyond this node (with keys) even when all ranks are on it, so that rollout pools can join from "
          "others"),
     WHOLE("rollout.pages", rollout.pages, "4096", 4, 100000000, false, "KV cache pages of 16 tokens per worker"),
-    WHOLE("rollout.batch_rows", rollout.batch_rows, "256", 1, 1000000, false, "most rows of one engine step"),
+    WHOLE("rollout.batch_rows", rollout.batch_rows, "256", 1, 1000000, false,
+          "most rows of one engine step; an image whose tokens see each other may go beyond"),
     WHOLE("rollout.prefill_chunk", rollout.prefill_chunk, "256", 1, 1000000, false,
           "most prompt rows of one sequence per engine step"),
     WHOLE("rollout.credits", rollout.credits, "16", 1, 100000, false, "groups a worker holds at once"),

@@ -11,7 +11,8 @@ static inline v16_t activation_polynomial(v16_t x, const float *coefficient, int
 
 // Phi(x), the normal distribution function. With t = |x| / sqrt 2: below t = 1 erf(t) = t P(t^2), minimax of degree 6
 // (absolute error below 2e-9 before rounding); above erfc(t) = exp(-t^2 + R(t)), R of degree 10 fitted on [1, 9.4]
-// (relative error below 3e-7), so that the lower tail keeps its relative accuracy.
+// (relative error below 3e-7). What rounding takes from the exponent is put back as a factor, so that the lower tail
+// keeps its relative accuracy.
 static inline v16_t activation_phi(v16_t x) {
     static const float small[7] = {1.1283791065216064f,    -0.3761262595653534f,  0.11283600330352783f,
                                    -0.026854444295167923f, 0.005189535208046436f, -0.000802083988673985f,
@@ -25,14 +26,22 @@ static inline v16_t activation_phi(v16_t x) {
     v16_t squared = v16_mul(t, t);
     v16_t near = v16_sub(one, v16_mul(t, activation_polynomial(squared, small, 6)));
     v16_t bounded = v16_min(t, v16_set(9.4f));
-    v16_t far = v16_exp(v16_sub(activation_polynomial(bounded, large, 10), squared));
+    // The exponent as a sum of two: high + low = R - x^2 / 2.
+    v16_t r = activation_polynomial(bounded, large, 10), twice = v16_mul(x, x), square = v16_mul(half, twice);
+    v16_t high = v16_sub(r, square), lost = v16_sub(r, v16_add(high, square));
+    v16_t low = v16_sub(lost, v16_mul(half, v16_fma(x, x, v16_sub(zero, twice))));
+    v16_t far = v16_exp(high);
+    // (Where x^2 is infinite, low is NaN and far is 0.)
+    far = v16_fma(far, v16_min(v16_max(low, v16_set(-1.0f)), one), far);
     v16_t tail = v16_mul(half, v16_select_less(t, one, near, far));
     return v16_select_less(x, zero, tail, v16_sub(one, tail));
 }
 
-static inline v16_t activation_sigmoid(v16_t x) {
-    v16_t one = v16_set(1.0f);
-    return v16_div(one, v16_add(one, v16_exp(v16_sub(v16_set(0.0f), x))));
+// sigmoid(x), and 1 - sigmoid(x) without its cancellation.
+static inline v16_t activation_sigmoid(v16_t x, v16_t *rest) {
+    v16_t one = v16_set(1.0f), e = v16_exp(v16_sub(v16_set(0.0f), x)), sigmoid = v16_div(one, v16_add(one, e));
+    *rest = v16_mul(e, sigmoid);
+    return sigmoid;
 }
 
 // f(x), and f'(x) where wanted. `kind` is a constant at every call.
@@ -55,9 +64,9 @@ static inline __attribute__((always_inline)) v16_t activation_value(const activa
         g = v16_mul(x, v16_fma(b, squared, a));
         g_slope = v16_fma(v16_mul(v16_set(3.0f), b), squared, a);
     }
-    v16_t sigmoid = activation_sigmoid(g);
+    v16_t rest, sigmoid = activation_sigmoid(g, &rest);
     v16_t value = v16_mul(x, sigmoid);
-    if (slope) *slope = v16_fma(v16_mul(value, v16_sub(one, sigmoid)), g_slope, sigmoid);
+    if (slope) *slope = v16_fma(v16_mul(value, rest), g_slope, sigmoid);
     return value;
 }
 
