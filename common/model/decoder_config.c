@@ -113,7 +113,9 @@ static status_t read_rules(config_reader_t *reader, const decoder_class_t *class
     if (class->query_scalar > 0.0) {
         TRY(config_number(reader, "query_pre_attn_scalar", 1e-6, 1e9, &scalar));
         TRY(refuse_unless_off(reader, "final_logit_softcapping"));
-        TRY(refuse_unless_off(reader, "attn_logit_softcapping"));
+        // The class takes this key and does nothing with it: where it says something, the user hears of it.
+        const char *const unused[] = {"attn_logit_softcapping", NULL};
+        if (!json_is_number(json_object_get(reader->object, unused[0]))) config_ignore(reader, unused);
         TRY(refuse_unless_off(reader, "use_bidirectional_attention"));
     } else {
         scalar = out->head_dim;

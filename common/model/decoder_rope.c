@@ -128,13 +128,15 @@ status_t decoder_read_rope(config_reader_t *reader, const decoder_class_t *class
     return class->two_ropes ? read_two(reader, class, positions, out) : read_one(reader, class, positions, out);
 }
 
-// Long waves are stretched by the factor, short ones stay, and those between go from one to the other.
-static double llama3_scaled(const decoder_rope_t *rope, double frequency) {
-    double wave = 2.0 * pi / frequency;
-    if (wave > rope->original_positions / rope->low) return frequency / rope->factor;
-    if (wave < rope->original_positions / rope->high) return frequency;
-    double blend = (rope->original_positions / wave - rope->low) / (rope->high - rope->low);
-    return (1.0 - blend) * frequency / rope->factor + blend * frequency;
+// Long waves are stretched by the factor, short ones stay, and those between go from one to the other. In fp32 and in
+// the reference's order, reciprocals included: where the two ends are near each other its rounding shows.
+static float llama3_scaled(const decoder_rope_t *rope, float frequency) {
+    float low = (float)rope->low, original = (float)rope->original_positions, factor = (float)rope->factor;
+    float wave = 1.0F / frequency * (float)(2.0 * pi);
+    if (wave > (float)(rope->original_positions / rope->low)) return frequency / factor;
+    if (wave < (float)(rope->original_positions / rope->high)) return frequency;
+    float blend = (1.0F / wave * original - low) / (float)(rope->high - rope->low);
+    return (1.0F - blend) * frequency / factor + blend * frequency;
 }
 
 void decoder_inverse_frequencies(const decoder_rope_t *rope, int head_dim, float *out) {
@@ -142,6 +144,6 @@ void decoder_inverse_frequencies(const decoder_rope_t *rope, int head_dim, float
         float exponent = (float)(2 * i) / (float)head_dim;
         out[i] = 1.0F / (float)pow((double)(float)rope->theta, (double)exponent);
         if (rope->type == DECODER_ROPE_LINEAR) out[i] /= (float)rope->factor;
-        if (rope->type == DECODER_ROPE_LLAMA3) out[i] = (float)llama3_scaled(rope, (double)out[i]);
+        if (rope->type == DECODER_ROPE_LLAMA3) out[i] = llama3_scaled(rope, out[i]);
     }
 }

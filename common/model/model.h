@@ -137,7 +137,7 @@ status_t model_load(model_t *model, const char *directory) STATUS_CHECKED;
 // The same checks without loading: that the folder's files hold this model's tensors, each once, in its shape.
 status_t model_check_weights(const model_t *model, const char *directory) STATUS_CHECKED;
 // Random initialisation keyed by (seed, tensor number, element): normal(0, std) for matrices and embeddings, 0 for
-// biases, 1 for norms.
+// biases, 1 for norms (0 where a norm multiplies by one plus its weight).
 status_t model_initialise(model_t *model, uint64_t seed, float std) STATUS_CHECKED;
 // Writes the published copy as a Hugging Face folder: model.safetensors (f32) and copies of the other files of `from`
 // (config, tokenizer, preprocessor, chat template). Whole or absent: a temporary folder, renamed.

@@ -1,6 +1,6 @@
 // Parts: config.json, preprocessor_config.json, generation_config.json of a model folder. Read, and the rules for
 // pictures that come out of it used.
-#include "common/model/model.h"
+#include "common/model/decoder.h"
 #include "common/vision/image.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -20,6 +20,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!status) {
         for (int i = 0; i < model->parameter_count; i++)
             FUZZ_CHECK(model->parameter[i].value.rows >= 0 && model->parameter[i].value.columns >= 0);
+        float frequency[ATTENTION_MAX_HEAD_DIM / 2];
+        FUZZ_CHECK(model->config.head_dim <= ATTENTION_MAX_HEAD_DIM && model->config.layers <= DECODER_MAX_LAYERS);
+        for (int i = 0; i < 1 + model->config.decoder.two_ropes; i++)
+            decoder_inverse_frequencies(&model->config.decoder.rope[i], model->config.head_dim, frequency);
         for (int part = 0; part < PART_COUNT; part++) {
             int64_t trainable, total;
             model_count(model, (model_part_t)part, &trainable, &total);

@@ -1,4 +1,5 @@
-// Requests made of the golden prompts of tests/goldens/qwen2_5_vl, and what an engine made of them.
+// Requests made of the golden prompts of a folder of tests/goldens (of qwen2_5_vl/ where no other is named), and what
+// an engine made of them.
 #ifndef TESTS_LIB_ENGINE_FIXTURE_H
 #define TESTS_LIB_ENGINE_FIXTURE_H
 
@@ -61,7 +62,8 @@ static inline void fixture_images(fixture_t *f, int index) {
 static inline void fixture_open_on(fixture_t *f, const char *device, int threads, const char *name) {
     char folder[512], path[600];
     *f = (fixture_t){0};
-    snprintf(folder, sizeof(folder), "%s/tests/goldens/qwen2_5_vl/%s", POISE_SOURCE_DIR, name);
+    const char *group = strchr(name, '/') ? "" : "qwen2_5_vl/";
+    snprintf(folder, sizeof(folder), "%s/tests/goldens/%s%s", POISE_SOURCE_DIR, group, name);
     snprintf(path, sizeof(path), "%s/golden.safetensors", folder);
     CHECK_OK(device_open(device, threads, &f->device));
     CHECK_OK(model_open(folder, f->device, &f->model));

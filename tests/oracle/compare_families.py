@@ -123,6 +123,8 @@ def draw_config(rng, family):
                 "max_position_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
         if key in config and chance(rng, 0.12):
             del config[key]
+    if family == "qwen2" and "use_sliding_window" not in config:
+        config.pop("layer_types", None)  # transformers fails on sliding layers without a window
     if "num_key_value_heads" not in config and family in ("mistral", "qwen2", "gemma3_text"):
         config["num_key_value_heads"] = kv  # their class defaults (8, 32, 4) seldom divide
     if "head_dim" not in config and family != "gemma3_text" and (hidden // heads) % 2:
@@ -148,13 +150,21 @@ def fill(model, rng, gemma, stored):
 
 
 def reference(model, prompts):
+    """Log-probs of the completions, and how far float32 is from float64 there: no comparison can be finer than that."""
+    out, noise = reference_in(model, prompts), 0.0
+    noise = distance(reference_in(model.double(), prompts), out)
+    model.float()
+    return out, noise
+
+
+def reference_in(model, prompts):
     out = []
     for prompt, completion in prompts:
         ids = torch.tensor([prompt + completion])
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits[0].float()
+            logits = model(input_ids=ids, use_cache=False).logits[0]
         logp = torch.log_softmax(logits[:-1], -1).gather(1, ids[0, 1:, None])[:, 0]
-        out.append(logp[len(prompt) - 1:])
+        out.append(logp[len(prompt) - 1:].float())
     return out
 
 
@@ -218,7 +228,7 @@ def make_adapter(rng, folder, work):
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
-                parameter.copy_(torch.from_numpy(rng.standard_normal(tuple(parameter.shape)) * 0.7 / np.sqrt(parameter.shape[-1])))
+                parameter.copy_(torch.from_numpy(rng.standard_normal(tuple(parameter.shape)) * 0.4 / np.sqrt(parameter.shape[-1])))
     adapted.save_pretrained(work / "adapter")
     return adapted.eval()
 
@@ -227,20 +237,21 @@ def compare(family, seed, number, poise, work):
     rng = np.random.Generator(np.random.Philox(key=[seed, number * 7 + FAMILIES.index(family)]))
     folder, config, stored = make_folder(rng, family, work)
     prompts = draw_prompts(rng, config["vocab_size"])
-    theirs = reference(read(folder), prompts)
+    theirs, noise = reference(read(folder), prompts)
     uniform = -float(np.log(config["vocab_size"]))
-    result = {"uniform": torch.cat(theirs).sub(uniform).abs().mean().item(), "stored": str(stored)[6:], "config": config}
+    result = {"uniform": torch.cat(theirs).sub(uniform).abs().mean().item(), "config": config}
     ours, _ = score(poise, folder, prompts)
-    result["plain"] = distance(ours, theirs)
+    result["plain"], result["noise"] = distance(ours, theirs), {"plain": noise}
     adapted = make_adapter(rng, folder, work)
-    wanted = reference(adapted, prompts)
+    wanted, noise = reference(adapted, prompts)
     ours, _ = score(poise, folder, prompts, work / "adapter")
     result["adapter"] = distance(ours, wanted)
     run(poise, "merge", "--model", folder, "--adapter", work / "adapter", "--output", work / "merged")
     names = set(load_file(work / "merged/model.safetensors"))
     merged = read(work / "merged")
     assert names <= set(merged.state_dict()), names - set(merged.state_dict())
-    result["written"] = distance(reference(merged, prompts), wanted)
+    result["written"] = distance(reference_in(merged, prompts), wanted)
+    result["noise"] |= {"adapter": noise, "written": noise}
     return result
 
 
@@ -259,17 +270,21 @@ def main():
     warnings.filterwarnings("ignore")
     failed = 0
     for family in [options.family] if options.family else FAMILIES:
-        worst, done = collections.Counter(), 0
+        worst, done, sharp, least = collections.Counter(), 0, 0, 99.0
         for number in range(options.first, options.first + options.cases):
             work = pathlib.Path(tempfile.mkdtemp(prefix="poise-compare."))
             try:
                 result = compare(family, options.seed, number, options.poise, work)
-                done += 1
+                done, least = done + 1, min(least, result["uniform"])
                 moves = {key: result[key] for key in ("plain", "adapter", "written")}
                 worst |= collections.Counter({k: v for k, v in moves.items() if v > 0})
-                if not max(moves.values()) <= options.tolerance:
+                over = [key for key in moves if not moves[key] <= options.tolerance]
+                # Where float32 itself is that far from float64 a difference says nothing; such cases are counted.
+                if over and all(moves[key] <= 4 * result["noise"][key] for key in over):
+                    sharp += 1
+                elif over:
                     failed += 1
-                    print(f"{family} {number}: differs {moves}\n  {json.dumps(result['config'])}", flush=True)
+                    print(f"{family} {number}: differs {moves}, float32 from float64 {result['noise']}\n  {json.dumps(result['config'])}", flush=True)
             except Exception as problem:
                 failed += 1
                 text = json.dumps(json.loads((work / "model/config.json").read_text())) if (work / "model/config.json").exists() else ""
@@ -277,7 +292,8 @@ def main():
             finally:
                 shutil.rmtree(work)
         print(f"{family}: {done} of {options.cases} compared; largest difference of a log-prob: "
-              + ", ".join(f"{key} {worst[key]:.1e}" for key in ("plain", "adapter", "written")), flush=True)
+              + ", ".join(f"{key} {worst[key]:.1e}" for key in ("plain", "adapter", "written"))
+              + f"; {sharp} over the tolerance as float32 is, too; least distance from uniform {least:.2f}", flush=True)
     return failed > 0
 
 

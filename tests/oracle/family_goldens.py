@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 MODULES = ["text_cases"]
 THINK, ANSWER = 1, 2
 W_THINK, W_ANSWER = 0.7, 1.1
+NEW_TOKENS = 6
 
 
 def next_logprobs(model, prompt, with_grad=False):
@@ -36,6 +37,19 @@ def losses(model, prompts):
                 scale = scale + weight * ce[labels == label].mean()
         all_ce.append(ce[labels > 0])
     return scale, torch.cat(all_ce).mean()
+
+
+def greedy(model, prompt):
+    """NEW_TOKENS greedy tokens by whole forward passes, and their log-probs."""
+    ids, chosen = prompt["input_ids"], []
+    for _ in range(NEW_TOKENS):
+        with torch.no_grad():
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, -1]
+        best = torch.log_softmax(logits, -1).topk(2)
+        assert best.values[0] - best.values[1] > 1e-3, "too near a tie"
+        chosen.append((best.indices[0], best.values[0]))
+        ids = torch.cat([ids, best.indices[:1]])
+    return torch.stack([i for i, _ in chosen]), torch.stack([v for _, v in chosen])
 
 
 def gradients(model, loss):
@@ -60,6 +74,7 @@ def golden_of(model, prompts, logprobs):
     golden = {}
     for index, (prompt, values) in enumerate(zip(prompts, logprobs)):
         golden |= {f"prompt{index}.{key}": value for key, value in prompt.items()} | {f"prompt{index}.logprobs": values}
+        golden[f"prompt{index}.greedy_ids"], golden[f"prompt{index}.greedy_logprobs"] = greedy(model, prompt)
     scale, vanilla = losses(model, prompts)
     golden["loss.scale"], golden["loss.vanilla"] = scale.detach()[None], vanilla.detach()[None]
     for name, gradient in gradients(model, scale).items():

@@ -47,11 +47,18 @@ static void check_equal(const fixture_results_t *a, const fixture_results_t *b) 
     }
 }
 
-static const char *const folders[] = {"gqa4_window56_hub", "gqa6_window112_v5", "mqa4_head32_hub"};
+static const char *const folders[] = {"gqa4_window56_hub",
+                                      "gqa6_window112_v5",
+                                      "mqa4_head32_hub",
+                                      "families/llama_gqa3_llama3",
+                                      "families/mistral_gqa4_window7",
+                                      "families/qwen2_gqa3_window5",
+                                      "families/gemma3_text_gqa2_pattern3"};
+enum { FOLDERS = sizeof(folders) / sizeof(*folders) };
 
 static void test_goldens(void **state) {
     (void)state;
-    for (int folder = 0; folder < 3; folder++) {
+    for (int folder = 0; folder < FOLDERS; folder++) {
         fixture_t f;
         engine_t *engine;
         fixture_open(&f, folders[folder]);
@@ -245,7 +252,7 @@ static void check_against_learner(const fixture_t *f, const fixture_results_t *r
 // What the engine records is what the learner computes, to the bit.
 static void test_learner(void **state) {
     const engine_options_t small = {.pages = 40, .batch_rows = 37, .prefill_chunk = 9, .feature_cache_bytes = 0};
-    for (int folder = 0; folder < 3; folder++) {
+    for (int folder = 0; folder < FOLDERS; folder++) {
         fixture_t f;
         engine_t *engine;
         fixture_open(&f, folders[folder]);

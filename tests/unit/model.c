@@ -279,6 +279,12 @@ static void test_initialise(void **state) {
     assert_memory_not_equal(model->parameter[table].value.data, other->parameter[table].value.data, 64);
     model_close(model);
     model_close(other);
+    // Gemma's norms multiply by one plus their weight.
+    check(model_open(POISE_SOURCE_DIR "/tests/goldens/families/gemma3_text_mha_defaults", device, &model));
+    check(model_initialise(model, 3, 0.25F));
+    assert_true(deviation(model, "model.norm.weight", &mean) == 0 && mean == 0);
+    assert_true(deviation(model, "model.layers.1.self_attn.q_norm.weight", &mean) == 0 && mean == 0);
+    model_close(model);
     device_close(device);
 }
 
