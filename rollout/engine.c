@@ -211,7 +211,7 @@ static status_t check_request(const engine_t *engine, const engine_request_t *re
     if (!(request->temperature >= 0) || !isfinite(request->temperature))
         FAIL(STATUS_INVALID, "the temperature must be 0 or a positive number, not %g", (double)request->temperature);
     for (int i = 0; i < request->prompt_length; i++)
-        if (request->tokens[i] < 0 || request->tokens[i] >= config->vocabulary)
+        if (!model_takes_token(config, request->tokens[i]))
             FAIL(STATUS_INVALID, "prompt token %d is %d; the vocabulary has ids 0 to %d", i, request->tokens[i],
                  config->vocabulary - 1);
     for (int i = 0; request->forced && i < budget; i++) {

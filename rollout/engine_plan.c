@@ -59,6 +59,15 @@ status_t engine_plan_text(engine_t *engine) {
     return reopen(engine);
 }
 
+// Of the pictures with as many tiles, one that becomes most features: it fills its tiles, and they stand in one column
+// (LLaVA-NeXT: no padding to cut off, and most rows to end with a newline).
+static image_shape_t fullest(image_shape_t shape) {
+    if (shape.tiles[0] < 1) return shape;
+    shape.tiles[0] = shape.size[0] = shape.grid[0] - 1;
+    shape.tiles[1] = shape.size[1] = 1;
+    return shape;
+}
+
 status_t engine_plan_vision(engine_t *engine, const image_patches_t *largest) {
     if (largest->rows <= engine->vision_rows) return STATUS_OK;
     int count = largest->rows < VISION_ROWS ? VISION_ROWS / largest->rows : 1;
@@ -69,7 +78,8 @@ status_t engine_plan_vision(engine_t *engine, const image_patches_t *largest) {
     tape_reset(tape, false);
     status_t status = TAPE_HOST(tape, &images, count);
     for (int i = 0; !status && i < count; i++)
-        images[i] = (vision_image_t){.shape = largest->shape, .patches = largest->patches, .patch_rows = largest->rows};
+        images[i] = (vision_image_t){
+            .shape = fullest(largest->shape), .patches = largest->patches, .patch_rows = largest->rows};
     if (!status) status = engine->model->family->vision(engine->model, tape, images, count, &features);
     tape_memory_t memory = tape_memory(tape);
     memory.values = with_slack(memory.values);

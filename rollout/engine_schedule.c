@@ -159,7 +159,7 @@ static void prefill(engine_t *engine, group_t *group) {
     begin_run(engine, group, group->page, group->computed, count);
     for (int i = 0; i < count; i++) {
         int row = engine->rows++, position = group->computed++;
-        engine->token[row] = group->tokens[position];
+        engine->token[row] = model_row_of_token(&engine->model->config, group->tokens[position]);
         for (int axis = 0; axis < 3; axis++) engine->rope[axis][row] = group->rope[axis][position];
         int feature = group->image_row[position];
         if (feature < 0) continue;

@@ -97,6 +97,12 @@ static status_t fit_placeholders(const eval_t *eval, question_t *question) {
     for (int i = 0; i < question->image_count; i++) room += question->images[i]->shape.feature_rows;
     TRY(ALLOCATE(&question->tokens, room));
     int image = 0;
+    if (!eval->config->eval.shuffle_images) {
+        // With its own images the prompt is as it was packed: pictures that touch, or have several runs, included.
+        memcpy(question->tokens, sample->tokens, (size_t)sample->prompt_length * sizeof(*question->tokens));
+        question->length = sample->prompt_length;
+        return STATUS_OK;
+    }
     for (int i = 0; i < sample->prompt_length; i++) {
         if (sample->tokens[i] != image_token) {
             question->tokens[question->length++] = sample->tokens[i];
@@ -105,8 +111,13 @@ static status_t fit_placeholders(const eval_t *eval, question_t *question) {
         if (i && sample->tokens[i - 1] == image_token) continue;
         if (image == question->image_count)
             FAIL(STATUS_INVALID, "the prompt has more runs of image placeholders than images (%d)", image);
-        for (int row = 0; row < question->images[image]->shape.feature_rows; row++)
-            question->tokens[question->length++] = image_token;
+        const image_shape_t *shape = &question->images[image]->shape;
+        if (shape->runs > 1)
+            FAIL(STATUS_INVALID,
+                 "an image becomes %d runs of placeholders, with text between them; "
+                 "eval.shuffle_images needs one run an image: turn pan-and-scan off",
+                 shape->runs);
+        for (int row = 0; row < shape->feature_rows; row++) question->tokens[question->length++] = image_token;
         image++;
     }
     if (image != question->image_count)

@@ -90,7 +90,8 @@ static status_t check_sequence(const builder_t *builder, int number) {
     if (sequence->leaf < previous || sequence->leaf > previous + 1 || (!number && sequence->leaf))
         FAIL(STATUS_INVALID, "its gradient leaf is %d after %d; leaves must count up from 0", sequence->leaf, previous);
     for (int i = 0; i < sequence->length; i++)
-        if (sequence->tokens[i] < 0 || sequence->tokens[i] >= config->vocabulary)
+        if (!model_takes_token(config, sequence->tokens[i]) ||
+            (i >= first_target(sequence) && sequence->tokens[i] >= config->vocabulary))
             FAIL(STATUS_INVALID, "its token %d is %d, outside of the vocabulary of %d", i, (int)sequence->tokens[i],
                  config->vocabulary);
     if (sequence->image_count && !config->has_vision)
@@ -112,15 +113,15 @@ static status_t check_sequence(const builder_t *builder, int number) {
 
 // ---- sizes and places ----
 
-// Images whose placeholders lie in the first `length` tokens.
+// Images that begin in the first `length` tokens: an image has all its placeholders before the next one's first, in one
+// run or several.
 static int images_within(const builder_t *builder, int number, int length) {
     const batch_sequence_t *sequence = &builder->sequence[number];
-    int token = builder->model->config.image.image_token, found = 0;
-    for (int i = 0; i < length && found < builder->place[number].image_count; i++) {
-        if (sequence->tokens[i] != token) continue;
-        i += builder->place[number].image[found]->shape.feature_rows - 1;
-        found++;
-    }
+    const place_t *place = &builder->place[number];
+    int64_t placeholders = 0;
+    int found = 0;
+    for (int i = 0; i < length; i++) placeholders += sequence->tokens[i] == builder->model->config.image.image_token;
+    while (placeholders > 0 && found < place->image_count) placeholders -= place->image[found++]->shape.feature_rows;
     return found;
 }
 
@@ -208,7 +209,8 @@ static status_t fill_rows(builder_t *builder, int number) {
     TRY(builder->model->family->rope_positions(&builder->model->config, sequence->tokens, sequence->length,
                                                builder->shape, place->image_count, builder->position, &next));
     for (int i = 0; i < own; i++) {
-        writable(text->token)[place->first_row + i] = sequence->tokens[shared + i];
+        writable(text->token)[place->first_row + i] =
+            model_row_of_token(&builder->model->config, sequence->tokens[shared + i]);
         for (int axis = 0; axis < 3; axis++)
             writable(text->rope_position[axis])[place->first_row + i] = builder->position[axis][shared + i];
     }

@@ -138,6 +138,15 @@ void model_transpose_last(model_t *model) {
     spec->transposed = true;
 }
 
+bool model_takes_token(const model_config_t *config, int32_t token) {
+    bool is_image = config->has_vision && token == config->image.image_token;
+    return token >= 0 && (token < config->vocabulary || is_image);
+}
+
+int32_t model_row_of_token(const model_config_t *config, int32_t token) {
+    return token < config->vocabulary ? token : 0;
+}
+
 int model_find(const model_t *model, const char *name) {
     for (int i = 0; i < model->parameter_count; i++)
         if (!strcmp(model->spec[i].name, name)) return i;

@@ -150,6 +150,10 @@ status_t model_add_parameter(model_t *model, model_part_t part, bool is_linear, 
 // The parameter added last is a linear's weight that the checkpoint stores as [in, out] (`shape` stays so): the ops get
 // it as [out, in].
 void model_transpose_last(model_t *model);
+// Whether a prompt may hold this id: one of the vocabulary, or the image token, which may lie behind it (Gemma-3).
+bool model_takes_token(const model_config_t *config, int32_t token);
+// The row of the token table for an id that a prompt may hold. Behind the vocabulary it is 0: features replace it.
+int32_t model_row_of_token(const model_config_t *config, int32_t token);
 // Index by name; -1 when there is none.
 int model_find(const model_t *model, const char *name);
 // For a family's map_name: the first of {prefix, its replacement} that turns `name` into the name of a parameter.
