@@ -89,29 +89,30 @@ static status_t image_source(eval_t *eval, const packed_sample_t *sample, packed
     return STATUS_OK;
 }
 
-// The prompt with each run of image placeholders as long as the images it gets ask for.
+// The prompt with its image placeholders; where the images are another sample's, each run as long as they ask for.
 static status_t fit_placeholders(const eval_t *eval, question_t *question) {
     const packed_sample_t *sample = &question->sample;
     int32_t image_token = eval->model->config.has_vision ? eval->model->config.image.image_token : -1;
     int64_t room = sample->prompt_length;
     for (int i = 0; i < question->image_count; i++) room += question->images[i]->shape.feature_rows;
     TRY(ALLOCATE(&question->tokens, room));
-    int image = 0;
+    bool own = !eval->config->eval.shuffle_images;
+    int image = 0, run = 0;
     for (int i = 0; i < sample->prompt_length; i++) {
-        if (sample->tokens[i] != image_token) {
+        if (own || sample->tokens[i] != image_token) {
             question->tokens[question->length++] = sample->tokens[i];
             continue;
         }
         if (i && sample->tokens[i - 1] == image_token) continue;
         if (image == question->image_count)
-            FAIL(STATUS_INVALID, "the prompt has more runs of image placeholders than images (%d)", image);
-        for (int row = 0; row < question->images[image]->shape.feature_rows; row++)
+            FAIL(STATUS_INVALID, "the prompt has more runs of image placeholders than its %d images", image);
+        const image_shape_t *shape = &question->images[image]->shape;
+        for (int row = 0; row < shape->feature_rows / shape->runs; row++)
             question->tokens[question->length++] = image_token;
+        if (++run < shape->runs) continue;
+        run = 0;
         image++;
     }
-    if (image != question->image_count)
-        FAIL(STATUS_INVALID, "the prompt has %d runs of image placeholders for %d images", image,
-             question->image_count);
     return STATUS_OK;
 }
 

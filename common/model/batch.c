@@ -96,14 +96,25 @@ static status_t check_sequence(const builder_t *builder, int number) {
 
 // ---- sizes and places ----
 
-// Images whose placeholders lie in the first `length` tokens.
+status_t batch_check_images(const model_config_t *config, const int32_t *tokens, int length,
+                            const image_patches_t *const *images, int image_count) {
+    int64_t found = 0, needed = 0;
+    for (int i = 0; i < length && config->has_vision; i++) found += tokens[i] == config->image.image_token;
+    for (int i = 0; i < image_count; i++) needed += images[i]->shape.feature_rows;
+    if (found != needed)
+        FAIL(STATUS_INVALID, "it has %lld image placeholders, and its images (%d) need %lld", (long long)found,
+             image_count, (long long)needed);
+    return STATUS_OK;
+}
+
+// Images whose placeholders lie in the first `length` tokens. An image's may lie in several runs.
 static int images_within(const builder_t *builder, int number, int length) {
     const batch_sequence_t *sequence = &builder->sequence[number];
-    int token = builder->model->config.image.image_token, found = 0;
+    int token = builder->model->config.image.image_token, found = 0, seen = 0;
     for (int i = 0; i < length && found < builder->place[number].image_count; i++) {
         if (sequence->tokens[i] != token) continue;
-        i += builder->place[number].image[found]->shape.feature_rows - 1;
-        found++;
+        if (!seen++) found++;
+        if (seen == builder->place[number].image[found - 1]->shape.feature_rows) seen = 0;
     }
     return found;
 }
@@ -187,6 +198,8 @@ static status_t fill_rows(builder_t *builder, int number) {
     text_input_t *text = &builder->batch->text;
     int shared = sequence->shared_length, own = own_rows(sequence);
     for (int i = 0; i < place->image_count; i++) builder->shape[i] = place->image[i]->shape;
+    TRY(batch_check_images(&builder->model->config, sequence->tokens, sequence->length, place->image,
+                           place->image_count));
     int32_t next;
     TRY(builder->model->family->rope_positions(&builder->model->config, sequence->tokens, sequence->length,
                                                builder->shape, place->image_count, builder->position, &next));
@@ -217,7 +230,7 @@ static void fill_images(builder_t *builder, int number, int *feature) {
         batch->images[place->first_image + i] = (vision_image_t){
             .shape = patches->shape, .patches = patches->patches, .patch_rows = patches->rows, .leaf = sequence->leaf};
     }
-    // Placeholders were counted with the rope positions: image after image, in order.
+    // fill_rows counted the placeholders: image after image, in order.
     for (int i = 0; sequence->image_count && i < sequence->length; i++)
         if (sequence->tokens[i] == builder->model->config.image.image_token)
             writable(batch->text.feature_index)[(*feature)++] = place->first_row + i;
