@@ -360,7 +360,8 @@ status_t tokenizer_read_object(const char *path, json_t **out) {
     if (!file) return STATUS_OK;
     fclose(file);
     TRY(file_read_whole(path, CONFIG_LIMIT, &text, &size));
-    *out = json_loadb(text, size, JSON_ALLOW_NUL, &error);
+    // model_max_length is often written as 10^30, which is no whole number for the parser.
+    *out = json_loadb(text, size, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &error);
     free(text);
     if (*out && json_is_object(*out)) return STATUS_OK;
     json_decref(*out);
