@@ -130,19 +130,24 @@ static status_t token_weights(const packed_sample_t *sample, float *weight) {
 static status_t print_tokens(const packed_sample_t *sample, const tokenizer_t *tokenizer) {
     static const char *const segments[SEGMENT_COUNT] = {"prompt", "think", "answer"};
     float *weight;
+    char *text = NULL;
+    int32_t *span = NULL;
     TRY(ALLOCATE(&weight, sample->length));
     status_t status = token_weights(sample, weight);
+    if (!status) status = ALLOCATE(&span, 2 * (size_t)sample->length);
+    if (!status) status = tokenizer_decode_offsets(tokenizer, sample->tokens, sample->length, false, &text, NULL, span);
     if (!status) printf("  %6s  %7s  %-7s  %10s  text\n", "index", "id", "segment", "weight");
     for (int i = 0; !status && i < sample->length; i++) {
-        const char *bytes;
-        size_t length;
-        bool special;
-        status = tokenizer_token(tokenizer, sample->tokens[i], &bytes, &length, &special);
-        if (status) break;
+        if (!tokenizer_spelling(tokenizer, sample->tokens[i], NULL)) {
+            status = STATUS_NEW(STATUS_INVALID, "the tokenizer has no token of the id %d", sample->tokens[i]);
+            break;
+        }
         printf("  %6d  %7d  %-7s  %10.6f  ", i, sample->tokens[i], segments[sample->segments[i]], (double)weight[i]);
-        inspect_quoted(bytes, length);
+        inspect_quoted(text + span[2 * i], (size_t)(span[2 * i + 1] - span[2 * i]));
         putchar('\n');
     }
+    free(text);
+    free(span);
     free(weight);
     return status;
 }

@@ -28,37 +28,25 @@ status_t eval_collect_words(eval_t *eval) {
     return STATUS_OK;
 }
 
-// Tokens of the think and answer segments, labelled by the bytes that each token stands for.
+// Tokens of the think and answer segments, labelled by the characters that each token stands for.
 static status_t count_segments(const eval_t *eval, const engine_completion_t *completion, int *think, int *answer) {
-    tool_text_t text = {0};
+    char *text = NULL;
+    size_t length = 0;
     int32_t *offsets = NULL;
     uint8_t *labels = NULL;
     int count = completion->length;
     status_t status = ALLOCATE(&offsets, 2 * (size_t)count);
     if (!status) status = ALLOCATE(&labels, count);
-    if (!status) status = memory_grow((void **)&text.data, &text.capacity, 1, 1);
-    for (int i = 0; !status && i < count; i++) {
-        const char *bytes;
-        size_t length;
-        bool special;
-        status = tokenizer_token(eval->tokenizer, completion->tokens[i], &bytes, &length, &special);
-        if (status) break;
-        if (special) length = 0;
-        offsets[2 * i] = (int32_t)text.length;
-        offsets[2 * i + 1] = (int32_t)(text.length + length);
-        status = memory_grow((void **)&text.data, &text.capacity, text.length + length + 1, 1);
-        if (status) break;
-        memcpy(text.data + text.length, bytes, length);
-        text.length += length;
-    }
+    if (!status)
+        status = tokenizer_decode_offsets(eval->tokenizer, completion->tokens, count, true, &text, &length, offsets);
     *think = *answer = 0;
     if (!status) {
-        answer_segments(text.data, text.length, offsets, count, labels);
+        answer_segments(text, length, offsets, count, labels);
         // The end-of-turn token covers no text; it belongs to the answer.
         if (completion->stopped) labels[count - 1] = SEGMENT_ANSWER;
         for (int i = 0; i < count; i++) *(labels[i] == SEGMENT_THINK ? think : answer) += 1;
     }
-    free(text.data);
+    free(text);
     free(offsets);
     free(labels);
     return status;

@@ -160,14 +160,20 @@ static status_t read_prompt(maker_t *m, const json_t *messages, line_data_t *lin
 
 // Tokens and segments of the response, the end of the turn included.
 static status_t read_response(maker_t *m, line_data_t *line) {
-    char *text = NULL; // as the tokenizer normalised it: what the offsets count in
+    char *text = NULL; // of the tokens: what generation would give, and what offsets count in
+    int32_t *offsets = NULL;
+    size_t length;
     if (!line->response_text) return STATUS_OK;
     TRY(tokenizer_encode(m->tokenizer, line->response_text, strlen(line->response_text), false, &line->response));
-    TRY(ALLOCATE(&line->segments, line->response.count + 1));
-    TRY(tokenizer_decode(m->tokenizer, line->response.id, line->response.count, false, &text));
-    answer_segments(text, strlen(text), line->response.offset, line->response.count, line->segments);
+    int count = line->response.count;
+    TRY(ALLOCATE(&line->segments, count + 1));
+    TRY(ALLOCATE(&offsets, 2 * count + 2));
+    status_t status = tokenizer_decode_offsets(m->tokenizer, line->response.id, count, false, &text, &length, offsets);
+    if (!status) answer_segments(text, length, offsets, count, line->segments);
     free(text);
-    line->segments[line->response.count] = SEGMENT_ANSWER;
+    free(offsets);
+    TRY(status);
+    line->segments[count] = SEGMENT_ANSWER;
     return STATUS_OK;
 }
 

@@ -1,75 +1,315 @@
-// Inside of the tokenizer: what tokenizer_read.c builds and tokenizer.c uses.
+// Inside of the tokenizer: what the readers build and encoding and decoding use.
+//
+//   tokenizer_open.c       the folder: which files, which of the reference's classes, opening and closing
+//   tokenizer_config.c     what tokenizer_config.json and the class change in tokenizer.json
+//   tokenizer_proto.c      tokenizer.model, as the tokenizer.json that the reference makes of it
+//   tokenizer_read.c       the model: vocabulary, merges, scores
+//   tokenizer_added.c      added tokens: reading and matching
+//   tokenizer_normalise.c  normalizers; tokenizer_charsmap.c: the compiled ones of SentencePiece
+//   tokenizer_cut.c        pre-tokenizers
+//   tokenizer_bpe.c, tokenizer_unigram.c   the two models
+//   tokenizer_decode.c     decoders, whole and streaming
+//   tokenizer_pattern.c, tokenizer_table.c  patterns; words and tries
 #ifndef COMMON_TEXT_TOKENIZER_PARTS_H
 #define COMMON_TEXT_TOKENIZER_PARTS_H
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 
 #include "common/text/tokenizer.h"
+#include <jansson.h>
 #include <pcre2.h>
 
-enum { TOKENIZER_STAGES = 8 };
+enum {
+    TOKENIZER_STEPS = 32,              // of each kind in one tokenizer
+    TOKENIZER_DEPTH = 16,              // of sequences within sequences
+    TOKENIZER_TEXT_LIMIT = 256 << 20,  // bytes
+    TOKENIZER_FRAME_TOKENS = 16,       // that a post-processor puts on each side
+    TOKENIZER_REPLACEMENT_LIMIT = 256, // bytes of what a Replace puts in
+};
+
+// Text that grows; 0-terminated only where said.
+typedef struct buffer {
+    char *data;
+    size_t length, capacity;
+} buffer_t;
+status_t buffer_append(buffer_t *buffer, const char *data, size_t length) STATUS_CHECKED;
+status_t buffer_append_code(buffer_t *buffer, uint32_t code) STATUS_CHECKED;
+
+// ---- words and tries (tokenizer_table.c) ----
+
+// A trie over bytes in one hash table of edges. Node 0 is the root.
+typedef struct trie_edge {
+    uint32_t from, to; // to == 0: empty
+    uint8_t byte;
+} trie_edge_t;
+typedef struct trie {
+    trie_edge_t *edge;
+    size_t slots, edges;
+    int32_t *value; // by node; -1: no entry ends here
+    size_t nodes, value_capacity;
+} trie_t;
+status_t trie_add(trie_t *trie, const char *bytes, size_t length, int32_t value) STATUS_CHECKED; // later ones win
+uint32_t trie_step(const trie_t *trie, uint32_t node, uint8_t byte);                             // 0: no way on
+void trie_free(trie_t *trie);
+
+// ---- patterns (tokenizer_pattern.c) ----
+
+// A regular expression, or literal text where regex is NULL.
+typedef struct pattern {
+    pcre2_code *regex;
+    char *literal;
+    size_t literal_length;
+} pattern_t;
+// {"Regex": ..} or {"String": ..}, in Oniguruma's meaning. Errors say what of it is not supported.
+status_t pattern_read(const json_t *value, pattern_t *out) STATUS_CHECKED;
+status_t pattern_compile(const char *regex, size_t length, pattern_t *out) STATUS_CHECKED;
+void pattern_free(pattern_t *pattern);
+
+// Looks for one match after the other as the reference does: an empty match right behind the last one does not count.
+typedef struct pattern_search {
+    const pattern_t *pattern;
+    pcre2_match_context *limits;
+    pcre2_match_data *match;
+    const char *text;
+    size_t length, from, last;
+    bool any; // there was a match, and it ended at `last`
+} pattern_search_t;
+status_t pattern_next(pattern_search_t *search, bool *found, size_t *start, size_t *end) STATUS_CHECKED;
+// Copies text with every match replaced.
+status_t pattern_replace(pattern_search_t *search, const char *content, size_t length, buffer_t *out) STATUS_CHECKED;
+
+// ---- normalizers ----
+
+typedef struct charsmap {
+    uint32_t *unit; // double array
+    size_t units;
+    char *text; // replacements, each ended by NUL
+    size_t length;
+} charsmap_t;
+status_t charsmap_read(const char *base64, size_t length, charsmap_t *out) STATUS_CHECKED;
+status_t charsmap_apply(const charsmap_t *map, const char *text, size_t length, buffer_t *out) STATUS_CHECKED;
+
+typedef enum normal_kind {
+    NORMAL_NFC,
+    NORMAL_NFD,
+    NORMAL_NFKC,
+    NORMAL_NFKD,
+    NORMAL_LOWERCASE,
+    NORMAL_STRIP,
+    NORMAL_STRIP_ACCENTS,
+    NORMAL_NMT,
+    NORMAL_REPLACE,
+    NORMAL_PREPEND,
+    NORMAL_CHARSMAP,
+} normal_kind_t;
+typedef struct normal_step {
+    normal_kind_t kind;
+    bool left, right;  // strip
+    pattern_t pattern; // replace
+    char *content;     // replace, prepend
+    size_t content_length;
+    charsmap_t charsmap;
+} normal_step_t;
+
+// ---- pre-tokenizers ----
+
+typedef enum cut_behaviour {
+    CUT_REMOVED,
+    CUT_ISOLATED,
+    CUT_MERGED_WITH_PREVIOUS,
+    CUT_MERGED_WITH_NEXT,
+    CUT_CONTIGUOUS,
+} cut_behaviour_t;
+typedef enum cut_kind { CUT_PATTERN, CUT_CHARACTERS, CUT_METASPACE, CUT_BYTE_LEVEL } cut_kind_t;
+typedef enum cut_prepend { CUT_NEVER, CUT_FIRST, CUT_ALWAYS } cut_prepend_t;
+typedef struct cut_step {
+    cut_kind_t kind;
+    cut_behaviour_t behaviour;
+    bool invert;
+    bool split;        // metaspace
+    bool prefix_space; // byte level
+    cut_prepend_t prepend;
+    pattern_t pattern;
+    bool (*counts)(uint32_t code); // CUT_CHARACTERS: each such character is a match
+    char mark[5];                  // metaspace's replacement
+} cut_step_t;
+
+// ---- decoders ----
+
+typedef enum decode_kind {
+    DECODE_REPLACE,
+    DECODE_BYTE_FALLBACK,
+    DECODE_FUSE,
+    DECODE_METASPACE,
+    DECODE_STRIP,
+    DECODE_BYTE_LEVEL,
+} decode_kind_t;
+typedef struct decode_step {
+    decode_kind_t kind;
+    pattern_t pattern; // replace
+    char *content;
+    size_t content_length;
+    char mark[5];        // metaspace's replacement, or what strip takes off
+    int64_t left, right; // strip: how many at most
+    bool drop_first;     // metaspace: none is left of the first token's marks
+} decode_step_t;
+
+// ---- the tokenizer ----
 
 typedef struct vocabulary_entry {
-    char *text;  // as tokenizer.json spells it; NULL: no token has this id
-    char *bytes; // what it stands for
-    int length;  // of bytes
-    bool special;
+    char *text;  // the token's spelling; NULL: no token has this id
+    char *shown; // what decoders see where it is another text (added tokens that are normalised), or NULL
+    uint32_t length, shown_length;
+    bool special; // left out of decoding with skip_special
+    bool model;   // in the model's own vocabulary
 } vocabulary_entry_t;
 
-// A token that is looked for in the text before anything else.
 typedef struct added_token {
-    char *pattern; // its text, normalised when the token is matched after normalisation
-    size_t length;
     int32_t id;
-    bool special, single_word, strip_left, strip_right;
+    bool special, normalised, single_word, strip_left, strip_right;
 } added_token_t;
-
-// Added tokens ordered by first byte, longer ones first; those of byte b are start[b] .. start[b + 1] - 1.
-typedef struct added_tokens {
-    added_token_t *token;
-    int count;
-    int start[257];
-} added_tokens_t;
 
 typedef struct merge {
     uint64_t pair; // left id << 32 | right id
     int32_t rank, result;
 } merge_t;
 
-// One step of cutting text into pieces: a regular expression whose matches, and what is between them, are pieces.
-typedef struct split_stage {
-    pcre2_code *regex;
-    bool drop_matches, drop_gaps;
-} split_stage_t;
-
-typedef enum normal_form { NORMAL_NONE, NORMAL_NFC, NORMAL_NFD, NORMAL_NFKC, NORMAL_NFKD } normal_form_t;
+typedef enum model_kind { MODEL_BPE, MODEL_UNIGRAM } model_kind_t;
 
 struct tokenizer {
+    model_kind_t kind;
     vocabulary_entry_t *entry; // [size]
-    int size;
-    merge_t *merge; // open addressing, merge_slots a power of two; pair == UINT64_MAX is empty
-    size_t merge_slots;
-    int32_t byte_id[256]; // the token of a single byte, or -1
-    bool ignore_merges;   // a piece that is a token is that token
-    int32_t *word;        // [word_slots] ids by the hash of their bytes, -1 empty; only with ignore_merges
+    int size, capacity;
+    int model_count; // entries of the model's vocabulary
+    int32_t *word;   // [word_slots] ids of the model's tokens by the hash of their text, -1 empty
     size_t word_slots;
-    added_tokens_t raw;        // matched in the text as given
-    added_tokens_t normalised; // matched after normalisation
-    split_stage_t stage[TOKENIZER_STAGES];
-    int stages;
-    normal_form_t form;
+    int32_t code_id[512];     // the model's token of one character, or -1
+    int32_t fallback_id[256]; // the token <0xNN>, or -1
+    int32_t unknown;          // its id, or -1
+    bool has_unknown;         // BPE: there is an unk_token, in the vocabulary or not
+    bool byte_level, byte_fallback, fuse_unknown, ignore_merges;
+    char *prefix, *suffix; // of characters that go on a word, or end it
+    merge_t *merge;        // open addressing, merge_slots a power of two; pair == UINT64_MAX is empty
+    size_t merge_slots;
+    double *score; // unigram
+    double unknown_score;
+    trie_t pieces; // unigram
+
+    added_token_t *added;
+    int added_count;
+    trie_t raw, normalised; // values: places in `added`
+
+    normal_step_t normal[TOKENIZER_STEPS];
+    cut_step_t cut[TOKENIZER_STEPS];
+    decode_step_t decode[TOKENIZER_STEPS];
+    int normals, cuts, decodes;
+    bool has_decoder;
+    int32_t before[TOKENIZER_FRAME_TOKENS], after[TOKENIZER_FRAME_TOKENS]; // what the post-processor adds
+    int befores, afters;
     pcre2_match_context *limits;
 };
 
 static inline size_t merge_slot(uint64_t pair, size_t slots) {
     return (size_t)((pair ^ pair >> 29) * 0x9E3779B97F4A7C15u >> 20) & (slots - 1);
 }
-// Slot of a word's bytes; `slots` is a power of two.
-size_t tokenizer_word_slot(const char *bytes, size_t length, size_t slots);
-// Normalises valid UTF-8. *out is malloc'd, or NULL when the text is its own normal form.
-status_t tokenizer_normalise(normal_form_t form, const char *text, size_t length, char **out,
-                             size_t *out_length) STATUS_CHECKED;
+// Id of the model's token with this text, or -1.
+int32_t tokenizer_word(const tokenizer_t *tokenizer, const char *text, size_t length);
+
+// Readers of tokenizer.json's parts.
+status_t tokenizer_read_model(tokenizer_t *tokenizer, const json_t *root) STATUS_CHECKED;
+status_t tokenizer_read_added(tokenizer_t *tokenizer, const json_t *root) STATUS_CHECKED;
+status_t tokenizer_read_normalizer(tokenizer_t *tokenizer, const json_t *value, int depth) STATUS_CHECKED;
+status_t tokenizer_read_cuts(tokenizer_t *tokenizer, const json_t *value, int depth) STATUS_CHECKED;
+status_t tokenizer_read_decoder(tokenizer_t *tokenizer, const json_t *value, int depth) STATUS_CHECKED;
+
+// What stands beside the vocabulary in a folder; fields are NULL where the file is missing.
+typedef struct tokenizer_config {
+    json_t *model, *config, *map; // config.json, tokenizer_config.json, special_tokens_map.json
+} tokenizer_config_t;
+status_t tokenizer_config_read(const char *directory, tokenizer_config_t *out) STATUS_CHECKED;
+void tokenizer_config_free(tokenizer_config_t *config);
+// Whether the reference's class builds the tokenizer anew from its vocabulary, by its own rules.
+status_t tokenizer_config_builds(const tokenizer_config_t *config, const json_t *root, bool *out) STATUS_CHECKED;
+// Changes `root` (a whole tokenizer.json) to what the reference makes of it. `converted`: it was made of a
+// tokenizer.model.
+status_t tokenizer_config_apply(const tokenizer_config_t *config, bool converted, json_t *root) STATUS_CHECKED;
+// tokenizer.model as a tokenizer.json; new reference. bpe: whatever the file says of its kind.
+status_t tokenizer_read_proto(const char *bytes, size_t length, bool bpe, const json_t *config,
+                              json_t **out) STATUS_CHECKED;
+status_t tokenizer_read_object(const char *path, json_t **out) STATUS_CHECKED; // NULL: there is no such file
+
+static inline bool json_is_set(const json_t *value) {
+    return value && !json_is_null(value);
+}
+static inline const char *json_text(const json_t *object, const char *key) {
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "";
+}
+static inline bool json_flag(const json_t *object, const char *key) {
+    return json_is_true(json_object_get(object, key));
+}
+// Adds an entry by id; a second one with another spelling is an error. special only ever grows.
+status_t tokenizer_set_entry(tokenizer_t *tokenizer, const char *text, size_t length, int32_t id) STATUS_CHECKED;
+
+// Normalises valid UTF-8 into `out`. *moved: text at the front was taken off.
+status_t tokenizer_normalise(const tokenizer_t *tokenizer, pcre2_match_data *match, const char *text, size_t length,
+                             buffer_t *out, bool *moved) STATUS_CHECKED;
+void normal_step_free(normal_step_t *step);
+
+// GPT-2's printable stand-in for a byte, and back (-1: none).
+uint32_t byte_level_code(int byte);
+int byte_level_byte(uint32_t code);
+bool tokenizer_is_space(uint32_t code);
 // Whether a character counts as part of a word: letters, marks, decimal and letter numbers, connectors, joiners.
 bool tokenizer_word_code(uint32_t code);
+
+// ---- encoding ----
+
+typedef struct symbol {
+    int32_t id, previous, next; // next == -1: last; id == -1: merged into its left neighbour
+    int32_t length;             // bytes
+} symbol_t;
+// A merge that could be done: of the symbol at `place` with its right neighbour.
+typedef struct candidate {
+    int32_t rank, place, result;
+} candidate_t;
+typedef struct best_path {
+    double score;
+    int32_t id, start; // start < 0: not reached
+} best_path_t;
+typedef struct split {
+    size_t start, end;
+    bool match;
+} split_t;
+typedef struct splits {
+    split_t *at;
+    size_t count, capacity;
+} splits_t;
+
+typedef struct encoder {
+    const tokenizer_t *tokenizer;
+    token_list_t *out;
+    bool parse_special;
+    size_t at; // offset of the text at hand within the whole rewritten text
+    pcre2_match_data *match;
+    splits_t splits[TOKENIZER_STEPS];
+    buffer_t rewritten[TOKENIZER_STEPS], word, normal;
+    symbol_t *symbol;
+    size_t symbol_capacity, symbols;
+    candidate_t *heap;
+    size_t heap_capacity, heap_count;
+    best_path_t *best;
+    size_t best_capacity;
+} encoder_t;
+
+status_t encoder_emit(encoder_t *encoder, int32_t id, size_t first, size_t last) STATUS_CHECKED;
+// Cuts a piece of normalised text further by steps `step` and up, and gives each part to the model. `front`: it stands
+// at the start of the text as given.
+status_t encoder_cut(encoder_t *encoder, int step, const char *text, size_t length, bool front) STATUS_CHECKED;
+// One piece, by either model; offsets are relative to encoder->at.
+status_t encoder_bpe(encoder_t *encoder, const char *text, size_t length) STATUS_CHECKED;
+status_t encoder_unigram(encoder_t *encoder, const char *text, size_t length) STATUS_CHECKED;
+// The whole text: added tokens, normalizers, and the rest.
+status_t encoder_text(encoder_t *encoder, const char *text, size_t length) STATUS_CHECKED;
 
 #endif

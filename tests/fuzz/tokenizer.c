@@ -25,12 +25,14 @@ static void decode(const tokenizer_t *tokenizer, const uint8_t *data, size_t siz
     tokenizer_stream_t stream = {0};
     while (bytes.at < bytes.end) {
         int32_t id = (int32_t)fuzz_take(&bytes, 2);
-        char text[256], *whole = NULL;
-        size_t written;
-        status_free(tokenizer_stream_push(tokenizer, &stream, id, true, text, sizeof(text), &written));
+        char *whole = NULL;
+        const char *text;
+        size_t length;
+        status_free(tokenizer_stream_push(tokenizer, &stream, id, true, &text, &length));
         status_free(tokenizer_decode(tokenizer, &id, 1, false, &whole));
         free(whole);
     }
+    tokenizer_stream_free(&stream);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
