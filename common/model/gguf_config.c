@@ -185,9 +185,8 @@ static status_t add_gemma(const keys_t *keys, const sizes_t *sizes, json_t *rope
     TRY(status);
     TRY(set(config, "sliding_window", json_integer(window)));
     TRY(set(config, "hidden_activation", json_string("gelu_pytorch_tanh")));
-    // The 27B model alone, of 62 layers, does not scale by its head size; the file does not say so.
-    TRY(set(config, "query_pre_attn_scalar",
-            json_integer(sizes->layers == 62 ? sizes->hidden / sizes->heads : sizes->head_dim)));
+    // The file does not say what scores are scaled by: 256 but in the 27B model, which has 62 layers.
+    TRY(set(config, "query_pre_attn_scalar", json_integer(sizes->layers == 62 ? sizes->hidden / sizes->heads : 256)));
     if (cap != 0) TRY(set(config, "final_logit_softcapping", json_real(cap)));
     return set(config, "rope_parameters",
                json_pack("{s:O,s:{s:s,s:f}}", "full_attention", rope, "sliding_attention", "rope_type", "default",

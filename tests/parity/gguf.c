@@ -133,7 +133,10 @@ static void converted_model_is_equal(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_are_equal),
+        cmocka_unit_test_prestate(converted_model_is_equal, "llama"),
+        cmocka_unit_test_prestate(converted_model_is_equal, "llama_pieces"),
         cmocka_unit_test_prestate(converted_model_is_equal, "qwen2"),
+        cmocka_unit_test_prestate(converted_model_is_equal, "gemma3"),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
