@@ -20,6 +20,14 @@ static status_t check_shape(const char *op, const char *field, const matrix_t *m
     return STATUS_OK;
 }
 
+status_t check_values(const char *op, const char *field, const matrix_t *m, int rows, int columns) {
+    TRY(check_shape(op, field, m, rows, columns));
+    if (m->dtype != DTYPE_F32 && m->dtype != DTYPE_BF16)
+        FAIL(STATUS_UNAVAILABLE, "%s: there is no kernel for %s in %s; use f32 or bf16", op, field,
+             dtype_name(m->dtype));
+    return STATUS_OK;
+}
+
 status_t check_matrix(const char *op, const char *field, const matrix_t *m, int rows, int columns) {
     TRY(check_shape(op, field, m, rows, columns));
     if (m->dtype != DTYPE_F32)
@@ -53,8 +61,8 @@ status_t check_indices(const char *op, const char *field, const int32_t *index, 
 }
 
 status_t check_embedding(const embedding_args_t *args) {
-    TRY(check_matrix("embedding", "the table", &args->table, args->table.rows, args->table.columns));
-    return check_matrix("embedding", "y", &args->y, args->y.rows, args->table.columns);
+    TRY(check_values("embedding", "the table", &args->table, args->table.rows, args->table.columns));
+    return check_values("embedding", "y", &args->y, args->y.rows, args->table.columns);
 }
 
 status_t check_embedding_backward(const embedding_args_t *args, const embedding_gradients_t *gradients) {
@@ -66,9 +74,9 @@ status_t check_embedding_backward(const embedding_args_t *args, const embedding_
 static status_t check_rows(const char *op, const rows_args_t *args) {
     TRY(check_shape(op, "x", &args->x, args->x.rows, args->x.columns));
     TRY(check_shape(op, "y", &args->y, args->y.rows, args->x.columns));
-    REQUIRE(args->x.dtype == args->y.dtype && dtype_bytes(args->x.dtype) > 0, "%s: x is %s and y is %s", op,
-            dtype_name(args->x.dtype), dtype_name(args->y.dtype));
-    return STATUS_OK;
+    if (args->x.dtype == args->y.dtype && dtype_bytes(args->x.dtype) > 0) return STATUS_OK;
+    TRY(check_values(op, "x", &args->x, args->x.rows, args->x.columns));
+    return check_values(op, "y", &args->y, args->y.rows, args->x.columns);
 }
 
 status_t check_gather(const rows_args_t *args) {
@@ -102,8 +110,8 @@ status_t check_pool_backward(const pool_args_t *args, const pool_gradients_t *gr
 }
 
 status_t check_rmsnorm(const rmsnorm_args_t *args) {
-    TRY(check_matrix("rmsnorm", "x", &args->x, args->x.rows, args->x.columns));
-    TRY(check_matrix("rmsnorm", "y", &args->y, args->x.rows, args->x.columns));
+    TRY(check_values("rmsnorm", "x", &args->x, args->x.rows, args->x.columns));
+    TRY(check_values("rmsnorm", "y", &args->y, args->x.rows, args->x.columns));
     REQUIRE(args->x.columns > 0, "rmsnorm: rows without columns");
     REQUIRE(args->weight && args->rstd, "rmsnorm: the weight or rstd is missing");
     REQUIRE(args->eps >= 0 && isfinite(args->eps), "rmsnorm: eps is %g", (double)args->eps);
@@ -147,6 +155,8 @@ status_t check_rope_table(const rope_table_args_t *args) {
     REQUIRE(args->rows >= 0 && args->half > 0, "rope_table: %d rows of %d angles", args->rows, args->half);
     REQUIRE(args->axis && args->inverse_frequency, "rope_table: the axes or the frequencies are missing");
     REQUIRE((args->cosine && args->sine) || args->rows == 0, "rope_table: no memory for the table");
+    REQUIRE(args->precision == DTYPE_F32 || args->precision == DTYPE_BF16, "rope_table: a table of %s values",
+            dtype_name(args->precision));
     return STATUS_OK;
 }
 
@@ -155,7 +165,7 @@ status_t check_rope(const rope_args_t *args) {
     REQUIRE((int64_t)args->heads * args->half <= INT32_MAX / 2, "rope: %d heads of 2 x %d are too wide", args->heads,
             args->half);
     REQUIRE((args->cosine && args->sine) || args->x.rows == 0, "rope: the table is missing");
-    return check_matrix("rope", "x", &args->x, args->x.rows, args->heads * args->half * 2);
+    return check_values("rope", "x", &args->x, args->x.rows, args->heads * args->half * 2);
 }
 
 status_t check_attention(const attention_args_t *args) {
@@ -166,10 +176,10 @@ status_t check_attention(const attention_args_t *args) {
     REQUIRE(size > 0 && size <= ATTENTION_MAX_HEAD_DIM, "%s: a head size of %d is outside 1 to %d", op, size,
             ATTENTION_MAX_HEAD_DIM);
     REQUIRE(heads <= INT32_MAX / ATTENTION_MAX_HEAD_DIM, "%s: %d heads are too many", op, heads);
-    TRY(check_matrix(op, "q", &args->q, args->q.rows, heads * size));
-    TRY(check_matrix(op, "k", &args->k, args->k.rows, kv_heads * size));
-    TRY(check_matrix(op, "v", &args->v, args->k.rows, kv_heads * size));
-    TRY(check_matrix(op, "out", &args->out, args->q.rows, heads * size));
+    TRY(check_values(op, "q", &args->q, args->q.rows, heads * size));
+    TRY(check_values(op, "k", &args->k, args->k.rows, kv_heads * size));
+    TRY(check_values(op, "v", &args->v, args->k.rows, kv_heads * size));
+    TRY(check_values(op, "out", &args->out, args->q.rows, heads * size));
     const attention_mask_t *mask = &args->mask;
     REQUIRE(mask->sequences >= 0, "%s: %d sequences", op, mask->sequences);
     REQUIRE(mask->window >= 0, "%s: a window of %d", op, mask->window);
@@ -211,9 +221,9 @@ status_t check_attention_backward(const attention_args_t *args, const attention_
 status_t check_activation(const activation_args_t *args) {
     REQUIRE(args->kind >= ACTIVATION_SILU && args->kind <= ACTIVATION_QUICK_GELU, "activation: unknown kind %d",
             (int)args->kind);
-    TRY(check_matrix("activation", "x", &args->x, args->x.rows, args->x.columns));
-    if (args->up.data) TRY(check_matrix("activation", "up", &args->up, args->x.rows, args->x.columns));
-    return check_matrix("activation", "y", &args->y, args->x.rows, args->x.columns);
+    TRY(check_values("activation", "x", &args->x, args->x.rows, args->x.columns));
+    if (args->up.data) TRY(check_values("activation", "up", &args->up, args->x.rows, args->x.columns));
+    return check_values("activation", "y", &args->y, args->x.rows, args->x.columns);
 }
 
 status_t check_activation_backward(const activation_args_t *args, const activation_gradients_t *gradients) {
@@ -227,9 +237,9 @@ status_t check_activation_backward(const activation_args_t *args, const activati
 }
 
 status_t check_add(const add_args_t *args) {
-    TRY(check_matrix("add", "a", &args->a, args->y.rows, args->y.columns));
-    TRY(check_matrix("add", "b", &args->b, args->y.rows, args->y.columns));
-    return check_matrix("add", "y", &args->y, args->y.rows, args->y.columns);
+    TRY(check_values("add", "a", &args->a, args->y.rows, args->y.columns));
+    TRY(check_values("add", "b", &args->b, args->y.rows, args->y.columns));
+    return check_values("add", "y", &args->y, args->y.rows, args->y.columns);
 }
 
 status_t check_gradient_norm(const gradient_norm_args_t *args) {

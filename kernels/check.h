@@ -6,6 +6,8 @@
 
 #include "kernels/device.h"
 
+// An f32 or bf16 matrix of this shape with data (none is needed when it has no elements).
+status_t check_values(const char *op, const char *field, const matrix_t *m, int rows, int columns) STATUS_CHECKED;
 // An fp32 matrix of this shape with data (none is needed when it has no elements).
 status_t check_matrix(const char *op, const char *field, const matrix_t *m, int rows, int columns) STATUS_CHECKED;
 // start ascends from 0 or more to `rows` at most.

@@ -6,10 +6,15 @@
 //    wider matrix is a matrix too. Shapes are written [rows, columns] beside each field.
 //  - Forward kernels write their outputs. Backward kernels ADD into activation gradients (dx += ...), which the tape
 //    has zeroed, and add parameter gradients into exact sums (gradient_sink_t), leaf by leaf.
+//  - Storage: the matrices of a forward (x, y, weight, table, hidden, q, k, v, out, up, a, b) are f32 or bf16, each by
+//    itself: a bf16 input is widened, computing is fp32, and a bf16 output is rounded once from the fp32 result.
+//    Gradients, statistics (rstd, lse), rope tables, biases, norm weights and log-probs are f32 always. lora_xa is read
+//    again by the product with B, so that product sees it as it was kept.
 //  - The bit contract: a row of an output is a function of that row's inputs alone. Its reduction runs in one fixed
 //    order that depends on nothing beside it: not on the number of rows, threads, pages or packs. Dot products over K
 //    go in order k = 0 .. K-1 with one fused multiply-add a step, starting from +0; other sums use 16 virtual lanes
-//    (element i in lane i mod 16, in order) folded 8-4-2-1. The portable, AVX2 and AVX-512 kernels agree to the bit.
+//    (element i in lane i mod 16, in order) folded 8-4-2-1. The portable, AVX2 and AVX-512 kernels agree to the bit, in
+//    f32 and in bf16.
 //  - Errors: wrong shapes or an unsupported dtype give STATUS_INVALID or STATUS_UNAVAILABLE; nothing is written then.
 //  - Memory: kernels take scratch from the device's workspace only. With `measuring` set they record what they would
 //    take and return without touching a tensor; that is how the dry run works.
@@ -21,9 +26,23 @@
 #include "kernels/base/threads.h"
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef enum dtype { DTYPE_F32 = 0, DTYPE_BF16, DTYPE_F16, DTYPE_I32, DTYPE_I64, DTYPE_U8, DTYPE_COUNT } dtype_t;
 size_t dtype_bytes(dtype_t dtype);
+// bf16 is the upper half of an f32. Rounding: to nearest, ties to even; a NaN stays one.
+static inline float bf16_widen(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float out;
+    memcpy(&out, &bits, sizeof(out));
+    return out;
+}
+static inline uint16_t bf16_round(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    if (value != value) return (uint16_t)(bits >> 16 | 0x40u);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
 const char *dtype_name(dtype_t dtype); // "f32", "bf16", ...
 
 // A view of device memory; owns nothing. data == NULL means "absent" where an op allows it.
@@ -87,7 +106,7 @@ typedef struct linear_gradients {
 typedef struct embedding_args {
     const int32_t *token; // [M], each in [0, table.rows); checked
     matrix_t table;       // [V, K]
-    float scale;          // 1 unless the family scales its embeddings
+    float scale;          // 1 unless the family scales its embeddings; a bf16 table rounds it first
     matrix_t y;           // [M, K]
 } embedding_args_t;
 typedef struct embedding_gradients {
@@ -158,12 +177,13 @@ typedef struct layernorm_gradients {
 
 // ---- rope ----
 // Table: angle[i][j] = position[axis[j]][i] * inverse_frequency[j] in fp32; cos and sin computed in double, rounded
-// once.
+// once, and once more to bf16 values where `precision` says so (text models turn with a table in their own dtype).
 typedef struct rope_table_args {
     int rows, half;                 // half = head_dim / 2
     const int32_t *position[3];     // each [rows]; unused axes may be NULL
     const int32_t *axis;            // [half], 0 .. 2
     const float *inverse_frequency; // [half]
+    dtype_t precision;              // DTYPE_F32 or DTYPE_BF16
     float *cosine, *sine;           // [rows, half]
 } rope_table_args_t;
 // Rotates each head in place, rotate-half form: (a, b) -> (a c - b s, b c + a s), a in the first half of the head's

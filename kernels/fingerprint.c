@@ -9,7 +9,7 @@
 #include <string.h>
 
 enum {
-    PROBE_BYTES = 2 << 20,
+    PROBE_BYTES = 4 << 20,
     PROBE_ROWS = 37,
     PROBE_COLUMNS = 72,
     PROBE_WIDTH = 90,
@@ -20,7 +20,8 @@ enum {
 
 typedef struct probe {
     device_t *device;
-    char *memory; // on the device
+    dtype_t dtype; // of the forwards' matrices
+    char *memory;  // on the device
     size_t used;
     void *packed;   // NULL until probe_pack
     uint32_t draws; // numbers the arrays of whole numbers
@@ -37,11 +38,30 @@ static status_t probe_take(probe_t *probe, size_t bytes, void *out) {
     return STATUS_OK;
 }
 
-static status_t probe_matrix(probe_t *probe, int rows, int columns, matrix_t *out) {
+static status_t probe_gradient(probe_t *probe, int rows, int columns, matrix_t *out) {
     float *data;
     TRY(probe_take(probe, (size_t)rows * (size_t)columns * sizeof(float), &data));
     *out = matrix_view(data, DTYPE_F32, rows, columns);
     return STATUS_OK;
+}
+
+// A matrix of a forward, in the dtype that is probed. The block's own bits would not do as bf16: half of them have no
+// sensible exponent.
+static status_t probe_matrix(probe_t *probe, int rows, int columns, matrix_t *out) {
+    if (probe->dtype == DTYPE_F32) return probe_gradient(probe, rows, columns, out);
+    size_t count = (size_t)rows * (size_t)columns, bytes = count * sizeof(uint16_t);
+    uint16_t *data, *host;
+    uint32_t number = probe->draws++;
+    TRY(probe_take(probe, bytes, &data));
+    TRY(ALLOCATE(&host, count));
+    for (size_t i = 0; i < count; i++) {
+        philox_block_t block = philox_draw(1, PHILOX_TEST, i / 4, number, 1);
+        host[i] = bf16_round(philox_uniform(block.word[i % 4]) * 2.0f - 1.0f);
+    }
+    status_t status = probe->device->table->upload(probe->device, data, host, bytes);
+    free(host);
+    *out = matrix_view(data, DTYPE_BF16, rows, columns);
+    return status;
 }
 
 static status_t probe_floats(probe_t *probe, int count, float **out) {
@@ -88,7 +108,7 @@ static status_t probe_rows(probe_t *probe) {
     embedding.token = token;
     TRY(probe_matrix(probe, 20, PROBE_COLUMNS, &embedding.table));
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &embedding.y));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &embedding_back.dy));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &embedding_back.dy));
     TRY(probe_sink(probe, 20 * PROBE_COLUMNS, &sink));
     embedding_back.table = &sink;
     TRY(table->embedding(probe->device, &embedding));
@@ -96,7 +116,7 @@ static status_t probe_rows(probe_t *probe) {
     rows_args_t gather = {.x = embedding.table, .index = token};
     rows_gradients_t gather_back = {.dy = embedding_back.dy};
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &gather.y));
-    TRY(probe_matrix(probe, 20, PROBE_COLUMNS, &gather_back.dx));
+    TRY(probe_gradient(probe, 20, PROBE_COLUMNS, &gather_back.dx));
     TRY(table->gather_rows(probe->device, &gather));
     TRY(table->gather_rows_backward(probe->device, &gather, &gather_back));
     rows_args_t scatter = {.x = embedding.table};
@@ -105,7 +125,7 @@ static status_t probe_rows(probe_t *probe) {
     TRY(probe_steps(probe, 20, 1, &index));
     scatter.index = index;
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &scatter.y));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &scatter_back.dy));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &scatter_back.dy));
     TRY(table->scatter_rows(probe->device, &scatter));
     TRY(table->scatter_rows_backward(probe->device, &scatter, &scatter_back));
     add_args_t add = {.a = gather.y, .b = embedding.y};
@@ -137,8 +157,8 @@ static status_t probe_norm(probe_t *probe, norm_flavour_t flavour, const int32_t
     float *weight;
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.x));
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.y));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dy));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dy));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
     TRY(probe_floats(probe, PROBE_COLUMNS, &weight));
     TRY(probe_floats(probe, PROBE_ROWS, &args.rstd));
     TRY(probe_sink(probe, PROBE_COLUMNS, &sink));
@@ -178,11 +198,11 @@ static status_t probe_activation(probe_t *probe, activation_t kind, bool gated) 
     activation_gradients_t back = {0};
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.x));
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.y));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dy));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dy));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
     if (gated) {
         TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.up));
-        TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dup));
+        TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dup));
     }
     TRY(table->activation(probe->device, &args));
     return table->activation_backward(probe->device, &args, &back);
@@ -203,6 +223,7 @@ static status_t probe_rope(probe_t *probe) {
     for (int i = 0; i < 3; i++) angles.position[i] = position;
     angles.axis = axis;
     angles.inverse_frequency = frequency;
+    angles.precision = probe->dtype;
     TRY(table->rope_table(probe->device, &angles));
     rope.cosine = angles.cosine;
     rope.sine = angles.sine;
@@ -235,10 +256,10 @@ static status_t probe_attention(probe_t *probe, int heads, int kv_heads, bool ca
     TRY(probe_matrix(probe, PROBE_ROWS, kv_heads * size, &args.v));
     TRY(probe_matrix(probe, PROBE_ROWS, heads * size, &args.out));
     TRY(probe_floats(probe, PROBE_ROWS * heads, &args.lse));
-    TRY(probe_matrix(probe, PROBE_ROWS, heads * size, &back.dout));
-    TRY(probe_matrix(probe, PROBE_ROWS, heads * size, &back.dq));
-    TRY(probe_matrix(probe, PROBE_ROWS, kv_heads * size, &back.dk));
-    TRY(probe_matrix(probe, PROBE_ROWS, kv_heads * size, &back.dv));
+    TRY(probe_gradient(probe, PROBE_ROWS, heads * size, &back.dout));
+    TRY(probe_gradient(probe, PROBE_ROWS, heads * size, &back.dq));
+    TRY(probe_gradient(probe, PROBE_ROWS, kv_heads * size, &back.dk));
+    TRY(probe_gradient(probe, PROBE_ROWS, kv_heads * size, &back.dv));
     TRY(table->attention(probe->device, &args));
     return table->attention_backward(probe->device, &args, &back);
 }
@@ -247,6 +268,8 @@ static status_t probe_attention(probe_t *probe, int heads, int kv_heads, bool ca
 static status_t probe_pack(probe_t *probe, matrix_t weight) {
     const device_table_t *table = probe->device->table;
     size_t bytes = table->packed_bytes(probe->device, weight);
+    if (probe->packed) table->release(probe->device, probe->packed);
+    probe->packed = NULL;
     if (!bytes) return STATUS_OK;
     TRY(table->allocate(probe->device, bytes, &probe->packed));
     return table->pack_weight(probe->device, weight, probe->packed);
@@ -269,8 +292,8 @@ static status_t probe_linear(probe_t *probe, const int32_t *leaf) {
     args.bias = bias_values;
     TRY(probe_pack(probe, args.weight));
     args.packed = probe->packed;
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_WIDTH, &back.dy));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_WIDTH, &back.dy));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
     TRY(probe_sink(probe, PROBE_WIDTH * PROBE_COLUMNS, &weight));
     TRY(probe_sink(probe, PROBE_WIDTH, &bias));
     TRY(probe_sink(probe, RANK * PROBE_COLUMNS, &lora_a));
@@ -298,7 +321,7 @@ static status_t probe_head(probe_t *probe, const int32_t *leaf) {
     TRY(probe_floats(probe, PROBE_ROWS, &args.entropy));
     TRY(probe_floats(probe, PROBE_ROWS, &args.lse));
     TRY(probe_floats(probe, PROBE_ROWS, &dlogprob));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dhidden));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dhidden));
     TRY(probe_sink(probe, PROBE_VOCABULARY * PROBE_COLUMNS, &sink));
     args.rows = rows;
     args.targets = targets;
@@ -358,8 +381,9 @@ static status_t probe_optimizer(probe_t *probe) {
     return table->adamw(probe->device, &adamw);
 }
 
-static status_t probe_all(probe_t *probe) {
+static status_t probe_models(probe_t *probe, dtype_t dtype) {
     static const int32_t leaf[3] = {0, 20, PROBE_ROWS};
+    probe->dtype = dtype;
     TRY(probe_rows(probe));
     TRY(probe_pool(probe));
     TRY(probe_norm(probe, NORM_CAST_THEN_WEIGHT, leaf));
@@ -373,7 +397,12 @@ static status_t probe_all(probe_t *probe) {
     TRY(probe_attention(probe, 4, 2, true));
     TRY(probe_attention(probe, 3, 3, false));
     TRY(probe_linear(probe, leaf));
-    TRY(probe_head(probe, leaf));
+    return probe_head(probe, leaf);
+}
+
+static status_t probe_all(probe_t *probe) {
+    TRY(probe_models(probe, DTYPE_F32));
+    TRY(probe_models(probe, DTYPE_BF16));
     return probe_optimizer(probe);
 }
 

@@ -1,7 +1,8 @@
-// Activations and their derivatives. Written once over v16_t.
+// Activations and their derivatives. Written once over v16_t, over rows of f32 or bf16.
 //
 // silu, quick-gelu and tanh-gelu are x * sigmoid(g(x)): x, 1.702 x and 2 sqrt(2/pi) (x + 0.044715 x^3), since
 // (1 + tanh u) / 2 = sigmoid(2 u). erf-gelu is x * Phi(x) with Phi from an erfc of our own.
+#include "kernels/cpu/vector_bf16.h"
 
 static inline v16_t activation_polynomial(v16_t x, const float *coefficient, int degree) {
     v16_t p = v16_set(coefficient[degree]);
@@ -74,18 +75,17 @@ static inline __attribute__((always_inline)) void
 activation_kind_rows(const activation_args_t *args, const activation_t kind, int64_t first, int64_t last) {
     int columns = args->x.columns;
     for (int64_t row = first; row < last; row++) {
-        const float *x = (const float *)args->x.data + row * args->x.stride;
-        const float *up = args->up.data ? (const float *)args->up.data + row * args->up.stride : NULL;
-        float *y = (float *)args->y.data + row * args->y.stride;
+        row_t x = row_of(&args->x, row), up = row_of(&args->up, row), y = row_of(&args->y, row);
+        bool gated = args->up.data;
         int c = 0;
         for (; c + LANES <= columns; c += LANES) {
-            v16_t value = activation_value(kind, v16_load(x + c), NULL);
-            v16_store(y + c, up ? v16_mul(value, v16_load(up + c)) : value);
+            v16_t value = activation_value(kind, row_get(x, c, LANES), NULL);
+            row_put(y, c, gated ? v16_mul(value, row_get(up, c, LANES)) : value, LANES);
         }
         int n = columns - c;
         if (!n) continue;
-        v16_t value = activation_value(kind, v16_load_up_to(x + c, n), NULL);
-        v16_store_up_to(y + c, up ? v16_mul(value, v16_load_up_to(up + c, n)) : value, n);
+        v16_t value = activation_value(kind, row_get(x, c, n), NULL);
+        row_put(y, c, gated ? v16_mul(value, row_get(up, c, n)) : value, n);
     }
 }
 
@@ -119,17 +119,17 @@ activation_kind_backward(const activation_job_t *job, const activation_t kind, i
     const activation_gradients_t *gradients = job->gradients;
     int columns = args->x.columns;
     for (int64_t row = first; row < last; row++) {
-        const float *x = activation_row(&args->x, row), *up = activation_row(&args->up, row);
+        row_t x = row_of(&args->x, row), up = row_of(&args->up, row);
         const float *dy = activation_row(&gradients->dy, row);
         float *dx = (float *)(uintptr_t)activation_row(&gradients->dx, row);
         float *dup = (float *)(uintptr_t)activation_row(&gradients->dup, row);
         for (int c = 0; c < columns; c += LANES) {
             int n = columns - c < LANES ? columns - c : LANES;
             v16_t slope, dy_c = v16_load_up_to(dy + c, n);
-            v16_t value = activation_value(kind, v16_load_up_to(x + c, n), &slope);
+            v16_t value = activation_value(kind, row_get(x, c, n), &slope);
             if (dup) v16_store_up_to(dup + c, v16_fma(dy_c, value, v16_load_up_to(dup + c, n)), n);
             if (!dx) continue;
-            v16_t g = up ? v16_mul(dy_c, v16_load_up_to(up + c, n)) : dy_c;
+            v16_t g = args->up.data ? v16_mul(dy_c, row_get(up, c, n)) : dy_c;
             v16_store_up_to(dx + c, v16_fma(g, slope, v16_load_up_to(dx + c, n)), n);
         }
     }

@@ -180,7 +180,8 @@ static void attention_run_backward(device_t *device, attention_plan_t *plan) {
 // Rows of q that belong to no sequence get zeros.
 static void attention_clear(const attention_args_t *args, int first, int last) {
     for (int64_t row = first; row < last; row++) {
-        memset((float *)args->out.data + row * args->out.stride, 0, (size_t)args->out.columns * sizeof(float));
+        size_t size = dtype_bytes(args->out.dtype);
+        memset((char *)args->out.data + (size_t)(row * args->out.stride) * size, 0, (size_t)args->out.columns * size);
         if (args->lse) memset(args->lse + row * args->heads, 0, (size_t)args->heads * sizeof(float));
     }
 }

@@ -5,6 +5,7 @@
 // and 16 keys go side by side; p V runs with lanes over head_dim and keys in order. How many rows or blocks share
 // registers is a matter of speed: each output's chain is the same however they are grouped.
 #include "kernels/cpu/transpose_impl.h"
+#include "kernels/cpu/vector_bf16.h"
 
 #include <float.h>
 
@@ -39,6 +40,11 @@ typedef struct attention_rows {
     float maximum[ATTENTION_ROWS];
     float lanes[ATTENTION_ROWS][LANES]; // the running sum of p, by lane
 } attention_rows_t;
+
+// Where the rows of bf16 matrices are widened: [ATTENTION_ROWS] of q, [ATTENTION_KEYS] of k and of v, head_dim each.
+typedef struct attention_wide {
+    float *q, *k, *v;
+} attention_wide_t;
 
 INLINE int attention_group(const attention_args_t *args) {
     return args->heads / args->kv_heads;
@@ -115,7 +121,15 @@ static void attention_reach(const attention_mask_t *mask, int sequence, int firs
         if (group[position] >= 0) *high = keys;
 }
 
-static void attention_fill_rows(const attention_piece_t *piece, int first_row, int count, attention_rows_t *rows) {
+static attention_wide_t attention_wide(const attention_args_t *args, float *memory) {
+    attention_wide_t wide = {.q = memory};
+    wide.k = wide.q + ATTENTION_ROWS * args->head_dim;
+    wide.v = wide.k + ATTENTION_KEYS * args->head_dim;
+    return wide;
+}
+
+static void attention_fill_rows(const attention_piece_t *piece, int first_row, int count, const attention_wide_t *wide,
+                                attention_rows_t *rows) {
     const attention_args_t *args = piece->args;
     int group = attention_group(args);
     const attention_mask_t *mask = &args->mask;
@@ -127,7 +141,8 @@ static void attention_fill_rows(const attention_piece_t *piece, int first_row, i
         rows->position[r] = mask->query_position[piece->sequence] + query;
         rows->head[r] = head;
         rows->row[r] = row;
-        rows->q[r] = (const float *)args->q.data + row * args->q.stride + (int64_t)head * args->head_dim;
+        row_t q = row_from(row_of(&args->q, row), (int64_t)head * args->head_dim);
+        rows->q[r] = row_floats(q, args->head_dim, wide->q + r * args->head_dim);
         if (++shared < group) continue;
         shared = 0;
         query++;
@@ -145,8 +160,17 @@ static void attention_fill_chunk(const attention_piece_t *piece, int start, atte
     chunk->blocks = (chunk->keys + ATTENTION_BLOCK - 1) / ATTENTION_BLOCK;
     for (int j = 0; j < chunk->keys; j++) {
         int64_t row = mask->key_row[first_key + start + j];
-        chunk->k[j] = (const float *)args->k.data + row * args->k.stride + column;
-        chunk->v[j] = (const float *)args->v.data + row * args->v.stride + column;
+        chunk->k[j] = row_from(row_of(&args->k, row), column).at;
+        chunk->v[j] = row_from(row_of(&args->v, row), column).at;
+    }
+}
+
+// Widens the keys and values of a chunk that somebody sees; rows of f32 are read where they lie.
+static void attention_widen(const attention_args_t *args, const attention_wide_t *wide, attention_chunk_t *chunk) {
+    bool k = args->k.dtype == DTYPE_BF16, v = args->v.dtype == DTYPE_BF16;
+    for (int j = 0; j < chunk->keys && (k || v); j++) {
+        chunk->k[j] = row_floats((row_t){chunk->k[j], k}, args->head_dim, wide->k + j * args->head_dim);
+        chunk->v[j] = row_floats((row_t){chunk->v[j], v}, args->head_dim, wide->v + j * args->head_dim);
     }
 }
 
@@ -432,12 +456,12 @@ static void attention_finish(const attention_piece_t *piece, const attention_row
     if (args->lse)
         for (int r = 0; r < rows->count; r++) logarithm[r] = attention_log(sum[r]);
     for (int r = 0; r < rows->count; r++) {
-        float *out = (float *)args->out.data + rows->row[r] * args->out.stride + (int64_t)rows->head[r] * size;
+        row_t out = row_from(row_of(&args->out, rows->row[r]), (int64_t)rows->head[r] * size);
         bool blind = rows->maximum[r] == -INFINITY && sum[r] == 0.0f;
         v16_t divisor = v16_set(blind ? 1.0f : sum[r]), zero = v16_set(0.0f);
         for (int d = 0; d < size; d += LANES) {
             int n = size - d < LANES ? size - d : LANES;
-            v16_store_up_to(out + d, v16_add(v16_div(v16_load(accumulated[r] + d), divisor), zero), n);
+            row_put(out, d, v16_add(v16_div(v16_load(accumulated[r] + d), divisor), zero), n);
         }
         if (args->lse)
             args->lse[rows->row[r] * args->heads + rows->head[r]] = blind ? -INFINITY : rows->maximum[r] + logarithm[r];
@@ -451,7 +475,8 @@ static void attention_forward_piece(const attention_piece_t *piece, void *scratc
     attention_rows_t *rows = (attention_rows_t *)(chunk + 1);
     float *turned = (float *)(rows + 1), *accumulated = turned + ATTENTION_KEYS * size;
     float *c[ATTENTION_ROWS];
-    attention_fill_rows(piece, piece->first_row, piece->rows, rows);
+    attention_wide_t wide = attention_wide(args, accumulated + ATTENTION_ROWS * padded);
+    attention_fill_rows(piece, piece->first_row, piece->rows, &wide, rows);
     for (int r = 0; r < rows->count; r++) {
         c[r] = accumulated + (size_t)r * padded;
         memset(rows->lanes[r], 0, sizeof(rows->lanes[r]));
@@ -463,6 +488,7 @@ static void attention_forward_piece(const attention_piece_t *piece, void *scratc
     for (int start = low / ATTENTION_KEYS * ATTENTION_KEYS; start < high; start += ATTENTION_KEYS) {
         attention_fill_chunk(piece, start, chunk);
         if (!attention_look(piece, rows, chunk)) continue;
+        attention_widen(args, &wide, chunk);
         attention_turn(chunk->k, chunk, size, turned);
         attention_scores(rows->q, rows->count, turned, size, chunk, chunk->score);
         attention_softmax(rows, chunk, args->scale);
@@ -492,12 +518,12 @@ static void attention_delta_rows(void *context, int64_t first, int64_t last, int
     for (int64_t row = first; row < last; row++)
         for (int head = 0; head < args->heads; head++) {
             int64_t column = (int64_t)head * args->head_dim;
-            const float *out = (const float *)out_matrix->data + row * out_matrix->stride + column;
+            row_t out = row_from(row_of(out_matrix, row), column);
             const float *dout = (const float *)dout_matrix->data + row * dout_matrix->stride + column;
             v16_t sum = v16_set(0.0f);
             for (int d = 0; d < args->head_dim; d += LANES) {
                 int n = args->head_dim - d < LANES ? args->head_dim - d : LANES;
-                sum = v16_fma(v16_load_up_to(dout + d, n), v16_load_up_to(out + d, n), sum);
+                sum = v16_fma(v16_load_up_to(dout + d, n), row_get(out, d, n), sum);
             }
             delta[row * args->heads + head] = v16_sum(sum);
         }
@@ -592,15 +618,17 @@ static void attention_backward_piece(const attention_piece_t *piece, void *scrat
     attention_rows_t *rows = (attention_rows_t *)(chunk + 1);
     attention_back_t *back = (attention_back_t *)(rows + 1);
     float *turned_k = (float *)(back + 1), *turned_v = turned_k + ATTENTION_KEYS * size;
+    attention_wide_t wide = attention_wide(piece->args, turned_v + ATTENTION_KEYS * size);
     for (int start = piece->first_key; start < piece->first_key + piece->keys; start += ATTENTION_KEYS) {
         attention_fill_chunk(piece, start, chunk);
         attention_fill_key_gradients(piece, chunk, back);
         bool turned = false;
         for (int first = piece->first_row; first < end; first += ATTENTION_ROWS) {
-            attention_fill_rows(piece, first, end - first < ATTENTION_ROWS ? end - first : ATTENTION_ROWS, rows);
+            attention_fill_rows(piece, first, end - first < ATTENTION_ROWS ? end - first : ATTENTION_ROWS, &wide, rows);
             if (!attention_look(piece, rows, chunk)) continue;
             attention_fill_back(piece, rows, back);
             if (!turned) {
+                attention_widen(piece->args, &wide, chunk);
                 attention_turn(chunk->k, chunk, size, turned_k);
                 attention_turn(chunk->v, chunk, size, turned_v);
                 turned = true;
@@ -613,6 +641,7 @@ static void attention_backward_piece(const attention_piece_t *piece, void *scrat
 static size_t attention_scratch(int head_dim, bool backward) {
     int padded = (head_dim + LANES - 1) / LANES * LANES;
     size_t floats = (size_t)ATTENTION_KEYS * head_dim * (backward ? 2 : 1) + (backward ? 0 : ATTENTION_ROWS * padded);
+    floats += (size_t)(ATTENTION_ROWS + 2 * ATTENTION_KEYS) * head_dim; // attention_wide_t
     size_t bytes = sizeof(attention_chunk_t) + sizeof(attention_rows_t) + floats * sizeof(float);
     if (backward) bytes += sizeof(attention_back_t);
     return (bytes + 63) / 64 * 64;

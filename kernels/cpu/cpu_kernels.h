@@ -20,6 +20,10 @@ typedef struct pool_job {
     const pool_args_t *args;
     const pool_gradients_t *gradients;
 } pool_job_t;
+typedef struct convert_job {
+    matrix_t from, to;                // of equal columns, each f32 or bf16
+    const int32_t *from_row, *to_row; // NULL: row i; -1: zeros are read, nothing is written
+} convert_job_t;
 typedef struct rmsnorm_job {
     const rmsnorm_args_t *args;
     const rmsnorm_gradients_t *gradients;
@@ -70,6 +74,7 @@ typedef struct cpu_kernels {
     cpu_range_t scatter_backward;   // rows of x
     cpu_range_t pool;               // pool_job_t, rows
     cpu_range_t pool_backward;      // columns
+    cpu_range_t convert;            // convert_job_t, rows
     cpu_range_t rmsnorm;            // rmsnorm_job_t, rows
     cpu_range_t rmsnorm_dx;         // rows
     cpu_range_t rmsnorm_dweight;    // columns

@@ -39,7 +39,8 @@ size_t gemm_packed_bytes(int64_t k, int64_t n) {
 
 typedef struct pack_context {
     const gemm_kernels_t *kernels;
-    const float *b;
+    const void *b;
+    bool b_half;
     int64_t b_step, b_column;
     int k, n, first_panel;
     float *packed; // of first_panel
@@ -50,8 +51,9 @@ static void pack_task(void *argument, int task, int worker) {
     (void)worker;
     int column = (context->first_panel + task) * GEMM_PANEL;
     int columns = context->n - column < GEMM_PANEL ? context->n - column : GEMM_PANEL;
-    context->kernels->pack(context->b + column * context->b_column, context->b_step, context->b_column, context->k,
-                           columns, context->packed + (int64_t)task * GEMM_PANEL * context->k);
+    const void *b = gemm_at(context->b, context->b_half, column * context->b_column);
+    context->kernels->pack(b, context->b_half, context->b_step, context->b_column, context->k, columns,
+                           context->packed + (int64_t)task * GEMM_PANEL * context->k);
 }
 
 void gemm_pack(const gemm_kernels_t *kernels, threads_t *threads, const float *b, int64_t b_step, int64_t b_column,
@@ -70,7 +72,7 @@ void gemm_pack(const gemm_kernels_t *kernels, threads_t *threads, const float *b
 // Whether the job reads B where it lies.
 static bool job_is_direct(const gemm_kernels_t *kernels, const gemm_job_t *job) {
     if (!kernels->packs) return true;
-    return !job->packed && job->b_column == 1 && job->m <= DIRECT_ROWS && job->n % 16 == 0;
+    return !job->packed && !job->b_half && job->b_column == 1 && job->m <= DIRECT_ROWS && job->n % 16 == 0;
 }
 
 static int group_panels(threads_t *threads, const gemm_job_t *job) {
@@ -114,7 +116,8 @@ static void run_task(void *argument, int task, int worker) {
         block.b_step = panel_width(job->n, panel);
         block.b_column = 1;
     } else {
-        block.b = job->b + block.column * job->b_column;
+        block.b = gemm_at(job->b, job->b_half, block.column * job->b_column);
+        block.b_half = job->b_half;
         block.b_step = job->b_step;
         block.b_column = job->b_column;
     }
@@ -147,6 +150,7 @@ void gemm_run(const gemm_kernels_t *kernels, threads_t *threads, const gemm_job_
         int count = first + group < panels ? group : panels - first;
         pack_context_t pack = {.kernels = kernels,
                                .b = job->b,
+                               .b_half = job->b_half,
                                .b_step = job->b_step,
                                .b_column = job->b_column,
                                .k = job->k,
@@ -179,7 +183,13 @@ void gradient_add_one(int64_t *sum, uint32_t *flags, double scale, float value) 
 
 status_t gemm_check_matrix(const device_t *device, const char *name, matrix_t m, int rows, int columns) {
     if (m.dtype != DTYPE_F32)
-        FAIL(STATUS_UNAVAILABLE, "%s is of type %s, but the CPU kernels work in f32 only; use dtype fp32", name,
+        FAIL(STATUS_UNAVAILABLE, "%s is of type %s, but the CPU kernels want f32 there", name, dtype_name(m.dtype));
+    return gemm_check_values(device, name, m, rows, columns);
+}
+
+status_t gemm_check_values(const device_t *device, const char *name, matrix_t m, int rows, int columns) {
+    if (m.dtype != DTYPE_F32 && m.dtype != DTYPE_BF16)
+        FAIL(STATUS_UNAVAILABLE, "%s is of type %s, but the CPU kernels work in f32 and bf16; use one of these", name,
              dtype_name(m.dtype));
     if (m.rows != rows || m.columns != columns)
         FAIL(STATUS_INVALID, "%s is [%d, %d] where [%d, %d] is needed", name, m.rows, m.columns, rows, columns);

@@ -1,4 +1,5 @@
-// Matrix products of the CPU device, fp32. Private to kernels/cpu.
+// Matrix products of the CPU device, in fp32; B may lie as bf16, which is widened as it is packed. Private to
+// kernels/cpu.
 //
 // One product covers linear, its two backwards and the head:  C(m, n) = sum over k of A(m, k) B(k, n), in order of k
 // with one fused multiply-add a step, starting from +0 (or from C itself with `resume`). What happens to the finished
@@ -24,7 +25,8 @@ typedef struct gemm_job {
     int m, n, k;
     const float *a; // A(m, k) = a[m * a_row + k * a_step]; a_row or a_step is 1
     int64_t a_row, a_step;
-    const float *b; // B(k, n) = b[k * b_step + n * b_column]; b_step or b_column is 1
+    const void *b; // B(k, n) = b[k * b_step + n * b_column], f32 or bf16; b_step or b_column is 1
+    bool b_half;   // bf16
     int64_t b_step, b_column;
     const float *packed; // the panels of B, or NULL: packed here, by blocks, into scratch
     gemm_output_t output;
@@ -42,15 +44,21 @@ typedef struct gemm_job {
 typedef struct gemm_block {
     const gemm_job_t *job;
     int row, row_end, column, column_end;
-    const float *b;
+    const void *b; // bf16 only as the operand itself
+    bool b_half;
     int64_t b_step, b_column;
 } gemm_block_t;
+
+// B from element `at` on.
+static inline const void *gemm_at(const void *b, bool half, int64_t at) {
+    return (const char *)b + at * (half ? 2 : 4);
+}
 
 typedef struct gemm_kernels {
     const char *name;
     bool packs; // false: works on unpacked operands, pack is NULL
     // One panel from `columns` (1 .. 64) columns of B.
-    void (*pack)(const float *b, int64_t b_step, int64_t b_column, int k, int columns, float *panel);
+    void (*pack)(const void *b, bool b_half, int64_t b_step, int64_t b_column, int k, int columns, float *panel);
     void (*block)(const gemm_block_t *block);
     // Adds the gradient values[0 .. count-1] to sink->sum[first ...].
     void (*sink)(const gradient_sink_t *sink, int64_t first, const float *values, int count);
@@ -78,7 +86,8 @@ void gemm_share(threads_t *threads, int tasks, double work, threads_task_t task,
 double gradient_scale(int exponent); // 2^exponent
 void gradient_add_one(int64_t *sum, uint32_t *flags, double scale, float value);
 
-// Checks shared by linear and head. `name` is for the message ("linear: x").
+// Checks shared by linear and head. `name` is for the message ("linear: x"). gemm_check_values also takes bf16.
+status_t gemm_check_values(const device_t *device, const char *name, matrix_t m, int rows, int columns) STATUS_CHECKED;
 status_t gemm_check_matrix(const device_t *device, const char *name, matrix_t m, int rows, int columns) STATUS_CHECKED;
 status_t gemm_check_leaves(const device_t *device, const char *name, leaves_t leaves, int rows) STATUS_CHECKED;
 

@@ -2,7 +2,7 @@
 // MICRO_ROWS and MICRO_VECTORS, the register tile.
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/gemm_transpose.h"
-#include "kernels/cpu/vector.h"
+#include "kernels/cpu/vector_bf16.h"
 
 enum {
     // k a pass. By rows, 64 columns of B are 256 KiB then, well inside the second-level cache; by columns each step of
@@ -10,7 +10,8 @@ enum {
     STEP_BLOCK_ROWS = 1024,
     STEP_BLOCK_COLUMNS = 256,
     STRIPS = GEMM_ROW_BLOCK / MICRO_ROWS,
-    TILE = MICRO_ROWS * GEMM_PANEL // floats of one strip of sums
+    TILE = MICRO_ROWS * GEMM_PANEL, // floats of one strip of sums
+    WIDEN_STEPS = 256               // k of a bf16 B that are widened at once before they are turned
 };
 #define INLINE static inline __attribute__((always_inline))
 
@@ -197,6 +198,7 @@ static void load_tile(const gemm_job_t *job, float *tile, int row, int rows, int
 static void block_range(const gemm_block_t *block, int first, int last) {
     _Alignas(64) float tile[STRIPS * TILE];
     const gemm_job_t *job = block->job;
+    const float *b = block->b; // a panel, or an operand of f32
     bool by_rows = job->a_step == 1;
     int step_block = by_rows ? STEP_BLOCK_ROWS : STEP_BLOCK_COLUMNS;
     bool whole = last - first <= step_block;
@@ -214,8 +216,7 @@ static void block_range(const gemm_block_t *block, int first, int last) {
             const float *a = job->a + row * job->a_row + k * job->a_step;
             for (int v = 0; v < vectors; v += MICRO_VECTORS) {
                 int wide = vectors - v < MICRO_VECTORS ? vectors - v : MICRO_VECTORS;
-                micro_kernels[!by_rows][wide - 1][row_end - row - 1](a, a_stride,
-                                                                     block->b + k * block->b_step + v * LANES,
+                micro_kernels[!by_rows][wide - 1][row_end - row - 1](a, a_stride, b + k * block->b_step + v * LANES,
                                                                      block->b_step, steps, sums + v * LANES, resume);
             }
             if (k + steps == last) finish(job, sums, row, row_end - row, block->column, columns);
@@ -234,7 +235,37 @@ static void block_vector(const gemm_block_t *block) {
             block_range(block, job->leaves->start[leaf], job->leaves->start[leaf + 1]);
 }
 
-static void pack_vector(const float *b, int64_t b_step, int64_t b_column, int k, int columns, float *panel) {
+// Sixteen columns of a bf16 B that lies the other way round.
+static void pack_sixteen_half(const uint16_t *b, int64_t b_column, int k, int count, float *panel, int width) {
+    _Alignas(64) float wide[LANES * WIDEN_STEPS];
+    for (int first = 0; first < k; first += WIDEN_STEPS) {
+        int steps = k - first < WIDEN_STEPS ? k - first : WIDEN_STEPS;
+        for (int i = 0; i < count; i++)
+            row_floats((row_t){b + i * b_column + first, true}, steps, wide + i * WIDEN_STEPS);
+        transpose_sixteen(wide, WIDEN_STEPS, steps, count, panel + (int64_t)first * width, width);
+    }
+}
+
+static void pack_half(const uint16_t *b, int64_t b_step, int64_t b_column, int k, int columns, float *panel) {
+    int width = (columns + LANES - 1) / LANES * LANES;
+    for (int j = 0; j < width; j += LANES) {
+        int count = columns - j < LANES ? columns - j : LANES;
+        if (b_column != 1) {
+            pack_sixteen_half(b + j * b_column, b_column, k, count, panel + j, width);
+            continue;
+        }
+        for (int64_t i = 0; i < k; i++)
+            v16_store(panel + i * width + j, row_get((row_t){b + i * b_step, true}, j, count));
+    }
+}
+
+static void pack_vector(const void *from_b, bool b_half, int64_t b_step, int64_t b_column, int k, int columns,
+                        float *panel) {
+    if (b_half) {
+        pack_half(from_b, b_step, b_column, k, columns, panel);
+        return;
+    }
+    const float *b = from_b;
     int width = (columns + LANES - 1) / LANES * LANES;
     if (b_column != 1) {
         for (int j = 0; j < width; j += LANES) {

@@ -6,8 +6,14 @@
 static float dot(const gemm_block_t *block, int row, int column, int first, int last, float sum) {
     const gemm_job_t *job = block->job;
     const float *a = job->a + row * job->a_row;
-    const float *b = block->b + (column - block->column) * block->b_column;
-    for (int64_t k = first; k < last; k++) sum = fmaf(a[k * job->a_step], b[k * block->b_step], sum);
+    const void *b = gemm_at(block->b, block->b_half, (column - block->column) * block->b_column);
+    if (block->b_half) {
+        const uint16_t *half = b;
+        for (int64_t k = first; k < last; k++) sum = fmaf(a[k * job->a_step], bf16_widen(half[k * block->b_step]), sum);
+        return sum;
+    }
+    const float *whole = b;
+    for (int64_t k = first; k < last; k++) sum = fmaf(a[k * job->a_step], whole[k * block->b_step], sum);
     return sum;
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/cpu/head.h"
 
+#include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/head_kernels.h"
 #include <math.h>
@@ -39,8 +40,8 @@ static inline size_t padded(size_t bytes) {
 }
 
 static status_t check_head(const device_t *device, const char *op, matrix_t hidden, matrix_t weight) {
-    TRY(status_context(gemm_check_matrix(device, "hidden", hidden, hidden.rows, weight.columns), "%s", op));
-    TRY(status_context(gemm_check_matrix(device, "the weight", weight, weight.rows, weight.columns), "%s", op));
+    TRY(status_context(gemm_check_values(device, "hidden", hidden, hidden.rows, weight.columns), "%s", op));
+    TRY(status_context(gemm_check_values(device, "the weight", weight, weight.rows, weight.columns), "%s", op));
     if (weight.rows < 1 || weight.rows > MOST_IDS)
         FAIL(STATUS_INVALID, "%s: a vocabulary of %d ids is not in 1 .. %d", op, weight.rows, (int)MOST_IDS);
     return STATUS_OK;
@@ -56,6 +57,7 @@ static gemm_job_t logits_job(const float *hidden, int64_t stride, int rows, matr
                       .a_row = stride,
                       .a_step = 1,
                       .b = weight.data,
+                      .b_half = weight.dtype == DTYPE_BF16,
                       .b_step = 1,
                       .b_column = weight.stride,
                       .packed = packed,
@@ -64,16 +66,16 @@ static gemm_job_t logits_job(const float *hidden, int64_t stride, int rows, matr
                       .c_stride = count,
                       .alpha = 1.0f};
     if (first > 0) {
-        job.b += first * weight.stride;
+        job.b = gemm_at(weight.data, job.b_half, first * weight.stride);
         if (packed) job.packed = (const float *)packed + (int64_t)first * weight.columns;
     }
     return job;
 }
 
-static void gather_rows(matrix_t from, const int32_t *rows, int count, float *to) {
-    for (int i = 0; i < count; i++)
-        memcpy(to + (int64_t)i * from.columns, (const float *)from.data + rows[i] * from.stride,
-               (size_t)from.columns * sizeof(float));
+// Hidden rows in fp32. rows: NULL for the first `count`.
+static void gather_rows(const device_t *device, matrix_t from, const int32_t *rows, int count, float *to) {
+    convert_job_t job = {.from = from, .to = matrix_view(to, DTYPE_F32, count, from.columns), .from_row = rows};
+    cpu_device_kernels(device)->convert(&job, 0, count, 0);
 }
 
 // ---- token_logprobs, forward ----
@@ -135,7 +137,7 @@ status_t cpu_token_logprobs(device_t *device, const token_logprobs_args_t *args)
     void *scratch = (char *)workspace + hidden_bytes + logits_bytes;
     for (int first = 0; first < args->count; first += most) {
         int rows = args->count - first < most ? args->count - first : most;
-        gather_rows(args->hidden, args->rows + first, rows, hidden);
+        gather_rows(device, args->hidden, args->rows + first, rows, hidden);
         job = logits_job(hidden, columns, rows, args->weight, args->packed, 0, vocabulary, logits);
         gemm_run(gemm, device->threads, &job, scratch);
         score_context_t context = {.kernels = head_kernels_for(device), .args = args, .logits = logits, .first = first};
@@ -170,13 +172,15 @@ typedef struct backward_plan {
 } backward_plan_t;
 
 static gemm_job_t dhidden_job(const token_logprobs_args_t *args, const backward_plan_t *plan, int first, int count) {
+    bool half = args->weight.dtype == DTYPE_BF16;
     return (gemm_job_t){.m = plan->entries,
                         .n = plan->columns,
                         .k = count,
                         .a = plan->logits,
                         .a_row = plan->stride,
                         .a_step = 1,
-                        .b = args->weight.data ? (const float *)args->weight.data + first * args->weight.stride : NULL,
+                        .b = args->weight.data ? gemm_at(args->weight.data, half, first * args->weight.stride) : NULL,
+                        .b_half = half,
                         .b_step = args->weight.stride,
                         .b_column = 1,
                         .output = GEMM_STORE,
@@ -270,7 +274,7 @@ status_t cpu_token_logprobs_backward(device_t *device, const token_logprobs_args
     TRY(device_workspace(device, plan.bytes, &workspace));
     if (device->measuring) return STATUS_OK;
     plan_place(&plan, workspace);
-    gather_rows(args->hidden, args->rows, plan.entries, plan.hidden);
+    gather_rows(device, args->hidden, args->rows, plan.entries, plan.hidden);
     if (plan.packs)
         gemm_pack(gemm, device->threads, plan.hidden, plan.columns, 1, plan.entries, plan.columns, plan.panels);
     for (int first = 0; first < args->weight.rows; first += plan.block) {
@@ -403,18 +407,23 @@ status_t cpu_token_sample(device_t *device, const token_sample_args_t *args) {
     const gemm_kernels_t *gemm = gemm_kernels_for(device);
     int vocabulary = args->weight.rows;
     size_t logits_bytes = padded((size_t)most * (size_t)vocabulary * sizeof(float));
-    gemm_job_t job =
-        logits_job(args->hidden.data, args->hidden.stride, most, args->weight, args->packed, 0, vocabulary, NULL);
-    void *workspace;
-    TRY(device_workspace(device, logits_bytes + gemm_scratch_bytes(gemm, device->threads, &job), &workspace));
+    size_t hidden_bytes = padded((size_t)most * (size_t)args->hidden.columns * sizeof(float));
+    gemm_job_t job = logits_job(NULL, args->hidden.columns, most, args->weight, args->packed, 0, vocabulary, NULL);
+    char *workspace;
+    TRY(device_workspace(device, logits_bytes + hidden_bytes + gemm_scratch_bytes(gemm, device->threads, &job),
+                         (void **)&workspace));
     if (device->measuring) return STATUS_OK;
+    float *logits = (float *)(void *)workspace, *hidden = (float *)(void *)(workspace + logits_bytes);
+    void *scratch = workspace + logits_bytes + hidden_bytes;
     for (int first = 0; first < count; first += most) {
         int rows = count - first < most ? count - first : most;
-        job = logits_job((const float *)args->hidden.data + first * args->hidden.stride, args->hidden.stride, rows,
-                         args->weight, args->packed, 0, vocabulary, workspace);
-        gemm_run(gemm, device->threads, &job, (char *)workspace + logits_bytes);
+        matrix_t from = args->hidden;
+        from.data = (char *)from.data + (size_t)(first * from.stride) * dtype_bytes(from.dtype);
+        gather_rows(device, from, NULL, rows, hidden);
+        job = logits_job(hidden, from.columns, rows, args->weight, args->packed, 0, vocabulary, logits);
+        gemm_run(gemm, device->threads, &job, scratch);
         sample_context_t context = {
-            .kernels = head_kernels_for(device), .args = args, .logits = workspace, .first = first};
+            .kernels = head_kernels_for(device), .args = args, .logits = logits, .first = first};
         gemm_share(device->threads, rows, 2 * ROW_COST * rows * vocabulary, sample_task, &context);
     }
     for (int i = 0; i < count; i++)

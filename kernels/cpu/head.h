@@ -16,7 +16,7 @@
 //  - Backward takes the rows' lse from forward: dlogit = (dlogprob * (onehot - e^(y - lse))) / temperature. A hidden
 //    row's gradient is one sum over the vocabulary in order, then added to dhidden; a leaf's weight gradient is one sum
 //    over its entries in order, quantised once. The vocabulary goes by blocks, so memory grows with the rows alone.
-//  - fp32 only; a vocabulary of at most 2^24 ids.
+//  - hidden and weight in f32 or bf16; logits are fp32, never rounded to bf16; a vocabulary of at most 2^24 ids.
 #ifndef KERNELS_CPU_HEAD_H
 #define KERNELS_CPU_HEAD_H
 

@@ -83,13 +83,25 @@ static status_t rows_distinct(device_t *device, const rows_args_t *args) {
     return STATUS_OK;
 }
 
+// Copies rows as they are, or from one dtype to another.
+static void rows_run(device_t *device, const rows_args_t *args, bool scatter) {
+    int rows = scatter ? args->x.rows : args->y.rows;
+    double cost = 2.0 * (double)dtype_bytes(args->x.dtype) * args->x.columns;
+    if (args->x.dtype == args->y.dtype) {
+        rows_copy_t copy = {.from = &args->x, .to = &args->y, .index = args->index, .scatter = scatter};
+        cpu_parallel(device, rows, 1, cost, rows_copy_share, &copy);
+        return;
+    }
+    convert_job_t job = {.from = args->x, .to = args->y};
+    *(scatter ? &job.to_row : &job.from_row) = args->index;
+    cpu_parallel(device, rows, 1, cost, cpu_device_kernels(device)->convert, &job);
+}
+
 status_t cpu_gather_rows(device_t *device, const rows_args_t *args) {
     TRY(check_gather(args));
     if (device->measuring) return STATUS_OK;
     TRY(check_indices("gather_rows", "index", args->index, args->y.rows, -1, args->x.rows));
-    rows_copy_t copy = {.from = &args->x, .to = &args->y, .index = args->index};
-    double cost = 2.0 * (double)dtype_bytes(args->x.dtype) * args->x.columns;
-    cpu_parallel(device, args->y.rows, 1, cost, rows_copy_share, &copy);
+    rows_run(device, args, false);
     return STATUS_OK;
 }
 
@@ -107,9 +119,7 @@ status_t cpu_scatter_rows(device_t *device, const rows_args_t *args) {
     TRY(check_scatter(args));
     TRY(rows_distinct(device, args));
     if (device->measuring) return STATUS_OK;
-    rows_copy_t copy = {.from = &args->x, .to = &args->y, .index = args->index, .scatter = true};
-    double cost = 2.0 * (double)dtype_bytes(args->x.dtype) * args->x.columns;
-    cpu_parallel(device, args->x.rows, 1, cost, rows_copy_share, &copy);
+    rows_run(device, args, true);
     return STATUS_OK;
 }
 
@@ -196,8 +206,10 @@ static void rope_table_rows(void *context, int64_t first, int64_t last, int work
     for (int64_t i = first; i < last; i++)
         for (int j = 0; j < args->half; j++) {
             float angle = (float)args->position[args->axis[j]][i] * args->inverse_frequency[j];
-            args->cosine[i * args->half + j] = (float)cos((double)angle);
-            args->sine[i * args->half + j] = (float)sin((double)angle);
+            float cosine = (float)cos((double)angle), sine = (float)sin((double)angle);
+            bool half = args->precision == DTYPE_BF16;
+            args->cosine[i * args->half + j] = half ? bf16_widen(bf16_round(cosine)) : cosine;
+            args->sine[i * args->half + j] = half ? bf16_widen(bf16_round(sine)) : sine;
         }
 }
 

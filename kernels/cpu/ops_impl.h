@@ -16,6 +16,7 @@ const cpu_kernels_t VECTOR_NAME(cpu_kernels) = {
     .scatter_backward = scatter_backward_rows,
     .pool = pool_rows,
     .pool_backward = pool_backward_columns,
+    .convert = convert_rows,
     .rmsnorm = rmsnorm_rows,
     .rmsnorm_dx = rmsnorm_dx_rows,
     .rmsnorm_dweight = rmsnorm_dweight_columns,

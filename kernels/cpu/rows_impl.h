@@ -1,17 +1,22 @@
 // Rows: embedding, gather and scatter backward, pooling, add, rope. Written once over v16_t.
 #include "kernels/cpu/quantize_impl.h"
+#include "kernels/cpu/vector_bf16.h"
+
+// The factor, in the table's dtype.
+static inline v16_t embedding_scale(const embedding_args_t *args) {
+    return row_round(row_of(&args->table, 0), v16_set(args->scale));
+}
 
 static void embedding_rows(void *context, int64_t first, int64_t last, int worker) {
     (void)worker;
     const embedding_args_t *args = ((const embedding_job_t *)context)->args;
     int columns = args->table.columns;
-    v16_t scale = v16_set(args->scale);
+    v16_t scale = embedding_scale(args);
     for (int64_t i = first; i < last; i++) {
-        const float *from = (const float *)args->table.data + args->token[i] * args->table.stride;
-        float *to = (float *)args->y.data + i * args->y.stride;
+        row_t from = row_of(&args->table, args->token[i]), to = row_of(&args->y, i);
         int c = 0;
-        for (; c + LANES <= columns; c += LANES) v16_store(to + c, v16_mul(v16_load(from + c), scale));
-        if (c < columns) v16_store_up_to(to + c, v16_mul(v16_load_up_to(from + c, columns - c), scale), columns - c);
+        for (; c + LANES <= columns; c += LANES) row_put(to, c, v16_mul(row_get(from, c, LANES), scale), LANES);
+        if (c < columns) row_put(to, c, v16_mul(row_get(from, c, columns - c), scale), columns - c);
     }
 }
 
@@ -23,7 +28,7 @@ static void embedding_backward_columns(void *context, int64_t first, int64_t las
     const matrix_t *dy = &job->gradients->dy;
     const gradient_sink_t *sink = job->gradients->table;
     double factor = ldexp(1.0, sink->exponent);
-    v16_t scale = v16_set(args->scale);
+    v16_t scale = embedding_scale(args);
     for (int64_t i = 0; i < args->y.rows; i++) {
         const float *from = (const float *)dy->data + i * dy->stride;
         int64_t *sum = sink->sum + (int64_t)args->token[i] * args->table.columns;
@@ -110,34 +115,49 @@ static void scatter_backward_rows(void *context, int64_t first, int64_t last, in
     }
 }
 
+// Rows from one matrix to another of any dtype: to[to_row(i)] = from[from_row(i)].
+static void convert_rows(void *context, int64_t first, int64_t last, int worker) {
+    (void)worker;
+    const convert_job_t *job = context;
+    int columns = job->from.columns;
+    for (int64_t i = first; i < last; i++) {
+        int64_t from_row = job->from_row ? job->from_row[i] : i, to_row = job->to_row ? job->to_row[i] : i;
+        if (to_row < 0) continue;
+        row_t from = row_of(&job->from, from_row < 0 ? 0 : from_row), to = row_of(&job->to, to_row);
+        for (int c = 0; c < columns; c += LANES) {
+            int n = columns - c < LANES ? columns - c : LANES;
+            row_put(to, c, from_row < 0 ? v16_set(0.0f) : row_get(from, c, n), n);
+        }
+    }
+}
+
 static void add_rows(void *context, int64_t first, int64_t last, int worker) {
     (void)worker;
     const add_args_t *args = context;
     int columns = args->y.columns;
     for (int64_t i = first; i < last; i++) {
-        const float *a = (const float *)args->a.data + i * args->a.stride;
-        const float *b = (const float *)args->b.data + i * args->b.stride;
-        float *y = (float *)args->y.data + i * args->y.stride;
+        row_t a = row_of(&args->a, i), b = row_of(&args->b, i), y = row_of(&args->y, i);
         int c = 0;
-        for (; c + LANES <= columns; c += LANES) v16_store(y + c, v16_add(v16_load(a + c), v16_load(b + c)));
+        for (; c + LANES <= columns; c += LANES)
+            row_put(y, c, v16_add(row_get(a, c, LANES), row_get(b, c, LANES)), LANES);
         int n = columns - c;
-        if (n) v16_store_up_to(y + c, v16_add(v16_load_up_to(a + c, n), v16_load_up_to(b + c, n)), n);
+        if (n) row_put(y, c, v16_add(row_get(a, c, n), row_get(b, c, n)), n);
     }
 }
 
 // One head: a and b are its halves. Products are rounded before they meet, as PyTorch does it.
-static inline void rope_head(float *a, float *b, const float *cosine, const float *sine, int half, bool inverse) {
+static inline void rope_head(row_t a, row_t b, const float *cosine, const float *sine, int half, bool inverse) {
     for (int c = 0; c < half; c += LANES) {
         int n = half - c < LANES ? half - c : LANES;
-        v16_t x = v16_load_up_to(a + c, n);
-        v16_t y = v16_load_up_to(b + c, n);
+        v16_t x = row_get(a, c, n);
+        v16_t y = row_get(b, c, n);
         v16_t co = v16_load_up_to(cosine + c, n);
         v16_t si = v16_load_up_to(sine + c, n);
         v16_t xc = v16_mul(x, co), xs = v16_mul(x, si), yc = v16_mul(y, co), ys = v16_mul(y, si);
         v16_t left = inverse ? v16_add(xc, ys) : v16_sub(xc, ys);
         v16_t right = inverse ? v16_sub(yc, xs) : v16_add(yc, xs);
-        v16_store_up_to(a + c, left, n);
-        v16_store_up_to(b + c, right, n);
+        row_put(a, c, left, n);
+        row_put(b, c, right, n);
     }
 }
 
@@ -146,10 +166,10 @@ static void rope_rows(void *context, int64_t first, int64_t last, int worker) {
     const rope_args_t *args = context;
     int half = args->half;
     for (int64_t i = first; i < last; i++) {
-        float *row = (float *)args->x.data + i * args->x.stride;
+        row_t row = row_of(&args->x, i);
         for (int head = 0; head < args->heads; head++) {
-            float *a = row + (int64_t)head * 2 * half;
-            rope_head(a, a + half, args->cosine + i * half, args->sine + i * half, half, args->inverse);
+            row_t a = row_from(row, (int64_t)head * 2 * half);
+            rope_head(a, row_from(a, half), args->cosine + i * half, args->sine + i * half, half, args->inverse);
         }
     }
 }

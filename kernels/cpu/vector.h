@@ -8,9 +8,9 @@
 #ifndef KERNELS_CPU_VECTOR_H
 #define KERNELS_CPU_VECTOR_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
-#include <float.h>
 #include <string.h>
 
 enum { LANES = 16 };

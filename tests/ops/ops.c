@@ -162,6 +162,24 @@ static void test_compare(void **state) {
     assert_int_equal(failures, 0);
 }
 
+// Every row again in bf16.
+static void test_half(void **state) {
+    (void)state;
+    int failures = 0;
+    for (int i = 0; i < CASES; i++) {
+        op_case_t half = cases[i];
+        half.shape[OP_HALF] = 1;
+        failures += harness_half(&half);
+        failures += harness_invariance(&half);
+    }
+    for (int i = 0; i < SHARED; i++) {
+        op_case_t half = shared[i];
+        half.shape[OP_HALF] = 1;
+        failures += harness_threads(&half);
+    }
+    assert_int_equal(failures, 0);
+}
+
 static void test_threads(void **state) {
     (void)state;
     int failures = 0;
@@ -256,9 +274,13 @@ int main(int count, char **argument) {
     if (count > 1 && !strcmp(argument[1], "--bench"))
         return bench(count > 2 ? argument[2] : "cpu", count > 3 ? argument[3] : "");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_op_has_a_row), cmocka_unit_test(test_compare),
-        cmocka_unit_test(test_gradients),          cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_invariance),         cmocka_unit_test(test_hidden_keys),
+        cmocka_unit_test(test_every_op_has_a_row),
+        cmocka_unit_test(test_compare),
+        cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_invariance),
+        cmocka_unit_test(test_hidden_keys),
+        cmocka_unit_test(test_half),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

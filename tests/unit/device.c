@@ -116,6 +116,44 @@ static void test_fingerprint(void **state) {
     }
 }
 
+// bf16: to the nearest, ties to even, NaN stays NaN; every kernel set as bf16_round says.
+static void test_bf16(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t from;
+        uint16_t to;
+    } cases[] = {{0x3f800000, 0x3f80}, {0x3f808000, 0x3f80}, {0x3f818000, 0x3f82}, {0x3f808001, 0x3f81},
+                 {0x3f817fff, 0x3f81}, {0x80000000, 0x8000}, {0x7f7fffff, 0x7f80}, {0xff7fffff, 0xff80},
+                 {0x7f800000, 0x7f80}, {0xff800000, 0xff80}, {0x7fc00000, 0x7fc0}, {0x7f800001, 0x7fc0},
+                 {0xffffffff, 0xffff}, {0x00000001, 0x0000}, {0x00008001, 0x0001}, {0x807fffff, 0x8080},
+                 {0x0000ffff, 0x0001}, {0x7f7f7fff, 0x7f7f}, {0xbf808000, 0xbf80}};
+    enum { COUNT = sizeof(cases) / sizeof(cases[0]) };
+    static const char *const names[] = {"cpu:portable", "cpu:avx2", "cpu:avx512"};
+    float value[COUNT], back[COUNT];
+    uint16_t half[COUNT];
+    int32_t index[1] = {0};
+    for (int i = 0; i < COUNT; i++) {
+        memcpy(&value[i], &cases[i].from, sizeof(value[i]));
+        assert_int_equal(bf16_round(value[i]), cases[i].to);
+    }
+    for (int i = 0; i < 3; i++) {
+        device_t *device = open_device(names[i], 1);
+        if (!device) continue;
+        rows_args_t narrow = {.x = matrix_view(value, DTYPE_F32, 1, COUNT), .index = index};
+        narrow.y = matrix_view(half, DTYPE_BF16, 1, COUNT);
+        assert_null(device->table->gather_rows(device, &narrow));
+        rows_args_t widen = {.x = narrow.y, .index = index, .y = matrix_view(back, DTYPE_F32, 1, COUNT)};
+        assert_null(device->table->scatter_rows(device, &widen));
+        for (int j = 0; j < COUNT; j++) {
+            uint32_t bits;
+            memcpy(&bits, &back[j], sizeof(bits));
+            assert_int_equal(half[j], cases[j].to);
+            assert_int_equal(bits, (uint32_t)cases[j].to << 16);
+        }
+        device_close(device);
+    }
+}
+
 static uint32_t sink_one(device_t *device, float value, int exponent, int64_t *sum) {
     uint32_t flags = 0;
     int32_t token = 0;
@@ -161,9 +199,9 @@ static void test_refused(void **state) {
     device_t *device = open_device("cpu", 1);
     float x[64] = {0};
     matrix_t m = matrix_view(x, DTYPE_F32, 4, 8), narrow = matrix_view(x, DTYPE_F32, 4, 4), half = m;
-    half.dtype = DTYPE_BF16;
+    half.dtype = DTYPE_F16;
     expect(device->table->add(device, &(add_args_t){.a = m, .b = narrow, .y = m}), STATUS_INVALID, "[4, 8]");
-    expect(device->table->add(device, &(add_args_t){.a = m, .b = half, .y = m}), STATUS_UNAVAILABLE, "bf16");
+    expect(device->table->add(device, &(add_args_t){.a = m, .b = half, .y = m}), STATUS_UNAVAILABLE, "f16");
     int32_t token[4] = {0, 1, 4, 2}, twice[4] = {0, 1, 1, -1}, fine[4] = {3, -1, 0, 1};
     embedding_args_t embedding = {.token = token, .table = m, .scale = 1.0f, .y = m};
     expect(device->table->embedding(device, &embedding), STATUS_INVALID, "token[2] is 4");
@@ -197,7 +235,8 @@ static void test_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_open),        cmocka_unit_test(test_workspace), cmocka_unit_test(test_measuring),
-        cmocka_unit_test(test_fingerprint), cmocka_unit_test(test_exact_sum), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_fingerprint), cmocka_unit_test(test_bf16),      cmocka_unit_test(test_exact_sum),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

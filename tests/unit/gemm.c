@@ -396,7 +396,7 @@ static void test_refusals(void **state) {
     args.y.rows = 3;
     refused(cpu_linear(device, &args), STATUS_INVALID, "y is [3, 5] where [4, 5]");
     args = layer_args(&layer);
-    args.weight.dtype = DTYPE_BF16;
+    args.weight.dtype = DTYPE_F16;
     refused(cpu_linear(device, &args), STATUS_UNAVAILABLE, "f32");
     args = layer_args(&layer);
     args.x.stride = 3;

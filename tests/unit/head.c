@@ -494,7 +494,7 @@ static void test_refusals(void **state) {
     refused(cpu_token_logprobs(head.device, &args), STATUS_INVALID, "row 70");
     scores.rows[1] = 1, args.temperature = 0.0f;
     refused(cpu_token_logprobs(head.device, &args), STATUS_INVALID, "temperature");
-    args.temperature = 1.0f, args.weight.dtype = DTYPE_BF16;
+    args.temperature = 1.0f, args.weight.dtype = DTYPE_F16;
     refused(cpu_token_logprobs(head.device, &args), STATUS_UNAVAILABLE, "f32");
     args.weight.dtype = DTYPE_F32, args.hidden.columns = 2;
     refused(cpu_token_logprobs(head.device, &args), STATUS_INVALID, "hidden");

@@ -182,7 +182,13 @@ static double attention_flops(const int *shape, bool backward) {
     if (shape[4] == LAYOUT_PACKED || shape[4] == LAYOUT_PAGED) pairs = 3 * sequence * (sequence + 1) / 2;
     return pairs * shape[1] * shape[3] * (backward ? 10 : 4);
 }
+// The backward reads the output as it was kept.
+static int attention_inexact(const int *shape) {
+    (void)shape;
+    return HALF_BACKWARD;
+}
 const op_t op_attention = {.name = "attention",
+                           .inexact = attention_inexact,
                            .backward = "attention_backward",
                            .setup = attention_setup,
                            .run = attention_run,

@@ -79,7 +79,12 @@ static double linear_flops(const int *shape, bool backward) {
     double one = 2.0 * shape[0] * shape[1] * shape[2] + 2.0 * shape[0] * shape[3] * (shape[1] + shape[2]);
     return backward ? 2 * one : one;
 }
+// What an adapter's B meets is rounded.
+static int linear_inexact(const int *shape) {
+    return shape[3] ? HALF_FORWARD | HALF_BACKWARD : 0;
+}
 const op_t op_linear = {.name = "linear",
+                        .inexact = linear_inexact,
                         .backward = "linear_backward",
                         .setup = linear_setup,
                         .run = linear_run,

@@ -9,6 +9,8 @@
 #include "kernels/device.h"
 
 enum { OP_TENSORS = 8, OP_ARRAYS = 6, OP_SHAPE = 8, OP_EXPONENT = 30 };
+enum { HALF_FORWARD = 1, HALF_BACKWARD = 2 };
+enum { OP_HALF = OP_SHAPE - 1 }; // the place in a shape that is 1 for bf16
 
 typedef enum tensor_role {
     TENSOR_INPUT,  // has an activation gradient
@@ -27,6 +29,7 @@ typedef struct op_tensor {
     float *value, *gradient; // gradient: of an output its weight in the loss, of an input the result
     int64_t *sum;            // parameters
     uint32_t flags;
+    uint16_t *half; // of a problem in bf16: what problem_matrix shows; `value` then holds bf16 values
 } op_tensor_t;
 
 typedef struct op_array {
@@ -46,6 +49,7 @@ typedef struct problem {
     int32_t leaf_start[8];
     void *packed; // for ops with a packed weight
     uint64_t seed;
+    bool half; // matrices are bf16
 } problem_t;
 
 typedef struct op {
@@ -58,6 +62,8 @@ typedef struct op {
     // Plain loops in double: value[i] is tensor i as [rows, columns]; writes the outputs there.
     void (*reference)(const problem_t *problem, double *const *value);
     double tolerance; // of outputs against the reference: |difference| <= tolerance * (1 + |reference|)
+    // Where bf16 is more than rounding what fp32 gives for the same inputs: HALF_FORWARD, HALF_BACKWARD. NULL: nowhere.
+    int (*inexact)(const int *shape);
     double (*flops)(const int *shape, bool backward);
     double (*bytes)(const int *shape, bool backward); // that must move at least
 } op_t;
@@ -66,6 +72,7 @@ typedef struct op_case {
     const op_t *op;
     const char *name;
     int shape[OP_SHAPE];
+
 } op_case_t;
 
 extern const op_t op_embedding, op_gather, op_scatter, op_pool, op_rmsnorm, op_layernorm, op_rope, op_rope_table,
@@ -81,7 +88,10 @@ status_t problem_tensor(problem_t *problem, const char *name, tensor_role_t role
 status_t problem_array(problem_t *problem, bool by_row, int rows, int columns, int low, int bound) STATUS_CHECKED;
 // Splits the rows into three leaves, one of them empty when there are few.
 void problem_leaves(problem_t *problem);
+// In a problem in bf16 this decides that the tensor lies as bf16: tensors that only `value` is taken of stay f32.
 matrix_t problem_matrix(const problem_t *problem, int tensor);
+// Brings what a run wrote as bf16 into `value`.
+void problem_settle(problem_t *problem);
 matrix_t problem_gradient(const problem_t *problem, int tensor);
 gradient_sink_t problem_sink(problem_t *problem, int tensor);
 
@@ -89,9 +99,15 @@ gradient_sink_t problem_sink(problem_t *problem, int tensor);
 status_t problem_open(problem_t *problem, const op_case_t *row, uint64_t seed) STATUS_CHECKED;
 void problem_close(problem_t *problem);
 int harness_compare(const op_case_t *row);
+int harness_half(const op_case_t *row); // bf16 against fp32 on the same values, and every kernel set to the bit
 int harness_gradients(const op_case_t *row);
 int harness_invariance(const op_case_t *row);
 int harness_threads(const op_case_t *row); // several thread counts, the same bits
+int harness_fail(const op_case_t *row, const char *what, status_t status);
+// Forward, then backward where the op has one, and what they wrote.
+status_t problem_run(problem_t *problem, device_t *device) STATUS_CHECKED;
+// Bits of results, gradients and sums of two runs.
+int compare_bits(const op_case_t *row, const char *set, const problem_t *a, const problem_t *b);
 // Prints one line of speed; the roofline is measured by harness_roofline.
 typedef struct roofline {
     double flops, bytes; // a second, on one thread

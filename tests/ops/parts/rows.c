@@ -11,8 +11,9 @@ static double elements(const int *shape) {
 // Copies the dense part of one tensor's values or gradients to another of the same shape.
 static void copy_rows(matrix_t from, matrix_t to) {
     for (int64_t r = 0; r < from.rows; r++)
-        memcpy((float *)to.data + r * to.stride, (const float *)from.data + r * from.stride,
-               (size_t)from.columns * sizeof(float));
+        memcpy((char *)to.data + (size_t)(r * to.stride) * dtype_bytes(to.dtype),
+               (const char *)from.data + (size_t)(r * from.stride) * dtype_bytes(to.dtype),
+               (size_t)from.columns * dtype_bytes(to.dtype));
 }
 static void add_gradient(matrix_t from, matrix_t to) {
     for (int64_t r = 0; r < from.rows; r++)
@@ -232,7 +233,11 @@ static void norm_reference(const problem_t *p, double *const *value) {
 static double norm_bytes(const int *shape, bool backward) {
     return elements(shape) * (backward ? 24 : 8); // backward reads x and dy twice, dx once and writes it
 }
+static int norm_inexact(const int *shape) {
+    return shape[2] == NORM_CAST_THEN_WEIGHT ? HALF_FORWARD : 0;
+}
 const op_t op_rmsnorm = {.name = "rmsnorm",
+                         .inexact = norm_inexact,
                          .backward = "rmsnorm_backward",
                          .setup = norm_setup,
                          .run = norm_run,
