@@ -25,7 +25,7 @@ static const command_t commands[] = {
      "log-probs of given completions", command_score},
     {"generate",
      "--model DIR [--adapter DIR] --input FILE --output FILE [--max-tokens N] [--temperature T] [--seed S] [--num N] "
-     "[--threads N] [--device NAME] [--dtype fp32]",
+     "[--threads N] [--device NAME] [--dtype fp32|bf16]",
      "completions of prompts", command_generate},
     {"tokenize", "--model DIR --input FILE --output FILE", "token ids of text or messages", command_tokenize},
     {"merge", "--model DIR --adapter DIR --output DIR [--threads N]", "adapter into weights", command_merge},

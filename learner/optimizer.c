@@ -197,12 +197,11 @@ status_t optimizer_gather(optimizer_t *optimizer, const float *own, const char *
 }
 
 status_t optimizer_publish(optimizer_t *optimizer, int64_t version) {
-    device_t *device = optimizer->device;
     TRY(optimizer_gather(optimizer, optimizer->master, "weight gather"));
     for (int i = 0; i < optimizer->tensors; i++) {
         const trained_tensor_t *tensor = &optimizer->tensor[i];
-        TRY(device->table->upload(device, tensor->parameter->value.data, optimizer->flat + optimizer->start[i],
-                                  (size_t)tensor->elements * sizeof(float)));
+        TRY(model_write_values(optimizer->model, tensor->parameter, 0, tensor->elements,
+                               optimizer->flat + optimizer->start[i]));
     }
     return model_parameters_changed(optimizer->model, optimizer->changed, version);
 }

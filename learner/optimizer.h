@@ -51,6 +51,8 @@ status_t optimizer_weights_hash(optimizer_t *optimizer, char out[65]) STATUS_CHE
 // The trained tensors, in order: how many, their names, and XXH3-64 of each one's published bytes (out: [tensors]).
 int optimizer_tensors(const optimizer_t *optimizer);
 const trained_tensor_t *optimizer_tensor(const optimizer_t *optimizer, int number);
+// Bytes of its published values.
+size_t optimizer_tensor_size(const optimizer_t *optimizer, int number);
 // The published bytes of one on the host; valid until the next call of any function here.
 status_t optimizer_tensor_bytes(optimizer_t *optimizer, int number, const void **bytes, size_t *size) STATUS_CHECKED;
 status_t optimizer_tensor_hashes(optimizer_t *optimizer, int64_t *out) STATUS_CHECKED;

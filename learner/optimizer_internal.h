@@ -64,7 +64,7 @@ struct optimizer {
 
 // Gathers one of the three sharded arrays (device, [own_count]) into optimizer->flat on every rank. Collective.
 status_t optimizer_gather(optimizer_t *optimizer, const float *own, const char *phase) STATUS_CHECKED;
-// Gathers the masters and writes them into the model's published tensors. Collective.
+// Gathers the masters and writes them, rounded to the model's dtype, into its published tensors. Collective.
 status_t optimizer_publish(optimizer_t *optimizer, int64_t version) STATUS_CHECKED;
 
 #endif

@@ -13,10 +13,6 @@ static status_t layout_tensors(optimizer_t *optimizer) {
     for (int i = 0; i < optimizer->tensors; i++) {
         const trained_tensor_t *tensor = &optimizer->tensor[i];
         const matrix_t *value = &tensor->parameter->value;
-        if (value->dtype != DTYPE_F32) {
-            FAIL(STATUS_UNAVAILABLE, "tensor %s is %s; training publishes f32 weights, set precision: fp32",
-                 tensor->name, dtype_name(value->dtype));
-        }
         if (value->stride != value->columns || tensor->elements != (int64_t)value->rows * value->columns) {
             FAIL(STATUS_FAILED, "tensor %s is not contiguous", tensor->name);
         }
@@ -94,9 +90,9 @@ static status_t layout_connect(optimizer_t *optimizer) {
     }
     for (int s = 0; s < optimizer->segments; s++) {
         const optimizer_segment_t *segment = &optimizer->segment[s];
-        const float *value = optimizer->tensor[segment->tensor].parameter->value.data;
+        const parameter_t *parameter = optimizer->tensor[segment->tensor].parameter;
         float *staged = optimizer->flat;
-        TRY(device->table->download(device, staged, value + segment->first, (size_t)segment->count * sizeof(float)));
+        TRY(model_read_values(model, parameter, segment->first, segment->count, staged));
         TRY(device->table->upload(device, optimizer->master + segment->local, staged,
                                   (size_t)segment->count * sizeof(float)));
     }

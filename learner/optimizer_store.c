@@ -106,11 +106,16 @@ status_t optimizer_load(optimizer_t *optimizer, store_t *store) {
     return optimizer_publish(optimizer, version);
 }
 
+size_t optimizer_tensor_size(const optimizer_t *optimizer, int number) {
+    const trained_tensor_t *tensor = &optimizer->tensor[number];
+    return (size_t)tensor->elements * dtype_bytes(tensor->parameter->value.dtype);
+}
+
 status_t optimizer_tensor_bytes(optimizer_t *optimizer, int number, const void **bytes, size_t *size) {
     device_t *device = optimizer->device;
     const trained_tensor_t *tensor = &optimizer->tensor[number];
     *bytes = tensor->parameter->value.data;
-    *size = (size_t)tensor->elements * sizeof(float);
+    *size = optimizer_tensor_size(optimizer, number);
     if (optimizer->host_memory) return STATUS_OK;
     TRY(device->table->download(device, optimizer->flat, *bytes, *size));
     *bytes = optimizer->flat;

@@ -239,7 +239,7 @@ static status_t replay_all(replay_t *replay, job_t *job) {
     history_t history = {0};
     TRY(learner_open(job, true, learner));
     for (int i = 0; i < optimizer_tensors(learner->optimizer); i++)
-        replay->weights_size += (size_t)optimizer_tensor(learner->optimizer, i)->elements * sizeof(float);
+        replay->weights_size += optimizer_tensor_size(learner->optimizer, i);
     TRY(learner_agree(learner, grpo_record_open(&replay->run), "memory of the record"));
     TRY(ALLOCATE(&replay->snapshot, learner->config->grpo.staleness + 1));
     for (int i = 0; i <= learner->config->grpo.staleness; i++) replay->snapshot[i].version = -1;

@@ -99,8 +99,12 @@ static void name_leaf(const bad_t *bad, char out[256]) {
     }
 }
 
-static status_t fetch_row(bad_t *bad, const float *data, int columns) {
+// One row of an f32 or bf16 matrix, into bad->row.
+static status_t fetch_row(bad_t *bad, const matrix_t *from, int row) {
     device_t *device = bad->learner->device;
+    int columns = from->columns;
+    size_t size = dtype_bytes(from->dtype);
+    const char *data = (const char *)from->data + (size_t)row * (size_t)from->stride * size;
     if (columns > bad->row_capacity) {
         free(bad->row);
         bad->row = NULL;
@@ -108,14 +112,21 @@ static status_t fetch_row(bad_t *bad, const float *data, int columns) {
         TRY(ALLOCATE(&bad->row, columns));
         bad->row_capacity = columns;
     }
-    return device->table->download(device, bad->row, data, (size_t)columns * sizeof(float));
+    TRY(device->table->download(device, bad->row, data, (size_t)columns * size));
+    // In place from the end: a float never reaches back over a half that is still to be read.
+    for (int c = columns; c-- > 0 && from->dtype == DTYPE_BF16;) {
+        uint16_t half;
+        memcpy(&half, (const char *)bad->row + (size_t)c * sizeof(half), sizeof(half));
+        bad->row[c] = bf16_widen(half);
+    }
+    return STATUS_OK;
 }
 
 static status_t watch(void *context, const char *op, const parameter_t *weight, matrix_t value, bool backward) {
     bad_t *bad = context;
     char leaf[256], name[256];
-    for (int r = 0; r < value.rows && !bad->op[0] && value.dtype == DTYPE_F32; r++) {
-        TRY(fetch_row(bad, (const float *)value.data + (size_t)r * (size_t)value.stride, value.columns));
+    for (int r = 0; r < value.rows && !bad->op[0]; r++) {
+        TRY(fetch_row(bad, &value, r));
         for (int c = 0; c < value.columns && !bad->op[0]; c++) {
             if (isfinite(bad->row[c])) continue;
             name_leaf(bad, leaf);
@@ -132,8 +143,8 @@ static status_t watch(void *context, const char *op, const parameter_t *weight, 
 static status_t scan_weight(bad_t *bad, const char *name, const parameter_t *parameter) {
     const matrix_t *value = &parameter->value;
     bad_tensor_t found = {.of = (int64_t)value->rows * value->columns};
-    for (int r = 0; r < value->rows && value->dtype == DTYPE_F32; r++) {
-        TRY(fetch_row(bad, (const float *)value->data + (size_t)r * (size_t)value->stride, value->columns));
+    for (int r = 0; r < value->rows; r++) {
+        TRY(fetch_row(bad, value, r));
         for (int c = 0; c < value->columns; c++) {
             if (isfinite(bad->row[c])) continue;
             if (!found.elements) found.first = (int64_t)r * value->columns + c;

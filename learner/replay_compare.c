@@ -138,7 +138,7 @@ static status_t compare_updates(replay_t *replay) {
 static status_t count_elements(replay_t *replay, store_t *checkpoint, int tensor, int64_t *out) {
     optimizer_t *optimizer = replay->run.learner.optimizer;
     char name[256];
-    uint32_t *stored;
+    float *stored;
     const void *bytes;
     size_t size;
     int64_t count;
@@ -146,10 +146,17 @@ static status_t count_elements(replay_t *replay, store_t *checkpoint, int tensor
     snprintf(name, sizeof(name), "optimizer/master/%s", optimizer_tensor(optimizer, tensor)->name);
     TRY(store_read_all(checkpoint, name, DTYPE_F32, (void **)&stored, &count));
     status_t status = optimizer_tensor_bytes(optimizer, tensor, &bytes, &size);
-    if (!status && (size_t)count * sizeof(float) != size)
+    const trained_tensor_t *about = optimizer_tensor(optimizer, tensor);
+    if (!status && count != about->elements)
         status = STATUS_NEW(STATUS_INVALID, "the checkpoint's tensor %s has another size", name);
-    const uint32_t *computed = bytes;
-    for (int64_t i = 0; i < count && !status; i++) *out += stored[i] != computed[i];
+    // What would be published from the stored master, against what is.
+    bool rounded = replay->run.learner.model->dtype == DTYPE_BF16, half = about->parameter->value.dtype == DTYPE_BF16;
+    for (int64_t i = 0; i < count && !status; i++) {
+        uint16_t narrow = bf16_round(stored[i]);
+        float wide = rounded ? bf16_widen(narrow) : stored[i];
+        *out += half ? narrow != ((const uint16_t *)bytes)[i]
+                     : memcmp(&wide, (const char *)bytes + (size_t)i * sizeof(wide), sizeof(wide)) != 0;
+    }
     free(stored);
     return status;
 }

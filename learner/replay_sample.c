@@ -28,7 +28,7 @@ static status_t put_weights(replay_t *replay, const void *bytes) {
     size_t at = 0;
     for (int i = 0; i < optimizer_tensors(learner->optimizer); i++) {
         const trained_tensor_t *tensor = optimizer_tensor(learner->optimizer, i);
-        size_t size = (size_t)tensor->elements * sizeof(float);
+        size_t size = optimizer_tensor_size(learner->optimizer, i);
         TRY(learner->device->table->upload(learner->device, tensor->parameter->value.data, (const char *)bytes + at,
                                            size));
         at += size;

@@ -109,6 +109,13 @@ static void print_line(FILE *stream, const char *what, double bytes) {
     fprintf(stream, "  %-34s %10.1f MiB\n", what, bytes / (double)(1 << 20));
 }
 
+// What a parameter takes: its values, and their packed form where it has one.
+static double parameter_bytes(device_t *device, const parameter_t *parameter) {
+    const matrix_t *value = &parameter->value;
+    double bytes = (double)value->rows * value->columns * (double)dtype_bytes(value->dtype);
+    return bytes + (parameter->packed ? (double)device->table->packed_bytes(device, *value) : 0.0);
+}
+
 void learner_print_setup(const learner_t *learner, FILE *stream) {
     const model_t *model = learner->model;
     model_print_counts(model, stream);
@@ -120,16 +127,18 @@ void learner_print_setup(const learner_t *learner, FILE *stream) {
         elements += total;
     }
     int ranks = comm_size(learner->comm);
-    double own = (double)trained / ranks, weights = (double)elements * sizeof(float);
+    double own = (double)trained / ranks, weights = 0;
     for (int i = 0; i < model->parameter_count; i++) {
-        if (model->parameter[i].packed)
-            weights += (double)learner->device->table->packed_bytes(learner->device, model->parameter[i].value);
+        const adapter_t *adapter = model->adapter[i];
+        weights += parameter_bytes(learner->device, &model->parameter[i]);
+        if (adapter)
+            weights += parameter_bytes(learner->device, &adapter->a) + parameter_bytes(learner->device, &adapter->b);
     }
     if (learner->reference) weights *= 2.0;
     const tape_memory_t *memory = &learner->launcher.memory;
     double tape = (double)memory->values + (double)memory->gradients + (double)memory->workspace;
     double state = (double)trained * 12.0 + own * 12.0;
-    fprintf(stream, "memory of one learner (of %d):\n", ranks);
+    fprintf(stream, "memory of one learner (of %d), precision %s:\n", ranks, learner->config->precision);
     print_line(stream, learner->reference ? "weights, twice (KL reference)" : "weights", weights);
     print_line(stream, "masters and moments (its share)", own * 12.0);
     print_line(stream, "gradient sums", (double)trained * 8.0);

@@ -45,7 +45,7 @@ typedef struct tool_options {
     const char *model, *adapter; // adapter NULL: none
     const char *input, *output;
     const char *device; // "cpu"
-    const char *dtype;  // "fp32"
+    const char *dtype;  // "fp32" or "bf16"
     int threads;
     double temperature;
     int max_tokens, samples; // generate

@@ -10,7 +10,9 @@ enum { PICTURE_LIMIT = 1 << 30 };
 
 status_t tool_need_rules(tool_t *tool) {
     if (tool->model) return STATUS_OK;
-    return model_open(tool->options->model, tool->device, &tool->model);
+    dtype_t dtype;
+    TRY(model_dtype_parse(tool->options->dtype ? tool->options->dtype : "fp32", &dtype));
+    return model_open_as(tool->options->model, tool->device, dtype, &tool->model);
 }
 
 status_t tool_need_tokenizer(tool_t *tool) {
@@ -19,8 +21,8 @@ status_t tool_need_tokenizer(tool_t *tool) {
 
 static status_t open_parts(const tool_options_t *options, bool weights, tool_t *tool) {
     if (!options->model || !*options->model) FAIL(STATUS_INVALID, "no model was named; use --model DIR");
-    if (options->dtype && strcmp(options->dtype, "fp32") != 0)
-        FAIL(STATUS_INVALID, "the type %s is not available on this device; use --dtype fp32", options->dtype);
+    dtype_t dtype;
+    TRY(model_dtype_parse(options->dtype ? options->dtype : "fp32", &dtype));
     TRY(device_open(options->device ? options->device : "cpu", options->threads > 0 ? options->threads : 1,
                     &tool->device));
     if (!weights) return tool_need_tokenizer(tool);

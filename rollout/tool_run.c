@@ -61,7 +61,7 @@ static status_t run_open(run_t *run, const tool_options_t *options) {
     if (run->generate) TRY(tool_need_tokenizer(&run->tool));
     const model_config_t *config = &run->tool.model->config;
     size_t page = (size_t)ENGINE_PAGE * 2 * (size_t)config->layers * (size_t)config->kv_heads *
-                  (size_t)config->head_dim * sizeof(float);
+                  (size_t)config->head_dim * dtype_bytes(run->tool.model->dtype);
     size_t pages = RUN_CACHE_BYTES / page;
     run->pages = (int)(pages < RUN_LEAST_PAGES ? RUN_LEAST_PAGES : pages > RUN_MOST_PAGES ? RUN_MOST_PAGES : pages);
     return tool_writer_open(options->output, &run->writer);

@@ -33,7 +33,7 @@ typedef struct config {
     char *adapter;   // adapter: PEFT folder to start from, or ""
     char *output;    // output: run folder (checkpoints, metrics, final model)
     char *device;    // device: cpu | cuda | sim (or cpu:portable, ...)
-    char *precision; // precision: fp32
+    char *precision; // precision: fp32 or bf16
     char *recompute; // recompute: none | cheap | block
     int64_t seed;
     int threads;     // per rank

@@ -75,9 +75,9 @@ static status_t match_pattern(const model_t *model, const char *text, bool *mark
 
 static status_t allocate_side(const model_t *model, parameter_t *side, int rows, int columns) {
     void *data;
-    size_t bytes = (size_t)rows * (size_t)columns * sizeof(float);
+    size_t bytes = (size_t)rows * (size_t)columns * dtype_bytes(model->dtype);
     TRY(model->device->table->allocate(model->device, bytes, &data));
-    side->value = matrix_view(data, DTYPE_F32, rows, columns);
+    side->value = matrix_view(data, model->dtype, rows, columns);
     return STATUS_OK;
 }
 
@@ -107,8 +107,7 @@ static status_t fill_a(const model_t *model, int index, uint64_t seed) {
     TRY(ALLOCATE(&values, count));
     for (int64_t e = 0; e < count; e++)
         values[e] = std * philox_normal(seed, PHILOX_INIT, (uint64_t)e, (uint32_t)index, 1);
-    status_t status =
-        model->device->table->upload(model->device, adapter->a.value.data, values, (size_t)count * sizeof(float));
+    status_t status = model_write_values(model, &adapter->a, 0, count, values);
     free(values);
     return status;
 }

@@ -160,8 +160,7 @@ typedef struct peft_file {
 
 static status_t download_side(void *context, int index, void *buffer, size_t bytes) {
     const peft_file_t *file = context;
-    device_t *device = file->model->device;
-    return device->table->download(device, buffer, file->entries[index].side->value.data, bytes);
+    return model_read_values(file->model, file->entries[index].side, 0, (int64_t)(bytes / sizeof(float)), buffer);
 }
 
 static void module_name(const model_t *model, int index, char *out, size_t bytes) {

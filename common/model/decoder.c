@@ -72,7 +72,7 @@ static status_t make_rope(tape_t *tape, const model_config_t *config, const text
         int first = decoder->rope_sections[0], second = first + decoder->rope_sections[1];
         axis[i] = i < first ? 0 : i < second ? 1 : 2;
     }
-    rope_table_args_t args = {.rows = input->rows, .half = half};
+    rope_table_args_t args = {.rows = input->rows, .half = half, .precision = run->model->dtype};
     for (int i = 0; i < 3; i++)
         if (input->rope_position[i]) TRY(upload_indices(tape, input->rope_position[i], input->rows, &args.position[i]));
     TRY(upload_indices(tape, axis, half, &args.axis));

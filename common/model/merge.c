@@ -15,12 +15,10 @@ static void merge_one(float *weight, const float *a, const float *b, float scale
         }
 }
 
-static status_t matrix_download(const model_t *model, const matrix_t *matrix, float **out) {
-    size_t count = (size_t)matrix->rows * (size_t)matrix->columns;
-    if (matrix->dtype != DTYPE_F32)
-        FAIL(STATUS_UNAVAILABLE, "adapters are merged into f32 weights, not %s", dtype_name(matrix->dtype));
-    TRY(memory_allocate(count, sizeof(float), (void **)out));
-    return model->device->table->download(model->device, *out, matrix->data, count * sizeof(float));
+static status_t values_of(const model_t *model, const parameter_t *parameter, float **out) {
+    int64_t count = (int64_t)parameter->value.rows * parameter->value.columns;
+    TRY(memory_allocate((size_t)count, sizeof(float), (void **)out));
+    return model_read_values(model, parameter, 0, count, *out);
 }
 
 status_t model_merge_adapters(model_t *model) {
@@ -29,17 +27,17 @@ status_t model_merge_adapters(model_t *model) {
         const matrix_t *value = &model->parameter[i].value;
         float *weight = NULL, *a = NULL, *b = NULL;
         if (!adapter) continue;
-        status_t status = matrix_download(model, value, &weight);
-        if (!status) status = matrix_download(model, &adapter->a.value, &a);
-        if (!status) status = matrix_download(model, &adapter->b.value, &b);
+        status_t status = values_of(model, &model->parameter[i], &weight);
+        if (!status) status = values_of(model, &adapter->a, &a);
+        if (!status) status = values_of(model, &adapter->b, &b);
         if (!status) merge_one(weight, a, b, adapter->scale, value->rows, value->columns, adapter->a.value.rows);
-        size_t bytes = (size_t)value->rows * (size_t)value->columns * sizeof(float);
-        if (!status) status = model->device->table->upload(model->device, value->data, weight, bytes);
+        int64_t count = (int64_t)value->rows * value->columns;
+        if (!status) status = model_write_values(model, &model->parameter[i], 0, count, weight);
         // B of zero leaves the adapter without effect; its values are part of the weight now.
         if (!status)
             status = model->device->table->zero(model->device, adapter->b.value.data,
                                                 (size_t)adapter->b.value.rows * (size_t)adapter->b.value.columns *
-                                                    sizeof(float));
+                                                    dtype_bytes(adapter->b.value.dtype));
         free(weight);
         free(a);
         free(b);

@@ -26,9 +26,10 @@ status_t model_allocate(model_t *model) {
         if (model->parameter[i].value.data) continue;
         const parameter_spec_t *spec = &model->spec[i];
         void *data;
-        status_t status = device->table->allocate(device, (size_t)spec->elements * sizeof(float), &data);
+        dtype_t dtype = spec->dimensions > 1 ? model->dtype : DTYPE_F32;
+        status_t status = device->table->allocate(device, (size_t)spec->elements * dtype_bytes(dtype), &data);
         if (status) return status_context(status, "the parameter %s", spec->name);
-        model->parameter[i].value = matrix_view(data, DTYPE_F32, spec->rows, spec->columns);
+        model->parameter[i].value = matrix_view(data, dtype, spec->rows, spec->columns);
         size_t packed = is_packed(model, i) ? device->table->packed_bytes(device, model->parameter[i].value) : 0;
         if (packed) status = device->table->allocate(device, packed, &model->parameter[i].packed);
         if (status) return status_context(status, "the packed form of the parameter %s", spec->name);
@@ -53,10 +54,17 @@ static status_t open_config(model_t *model, const char *directory) {
 }
 
 status_t model_open(const char *directory, device_t *device, model_t **out) {
+    return model_open_as(directory, device, DTYPE_F32, out);
+}
+
+status_t model_open_as(const char *directory, device_t *device, dtype_t dtype, model_t **out) {
     model_t *model;
     *out = NULL;
+    if (dtype != DTYPE_F32 && dtype != DTYPE_BF16)
+        FAIL(STATUS_INVALID, "a model cannot compute in %s; use f32 or bf16", dtype_name(dtype));
     TRY(ALLOCATE(&model, 1));
     model->device = device;
+    model->dtype = dtype;
     status_t status = open_config(model, directory);
     if (!status) status = model->family->add_parameters(model);
     if (status) {
@@ -204,8 +212,7 @@ status_t model_initialise(model_t *model, uint64_t seed, float std) {
             else
                 values[e] = std * philox_normal(seed, PHILOX_INIT, (uint64_t)e, (uint32_t)i, 0);
         }
-        size_t bytes = (size_t)spec->elements * sizeof(float);
-        status_t status = model->device->table->upload(model->device, model->parameter[i].value.data, values, bytes);
+        status_t status = model_write_values(model, &model->parameter[i], 0, spec->elements, values);
         free(values);
         TRY(status);
     }

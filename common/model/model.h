@@ -111,6 +111,7 @@ struct model {
     const model_family_t *family;
     model_config_t config;
     device_t *device;
+    dtype_t dtype; // DTYPE_F32 or DTYPE_BF16: of the published copy, and so of activations and KV caches
     int parameter_count;
     size_t parameter_capacity;
     parameter_spec_t *spec; // [parameter_count]
@@ -130,6 +131,18 @@ struct model {
 // asks for more than its folder holds costs nothing.
 // device NULL: for tools that compute nothing.
 status_t model_open(const char *directory, device_t *device, model_t **out) STATUS_CHECKED;
+// The same with a dtype, DTYPE_F32 (what model_open takes) or DTYPE_BF16. In bf16 matrices lie as bf16; vectors (biases
+// and norm weights, which ops read as floats) lie as f32 that hold bf16 values. Whatever is loaded or published is
+// rounded.
+status_t model_open_as(const char *directory, device_t *device, dtype_t dtype, model_t **out) STATUS_CHECKED;
+// "fp32" and "bf16", as configuration and commands spell them. Errors name the two.
+status_t model_dtype_parse(const char *name, dtype_t *out) STATUS_CHECKED;
+// Elements first .. first + count - 1 of a parameter or adapter side, from fp32 (rounded to the model's dtype) and to
+// fp32 (exact). Packed forms follow with model_parameters_changed.
+status_t model_write_values(const model_t *model, const parameter_t *parameter, int64_t first, int64_t count,
+                            const float *values) STATUS_CHECKED;
+status_t model_read_values(const model_t *model, const parameter_t *parameter, int64_t first, int64_t count,
+                           float *out) STATUS_CHECKED;
 void model_close(model_t *model);
 // Loads DIR/*.safetensors (single or sharded, f32/bf16/f16 converted) into the published copy. A missing, surplus or
 // misshapen tensor is an error that names it (rotary inv_freq buffers are ignored).
@@ -139,8 +152,8 @@ status_t model_check_weights(const model_t *model, const char *directory) STATUS
 // Random initialisation keyed by (seed, tensor number, element): normal(0, std) for matrices and embeddings, 0 for
 // biases, 1 for norms (0 where a norm multiplies by one plus its weight).
 status_t model_initialise(model_t *model, uint64_t seed, float std) STATUS_CHECKED;
-// Writes the published copy as a Hugging Face folder: model.safetensors (f32) and copies of the other files of `from`
-// (config, tokenizer, preprocessor, chat template). Whole or absent: a temporary folder, renamed.
+// Writes the published copy as a Hugging Face folder: model.safetensors (in the model's dtype) and copies of the other
+// files of `from` (config, tokenizer, preprocessor, chat template). Whole or absent: a temporary folder, renamed.
 status_t model_save(const model_t *model, const char *from, const char *directory) STATUS_CHECKED;
 
 // Gives the parameters their memory on the device, zeroed, when they have none yet.

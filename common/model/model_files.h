@@ -17,7 +17,7 @@ void folder_discard(const char *temporary);
 status_t folder_copy_settings(const char *from, const char *to) STATUS_CHECKED;
 // Writes text to DIRECTORY/name and flushes it.
 status_t folder_write_text(const char *directory, const char *name, const char *text) STATUS_CHECKED;
-// Reads a tensor into device memory of `elements` floats.
+// Reads a tensor into a parameter, in the model's dtype.
 status_t model_upload_tensor(const model_t *model, const safetensors_tensor_t *tensor,
                              parameter_t *parameter) STATUS_CHECKED;
 

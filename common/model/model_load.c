@@ -9,8 +9,7 @@ status_t model_upload_tensor(const model_t *model, const safetensors_tensor_t *t
     float *values;
     TRY(ALLOCATE(&values, tensor->elements));
     status_t status = safetensors_read_f32(tensor, values);
-    size_t bytes = (size_t)tensor->elements * sizeof(float);
-    if (!status) status = model->device->table->upload(model->device, parameter->value.data, values, bytes);
+    if (!status) status = model_write_values(model, parameter, 0, tensor->elements, values);
     free(values);
     return status;
 }
@@ -29,8 +28,7 @@ static status_t upload_transposed(const model_t *model, const safetensors_tensor
     if (!status) status = ALLOCATE(&values, tensor->elements);
     if (!status) {
         transpose(stored, spec->columns, spec->rows, values);
-        status = model->device->table->upload(model->device, model->parameter[index].value.data, values,
-                                              (size_t)tensor->elements * sizeof(float));
+        status = model_write_values(model, &model->parameter[index], 0, tensor->elements, values);
     }
     free(stored);
     free(values);
@@ -196,15 +194,24 @@ status_t model_load(model_t *model, const char *directory) {
     return model_parameters_changed(model, NULL, model->version);
 }
 
+// One parameter as its file shall hold it: in the checkpoint's orientation and the model's dtype.
 static status_t download_parameter(void *context, int index, void *buffer, size_t bytes) {
     const model_t *model = context;
     const parameter_spec_t *spec = &model->spec[index];
-    const void *data = model->parameter[index].value.data;
-    if (!spec->transposed) return model->device->table->download(model->device, buffer, data, bytes);
-    float *values;
+    const parameter_t *parameter = &model->parameter[index];
+    if (!spec->transposed && model->dtype == parameter->value.dtype)
+        return model->device->table->download(model->device, buffer, parameter->value.data, bytes);
+    float *values, *turned = NULL;
     TRY(ALLOCATE(&values, spec->elements));
-    status_t status = model->device->table->download(model->device, values, data, bytes);
-    if (!status) transpose(values, spec->rows, spec->columns, buffer);
+    status_t status = model_read_values(model, parameter, 0, spec->elements, values);
+    if (!status && spec->transposed) status = ALLOCATE(&turned, spec->elements);
+    if (!status && spec->transposed) transpose(values, spec->rows, spec->columns, turned);
+    const float *from = turned ? turned : values;
+    if (!status && model->dtype == DTYPE_F32) memcpy(buffer, from, bytes);
+    // What a bf16 model holds is rounded already, in vectors too.
+    for (int64_t i = 0; i < spec->elements && !status && model->dtype == DTYPE_BF16; i++)
+        ((uint16_t *)buffer)[i] = bf16_round(from[i]);
+    free(turned);
     free(values);
     return status;
 }
@@ -214,7 +221,7 @@ static status_t save_weights(const model_t *model, const char *directory) {
     TRY(ALLOCATE(&items, model->parameter_count));
     for (int i = 0; i < model->parameter_count; i++)
         items[i] = (safetensors_item_t){.name = model->spec[i].name,
-                                        .dtype = DTYPE_F32,
+                                        .dtype = model->dtype,
                                         .dimensions = model->spec[i].dimensions,
                                         .shape = model->spec[i].shape};
     status_t status = safetensors_write_folder(directory, items, model->parameter_count, "pt", download_parameter,
@@ -244,10 +251,10 @@ static bool set_dtype(json_t *object, const char *dtype) {
 }
 
 // transformers rounds weights to the type that config.json tells: a file of f32 must not say that it is bf16.
-static status_t save_dtype(const char *directory) {
+static status_t save_dtype(const char *directory, dtype_t dtype) {
     json_t *json;
     TRY(config_load(directory, "config.json", false, &json));
-    bool changed = set_dtype(json, "float32");
+    bool changed = set_dtype(json, dtype == DTYPE_BF16 ? "bfloat16" : "float32");
     char *text = changed ? json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;
     json_decref(json);
     if (!changed) return STATUS_OK;
@@ -261,7 +268,7 @@ status_t model_save(const model_t *model, const char *from, const char *director
     char temporary[MODEL_PATH_BYTES];
     TRY(folder_begin(directory, temporary));
     status_t status = folder_copy_settings(from, temporary);
-    if (!status) status = save_dtype(temporary);
+    if (!status) status = save_dtype(temporary, model->dtype);
     if (!status) status = save_weights(model, temporary);
     if (!status) status = folder_finish(temporary, directory);
     if (status) folder_discard(temporary);

@@ -44,7 +44,9 @@ status_t model_start(const config_t *config, device_t *device, model_t **out) {
     *out = NULL;
     if (!config->model || !config->model[0]) FAIL(STATUS_INVALID, "model is not set; name a Hugging Face folder");
     model_t *model;
-    TRY(model_open(config->model, device, &model));
+    dtype_t dtype;
+    TRY(status_context(model_dtype_parse(config->precision, &dtype), "precision"));
+    TRY(model_open_as(config->model, device, dtype, &model));
     status_t status = config->init_std > 0.0 ? model_initialise(model, (uint64_t)config->seed, (float)config->init_std)
                                              : model_load(model, config->model);
     if (!status) status = start_adapters(config, model);

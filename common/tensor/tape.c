@@ -225,12 +225,12 @@ status_t node_gradient(tape_t *tape, node_t *node, matrix_t *out) {
     }
     const matrix_t *value = &node->tensor.value;
     if (!node->gradient) {
-        TRY(matrix_bytes(value->rows, value->columns, value->dtype, &node->gradient_bytes));
+        TRY(matrix_bytes(value->rows, value->columns, DTYPE_F32, &node->gradient_bytes));
         TRY(heap_take(&tape->gradients, node->gradient_bytes, &node->gradient));
         if (!tape->measuring && node->gradient_bytes)
             TRY(tape->device->table->zero(tape->device, node->gradient, node->gradient_bytes));
     }
-    *out = node->tensor.gradient = matrix_view(node->gradient, value->dtype, value->rows, value->columns);
+    *out = node->tensor.gradient = matrix_view(node->gradient, DTYPE_F32, value->rows, value->columns);
     return STATUS_OK;
 }
 

@@ -4,6 +4,10 @@
 // tape_backward; the rollout engine runs the same code with recording off and a KV cache. Same ops, same kernels, same
 // order: that is why the sampler's and the trainer's log-probs have equal bits.
 //
+// Dtypes: an op's output is bf16 where one of the matrices it computes from is, f32 otherwise; a gather keeps its
+// rows' dtype. Gradients of activations are f32 whatever the values are: sums over an activation's uses then lose
+// nothing to rounding, and backward runs the same kernels for both. They live no longer than a block or two.
+//
 // Memory: values, saved tensors and activation gradients come from the tape's arenas; tape_reset gives everything back.
 // A tape opened with tape_open_measuring runs dry (device->measuring, until it is closed) and only counts: nothing it
 // hands out, a head's dlogprob included, may be touched. The same calls on the same shapes need what it counted.

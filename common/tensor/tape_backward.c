@@ -140,11 +140,11 @@ static status_t back_activation(tape_t *tape, const record_t *record) {
 // dy is complete when its producer's record is reached, so the first input that has no gradient yet takes it over.
 static bool take_over(node_t *from, node_t *to) {
     const matrix_t *a = &from->tensor.value, *b = &to->tensor.value;
-    if (!from || from->parent || to->parent || to->gradient || !from->gradient || a->dtype != b->dtype) return false;
+    if (!from || from->parent || to->parent || to->gradient || !from->gradient) return false;
     if (a->rows != b->rows || a->columns != b->columns) return false;
     to->gradient = from->gradient;
     to->gradient_bytes = from->gradient_bytes;
-    to->tensor.gradient = matrix_view(to->gradient, b->dtype, b->rows, b->columns);
+    to->tensor.gradient = matrix_view(to->gradient, DTYPE_F32, b->rows, b->columns);
     from->gradient = NULL;
     from->tensor.gradient.data = NULL;
     return true;

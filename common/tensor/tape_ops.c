@@ -15,6 +15,11 @@ static void need_value(tensor_t *tensor) {
     if (tensor) node_root(node_of(tensor))->value_needed = true;
 }
 
+// The dtype of what is computed from these.
+static dtype_t dtype_of(const matrix_t *a, const matrix_t *b) {
+    return b && b->dtype == DTYPE_BF16 ? DTYPE_BF16 : a->dtype;
+}
+
 // Memory that only backward reads: given back at once when there will be none.
 static status_t take_saved(tape_t *tape, size_t bytes, bool recorded, void **out) {
     if (recorded) return tape_take(tape, bytes, NULL, out);
@@ -38,7 +43,8 @@ status_t tape_linear(tape_t *tape, tensor_t *x, const parameter_t *weight, const
     bool adapts = adapter && (trained(&adapter->a) || trained(&adapter->b));
     bool need = needs(x) || trained(weight) || trained(bias) || adapts, recorded = need && tape->recording;
     node_t *node;
-    TRY(tape_new_node(tape, x->value.rows, weight->value.rows, x->value.dtype, x->leaves, need, &node));
+    dtype_t dtype = dtype_of(&x->value, &weight->value);
+    TRY(tape_new_node(tape, x->value.rows, weight->value.rows, dtype, x->leaves, need, &node));
     linear_args_t args = {.x = node_value(node_of(x)),
                           .weight = weight->value,
                           .packed = weight->packed,
@@ -51,9 +57,9 @@ status_t tape_linear(tape_t *tape, tensor_t *x, const parameter_t *weight, const
         args.lora_scale = adapter->scale;
         int rank = adapter->a.value.rows;
         void *xa;
-        saved = (size_t)x->value.rows * (size_t)rank * dtype_bytes(x->value.dtype);
+        saved = (size_t)x->value.rows * (size_t)rank * dtype_bytes(dtype);
         TRY(take_saved(tape, saved, recorded, &xa));
-        args.lora_xa = matrix_view(xa, x->value.dtype, x->value.rows, rank);
+        args.lora_xa = matrix_view(xa, dtype, x->value.rows, rank);
     }
     TRY(tape->device->table->linear(tape->device, &args));
     TRY(tape_show(tape, "linear", weight, args.y, false));
@@ -304,7 +310,7 @@ status_t tape_add(tape_t *tape, tensor_t *a, tensor_t *b, tensor_t **out) {
              b->value.columns);
     bool need = needs(a) || needs(b);
     node_t *node;
-    TRY(tape_new_node(tape, a->value.rows, a->value.columns, a->value.dtype, a->leaves, need, &node));
+    TRY(tape_new_node(tape, a->value.rows, a->value.columns, dtype_of(&a->value, &b->value), a->leaves, need, &node));
     add_args_t args = {.a = node_value(node_of(a)), .b = node_value(node_of(b)), .y = node->tensor.value};
     TRY(tape->device->table->add(tape->device, &args));
     TRY(tape_show(tape, "add", NULL, args.y, false));

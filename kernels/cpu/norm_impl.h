@@ -11,12 +11,12 @@ static inline v16_t norm_weight(const rmsnorm_args_t *args, int c, int n) {
     return args->flavour == NORM_ONE_PLUS_WEIGHT ? v16_add(v16_set(1.0f), w) : w;
 }
 
-// Sums of squares of `rows` rows (a constant at every call) in 16 lanes each.
-static inline __attribute__((always_inline)) void norm_squares(const matrix_t *x, int64_t row, int columns,
-                                                               const int rows, v16_t *sum) {
+// Sums of squares of `rows` rows (a constant at every call, as `half` is) in 16 lanes each.
+static inline __attribute__((always_inline)) void norm_squares(const matrix_t *x, const bool half, int64_t row,
+                                                               int columns, const int rows, v16_t *sum) {
     row_t at[NORM_ROWS];
     for (int r = 0; r < rows; r++) {
-        at[r] = row_of(x, row + r);
+        at[r] = (row_t){row_of(x, row + r).at, half};
         sum[r] = v16_set(0.0f);
     }
     int c = 0;
@@ -51,14 +51,18 @@ static inline void norm_row(const rmsnorm_args_t *args, int64_t row, v16_t squar
 static void rmsnorm_rows(void *context, int64_t first, int64_t last, int worker) {
     (void)worker;
     const rmsnorm_args_t *args = ((const rmsnorm_job_t *)context)->args;
+    bool half = args->x.dtype == DTYPE_BF16;
     int64_t row = first;
     v16_t sum[NORM_ROWS];
     for (; row + NORM_ROWS <= last; row += NORM_ROWS) {
-        norm_squares(&args->x, row, args->x.columns, NORM_ROWS, sum);
+        if (half)
+            norm_squares(&args->x, true, row, args->x.columns, NORM_ROWS, sum);
+        else
+            norm_squares(&args->x, false, row, args->x.columns, NORM_ROWS, sum);
         for (int r = 0; r < NORM_ROWS; r++) norm_row(args, row + r, sum[r]);
     }
     for (; row < last; row++) {
-        norm_squares(&args->x, row, args->x.columns, 1, sum);
+        norm_squares(&args->x, half, row, args->x.columns, 1, sum);
         norm_row(args, row, sum[0]);
     }
 }

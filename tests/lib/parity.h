@@ -39,11 +39,15 @@ static inline void check(status_t status) {
     fail();
 }
 
-static inline model_t *parity_model(const char *folder, device_t *device) {
+static inline model_t *parity_model_as(const char *folder, device_t *device, dtype_t dtype) {
     model_t *model;
-    check(model_open(folder, device, &model));
+    check(model_open_as(folder, device, dtype, &model));
     check(model_load(model, folder));
     return model;
+}
+
+static inline model_t *parity_model(const char *folder, device_t *device) {
+    return parity_model_as(folder, device, DTYPE_F32);
 }
 
 static inline float *parity_floats(const safetensors_t *file, const char *name, int64_t *count) {
