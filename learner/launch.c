@@ -36,21 +36,20 @@ static launch_size_t size_of(const batch_t *batch, int sequences, bool recording
                           .entries = batch->entry_count,
                           .sequences = sequences,
                           .recording = recording};
-    for (int i = 0; i < batch->image_count; i++) size.patches += batch->images[i].patch_rows;
+    for (int i = 0; i < batch->image_count; i++) {
+        size.patches += batch->images[i].patch_rows;
+        size.features += batch->images[i].shape.feature_rows;
+    }
     return size;
 }
 
-static bool size_within(const launch_size_t *size, const launch_size_t *limit) {
-    return size->rows <= limit->rows && size->patches <= limit->patches && size->images <= limit->images &&
-           size->entries <= limit->entries && size->sequences <= limit->sequences &&
-           size->recording <= limit->recording;
+static bool size_equal(const launch_size_t *a, const launch_size_t *b) {
+    return a->rows == b->rows && a->patches == b->patches && a->features == b->features && a->images == b->images &&
+           a->entries == b->entries && a->sequences == b->sequences && a->recording == b->recording;
 }
 
 static void remember(launcher_t *launcher, const launch_size_t *size) {
-    int kept = 0;
-    for (int i = 0; i < launcher->measured_count; i++) {
-        if (!size_within(&launcher->measured[i], size)) launcher->measured[kept++] = launcher->measured[i];
-    }
+    int kept = launcher->measured_count;
     // Forgetting one costs a dry run when it comes again, nothing else.
     if (kept == LAUNCH_SIZES) memmove(launcher->measured, launcher->measured + 1, (size_t)--kept * sizeof(*size));
     launcher->measured[kept++] = *size;
@@ -88,7 +87,7 @@ static status_t reserve(launcher_t *launcher, model_t *model, batch_t *batch, in
                         const launch_options_t *options) {
     launch_size_t size = size_of(batch, sequences, options->recording);
     for (int i = 0; i < launcher->measured_count && launcher->tape; i++) {
-        if (size_within(&size, &launcher->measured[i])) return STATUS_OK;
+        if (size_equal(&size, &launcher->measured[i])) return STATUS_OK;
     }
     tape_memory_t before = launcher->memory;
     TRY(dry_run(launcher, model, batch, options));

@@ -11,9 +11,10 @@ typedef struct leaf {
     int count;
 } leaf_t;
 
-// What the memory of a launch depends on. One that is nowhere larger than another needs no more.
+// What the memory of a launch depends on. Only an equal one is known to need no more: where holes lie, and what fits
+// them, changes with the proportion of text to patches.
 typedef struct launch_size {
-    int64_t rows, patches, images, entries, sequences;
+    int64_t rows, patches, features, images, entries, sequences;
     bool recording;
 } launch_size_t;
 

@@ -155,7 +155,7 @@ status_t tape_release_taken(tape_t *tape, const node_t *keep, bool recorded) {
 
 static status_t matrix_bytes(int rows, int columns, dtype_t dtype, size_t *out) {
     if (rows < 0 || columns < 0) FAIL(STATUS_INVALID, "a tensor cannot be [%d, %d]", rows, columns);
-    *out = (size_t)rows * (size_t)columns * dtype_bytes(dtype);
+    *out = tape_rows_bytes(rows, (size_t)columns * dtype_bytes(dtype));
     return STATUS_OK;
 }
 

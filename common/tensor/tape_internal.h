@@ -140,6 +140,13 @@ status_t node_gradient(tape_t *tape, node_t *node, matrix_t *out) STATUS_CHECKED
 bool node_has_gradient(node_t *node);
 status_t node_drop_gradient(tape_t *tape, node_t *node) STATUS_CHECKED;
 
+// Memory is counted in units of so many rows, each a multiple of the heap's alignment whatever the dtype: the layout of
+// a small forward is then that of a large one to scale, and what fits the largest fits all.
+enum { TAPE_ROW_UNIT = 32 };
+static inline size_t tape_rows_bytes(int rows, size_t row_bytes) {
+    return ((size_t)rows + TAPE_ROW_UNIT - 1) / TAPE_ROW_UNIT * TAPE_ROW_UNIT * row_bytes;
+}
+
 status_t tape_host_bytes(tape_t *tape, size_t bytes, void **out) STATUS_CHECKED;
 // Values memory. owner: the node it belongs to, or NULL for what a record saves.
 status_t tape_take(tape_t *tape, size_t bytes, node_t *owner, void **out) STATUS_CHECKED;

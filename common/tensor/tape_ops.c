@@ -57,7 +57,7 @@ status_t tape_linear(tape_t *tape, tensor_t *x, const parameter_t *weight, const
         args.lora_scale = adapter->scale;
         int rank = adapter->a.value.rows;
         void *xa;
-        saved = (size_t)x->value.rows * (size_t)rank * dtype_bytes(dtype);
+        saved = tape_rows_bytes(x->value.rows, (size_t)rank * dtype_bytes(dtype));
         TRY(take_saved(tape, saved, recorded, &xa));
         args.lora_xa = matrix_view(xa, dtype, x->value.rows, rank);
     }
@@ -187,7 +187,8 @@ static status_t push_norm(tape_t *tape, tensor_t *x, const char *name, record_t 
     record.out = node;
     record.x = node_of(x);
     record.leaves = x->leaves;
-    size_t rows = (size_t)x->value.rows, saved = (record.kind == RECORD_LAYERNORM ? 2 : 1) * rows * sizeof(float);
+    size_t rows = (size_t)x->value.rows, each = (record.kind == RECORD_LAYERNORM ? 2 : 1) * sizeof(float);
+    size_t saved = tape_rows_bytes(x->value.rows, each);
     TRY(take_saved(tape, saved, recorded, (void **)&record.u.norm.rstd));
     record.u.norm.mean = record.u.norm.rstd + rows;
     TRY(tape_run_norm(tape, &record));
@@ -233,7 +234,7 @@ status_t tape_rope(tape_t *tape, tensor_t *x, int heads, int half, const float *
 
 status_t tape_rope_table(tape_t *tape, const rope_table_args_t *args, const float **cosine, const float **sine) {
     rope_table_args_t call = *args;
-    size_t bytes = (size_t)args->rows * (size_t)args->half * sizeof(float);
+    size_t bytes = tape_rows_bytes(args->rows, (size_t)args->half * sizeof(float));
     TRY(tape_take(tape, bytes, NULL, (void **)&call.cosine));
     TRY(tape_take(tape, bytes, NULL, (void **)&call.sine));
     *cosine = call.cosine;
@@ -256,7 +257,8 @@ status_t tape_attention(tape_t *tape, tensor_t *q, tensor_t *k, tensor_t *v, int
                              .scale = scale,
                              .mask = *mask,
                              .out = node->tensor.value};
-    if (recorded) TRY(tape_take(tape, (size_t)q->value.rows * (size_t)heads * sizeof(float), NULL, (void **)&args.lse));
+    size_t saved = tape_rows_bytes(q->value.rows, (size_t)heads * sizeof(float));
+    if (recorded) TRY(tape_take(tape, saved, NULL, (void **)&args.lse));
     TRY(tape->device->table->attention(tape->device, &args));
     TRY(tape_show(tape, "attention", NULL, args.out, false));
     *out = &node->tensor;

@@ -220,7 +220,40 @@ static void test_bits(void **state) {
     each_folder(check_bits, true);
 }
 
+// ---- memory ----
+
+// What the longest text needs is enough for every shorter one: the engine reserves once, for its largest step.
+static void check_memory(const char *folder) {
+    run_t run;
+    assert_true(run_open(&run, folder, "cpu", 1, DTYPE_BF16));
+    size_t before = 0;
+    enum { LONGEST = 150 };
+    int32_t tokens[LONGEST] = {0};
+    for (int length = 2; length <= LONGEST; length++) {
+        batch_sequence_t sequence = {.tokens = tokens, .length = length, .shared_with = -1, .first_target = length};
+        batch_t batch;
+        tape_t *tape;
+        head_output_t *head;
+        check(batch_build(run.model, &sequence, 1, &batch));
+        check(tape_open_measuring(run.device, RECOMPUTE_NONE, &tape));
+        tape_reset(tape, false);
+        check(batch_forward(run.model, tape, &batch, 1.0F, false, &head));
+        size_t values = tape_memory(tape).values;
+        tape_close(tape);
+        batch_free(&batch);
+        assert_true(values >= before);
+        before = values;
+    }
+    run_close(&run);
+}
+
+static void test_memory(void **state) {
+    (void)state;
+    each_folder(check_memory, false);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_deviation), cmocka_unit_test(test_bits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_deviation), cmocka_unit_test(test_bits),
+                                       cmocka_unit_test(test_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

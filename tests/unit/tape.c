@@ -320,10 +320,65 @@ static void test_views(void **state) {
     device_close(net.device);
 }
 
+// ---- one reservation for every size ----
+
+typedef struct chain {
+    const parameter_t *weight; // of one block: three linears
+} chain_t;
+
+static status_t chain_block(tape_t *tape, const void *context, tensor_t *x, tensor_t **out) {
+    const parameter_t *weight = ((const chain_t *)context)->weight;
+    tensor_t *left, *right;
+    TRY(tape_linear(tape, x, &weight[0], NULL, NULL, &left));
+    TRY(tape_linear(tape, left, &weight[1], NULL, NULL, &right));
+    return tape_linear(tape, right, &weight[2], NULL, NULL, out);
+}
+
+static size_t chain_peak(device_t *device, const parameter_t *weight, int blocks, int rows) {
+    tape_t *tape;
+    tensor_t *x;
+    check(tape_open_measuring(device, RECOMPUTE_NONE, &tape));
+    tape_reset(tape, false);
+    matrix_t input = matrix_view((void *)(uintptr_t)64, DTYPE_BF16, rows, weight[0].value.columns);
+    check(tape_input(tape, input, (leaves_t){0}, &x));
+    for (int i = 0; i < blocks; i++) {
+        chain_t chain = {weight + (ptrdiff_t)3 * i};
+        check(tape_block(tape, chain_block, &chain, sizeof(chain), x, &x));
+    }
+    size_t peak = tape_memory(tape).values;
+    tape_close(tape);
+    return peak;
+}
+
+// An engine reserves for its largest step: no smaller one may need more, however its tensors and holes round.
+static void test_scale(void **state) {
+    (void)state;
+    enum { CHAINS = 40, BLOCKS = 5, MOST = 70 };
+    device_t *device;
+    check(device_open("cpu", 1, &device));
+    for (int number = 0; number < CHAINS; number++) {
+        parameter_t weight[3 * BLOCKS] = {0};
+        uint32_t random = (uint32_t)number;
+        for (int i = 0, columns = 3; i < 3 * BLOCKS; i++) {
+            random = random * 1664525U + 1013904223U;
+            int next = 1 + (int)(random >> 24) % 9;
+            weight[i].value = matrix_view((void *)(uintptr_t)64, DTYPE_BF16, next, columns);
+            columns = next;
+        }
+        size_t before = 0;
+        for (int rows = 1; rows <= MOST; rows++) {
+            size_t peak = chain_peak(device, weight, BLOCKS, rows);
+            if (peak < before) fail_msg("chain %d: %d rows need less than %d do", number, rows, rows - 1);
+            before = peak;
+        }
+    }
+    device_close(device);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_heap),     cmocka_unit_test(test_gradients), cmocka_unit_test(test_policies),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_views),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_views),     cmocka_unit_test(test_scale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
