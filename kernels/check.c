@@ -97,8 +97,8 @@ status_t check_rows_backward(const char *op, const rows_args_t *args, const rows
 status_t check_pool(const pool_args_t *args) {
     const char *op = "pool_rows";
     REQUIRE(args->count >= 1, "%s: the mean of %d rows", op, args->count);
-    TRY(check_matrix(op, "x", &args->x, args->x.rows, args->x.columns));
-    return check_matrix(op, "y", &args->y, args->y.rows, args->x.columns);
+    TRY(check_values(op, "x", &args->x, args->x.rows, args->x.columns));
+    return check_values(op, "y", &args->y, args->y.rows, args->x.columns);
 }
 
 status_t check_pool_backward(const pool_args_t *args, const pool_gradients_t *gradients) {
@@ -131,8 +131,8 @@ status_t check_rmsnorm_backward(const rmsnorm_args_t *args, const rmsnorm_gradie
 
 status_t check_layernorm(const layernorm_args_t *args) {
     const char *op = "layernorm";
-    TRY(check_matrix(op, "x", &args->x, args->x.rows, args->x.columns));
-    TRY(check_matrix(op, "y", &args->y, args->x.rows, args->x.columns));
+    TRY(check_values(op, "x", &args->x, args->x.rows, args->x.columns));
+    TRY(check_values(op, "y", &args->y, args->x.rows, args->x.columns));
     REQUIRE(args->x.columns > 0, "%s: rows without columns", op);
     REQUIRE(args->weight, "%s: the weight is missing", op);
     REQUIRE((args->mean && args->rstd) || args->x.rows == 0, "%s: no memory for the means or rstd", op);

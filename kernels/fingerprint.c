@@ -143,8 +143,8 @@ static status_t probe_pool(probe_t *probe) {
     args.index = index;
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.x));
     TRY(probe_matrix(probe, POOLED, PROBE_COLUMNS, &args.y));
-    TRY(probe_matrix(probe, POOLED, PROBE_COLUMNS, &back.dy));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(probe_gradient(probe, POOLED, PROBE_COLUMNS, &back.dy));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
     TRY(table->pool_rows(probe->device, &args));
     return table->pool_rows_backward(probe->device, &args, &back);
 }
@@ -176,8 +176,8 @@ static status_t probe_layernorm(probe_t *probe, const int32_t *leaf) {
     float *weight, *bias;
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.x));
     TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &args.y));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dy));
-    TRY(probe_matrix(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dy));
+    TRY(probe_gradient(probe, PROBE_ROWS, PROBE_COLUMNS, &back.dx));
     TRY(probe_floats(probe, PROBE_COLUMNS, &weight));
     TRY(probe_floats(probe, PROBE_COLUMNS, &bias));
     TRY(probe_floats(probe, PROBE_ROWS, &args.mean));

@@ -61,8 +61,8 @@ static inline uint16_t attention_range_bits(int start, int low, int high) {
     return (uint16_t)((1u << last) - (1u << first));
 }
 
-// The keys [low, high) that a query at this position sees before image groups are looked at. Groups add keys from `high`
-// on, never below `low`.
+// The keys [low, high) that a query at this position sees before image groups are looked at. Groups add keys from
+// `high` on, never below `low`.
 static inline void attention_range(const attention_mask_t *mask, int position, int keys, int *low, int *high) {
     *low = mask->window > 0 && position >= mask->window ? position - mask->window + 1 : 0;
     *high = mask->causal && position < keys ? position + 1 : keys;

@@ -70,13 +70,12 @@ static void pool_rows(void *context, int64_t first, int64_t last, int worker) {
     v16_t count = v16_set((float)args->count);
     for (int64_t i = first; i < last; i++) {
         const int32_t *index = args->index + i * args->count;
-        float *y = (float *)args->y.data + i * args->y.stride;
+        row_t y = row_of(&args->y, i);
         for (int c = 0; c < columns; c += LANES) {
             int n = columns - c < LANES ? columns - c : LANES;
             v16_t sum = v16_set(0.0f);
-            for (int j = 0; j < args->count; j++)
-                sum = v16_add(sum, v16_load_up_to((const float *)args->x.data + index[j] * args->x.stride + c, n));
-            v16_store_up_to(y + c, v16_div(sum, count), n);
+            for (int j = 0; j < args->count; j++) sum = v16_add(sum, row_get(row_of(&args->x, index[j]), c, n));
+            row_put(y, c, v16_div(sum, count), n);
         }
     }
 }

@@ -13,11 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-# Arguments of a forward pass that goldens may keep beside input_ids, with the dimension of the batch where they lack it.
-INPUTS = {"pixel_values": None, "image_grid_thw": None, "image_sizes": None, "token_type_ids": 0,
-          "mm_token_type_ids": 0}
-
-
 def case_folders():
     found = sorted(path.parent for path in GOLDENS.glob("*/*/golden.safetensors") if (path.parent / "config.json").exists())
     return [folder for folder in found if "prompt0.logprobs" in load_file(folder / "golden.safetensors")]
@@ -29,16 +24,34 @@ def model_of(folder, dtype):
     return kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval(), config
 
 
+def tiles_of(rows, shapes, vision):
+    """Pictures again from patch rows [tiles * side * side, 3 * patch * patch]: [tiles, 3, size, size]. What the patches
+    left out at the right and below is not read by the model; it is 0 here."""
+    patch, size, side = vision["patch_size"], vision["image_size"], int(shapes[0, 1])
+    tiles = int(shapes[:, 0].sum())
+    cut = rows.reshape(tiles, side, side, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    pixels = torch.zeros(tiles, 3, size, size)
+    pixels[:, :, :side * patch, :side * patch] = cut.reshape(tiles, 3, side * patch, side * patch)
+    return pixels
+
+
 def inputs_of(golden, number, config):
+    """The arguments of a forward pass over one prompt, a batch of one."""
     ids = golden[f"prompt{number}.input_ids"].reshape(1, -1).long()
-    inputs = {"input_ids": ids}
-    for name, batch in INPUTS.items():
-        value = golden.get(f"prompt{number}.{name}")
-        if value is not None:
-            inputs[name] = value if batch is None or value.dim() > 1 else value[None]
-    if config["model_type"] == "qwen2_5_vl":
-        inputs["mm_token_type_ids"] = (ids == config["image_token_id"]).int()
-    return inputs
+    inputs, kind = {"input_ids": ids}, config["model_type"]
+    image = config.get("image_token_id", config.get("image_token_index"))
+    if kind == "qwen2_5_vl":
+        inputs["mm_token_type_ids"] = (ids == image).int()
+    if kind == "gemma3":
+        inputs["token_type_ids"] = (ids == image).int()
+    pixels = golden.get(f"prompt{number}.pixel_values")
+    if pixels is None:
+        return inputs
+    if kind == "qwen2_5_vl":
+        return inputs | {"pixel_values": pixels, "image_grid_thw": golden[f"prompt{number}.image_grid_thw"]}
+    shapes = golden[f"prompt{number}.image_shapes"]
+    inputs["pixel_values"] = tiles_of(pixels, shapes, config["vision_config"])
+    return inputs | ({"image_sizes": shapes[:, 5:7].long()} if kind == "llava_next" else {})
 
 
 def logprobs(model, inputs):
