@@ -35,6 +35,23 @@ static void print_tally(const char *key, const tally_t *tally) {
                  types);
 }
 
+static void print_rope(const char *key, const decoder_rope_t *rope, const int *sections) {
+    static const char *const types[] = {"default", "linear", "llama3"};
+    char scaling[64] = "", split[64] = "";
+    if (rope->type != DECODER_ROPE_DEFAULT)
+        snprintf(scaling, sizeof(scaling), ", %s scaling by %g", types[rope->type], rope->factor);
+    if (sections[1]) snprintf(split, sizeof(split), ", sections %d %d %d", sections[0], sections[1], sections[2]);
+    inspect_line(key, "theta %g%s%s", rope->theta, scaling, split);
+}
+
+static void print_attention(const decoder_config_t *decoder, int layers) {
+    int sliding = 0;
+    for (int i = 0; i < layers; i++) sliding += decoder->sliding[i];
+    print_rope("rope", &decoder->rope[0], decoder->rope_sections);
+    if (decoder->two_ropes) print_rope("rope of sliding layers", &decoder->rope[1], decoder->rope_sections);
+    if (sliding) inspect_line("window", "%d tokens, in %d of %d layers", decoder->window, sliding, layers);
+}
+
 static void print_sizes(const model_config_t *config) {
     inspect_line("family", "%s", config->family);
     inspect_line("hidden, layers", "%d, %d", config->hidden, config->layers);
@@ -42,8 +59,7 @@ static void print_sizes(const model_config_t *config) {
                  config->head_dim);
     inspect_line("mlp", "%d", config->intermediate);
     inspect_line("vocabulary", "%d%s", config->vocabulary, config->tied_embeddings ? ", head tied to it" : "");
-    inspect_line("rope", "theta %g, sections %d %d %d", config->decoder.rope[0].theta, config->decoder.rope_sections[0],
-                 config->decoder.rope_sections[1], config->decoder.rope_sections[2]);
+    print_attention(&config->decoder, config->layers);
     char ends[128] = "none";
     size_t used = 0;
     for (int i = 0; i < config->eos_token_count; i++)

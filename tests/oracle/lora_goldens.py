@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from qwen_cases import model_of, prompts_of
-from qwen_goldens import losses, next_logprobs
+from qwen_goldens import ORACLE
 
 BASE = "gqa4_window56_hub"
 ADAPTERS = {
@@ -41,10 +41,10 @@ def write_adapter(name):
     write_json(folder / "adapter_config.json", settings, 2)
     golden, moved = {}, 0.0
     for index, prompt in enumerate(prompts):
-        golden[f"prompt{index}.logprobs"] = next_logprobs(model, prompt)
+        golden[f"prompt{index}.logprobs"] = ORACLE.next_logprobs(model, prompt)
         with model.disable_adapter():
-            moved = max(moved, (next_logprobs(model, prompt) - golden[f"prompt{index}.logprobs"]).abs().max().item())
-    scale, _ = losses(model, prompts)
+            moved = max(moved, (ORACLE.next_logprobs(model, prompt) - golden[f"prompt{index}.logprobs"]).abs().max().item())
+    scale, _ = ORACLE.losses(model, prompts)
     golden["loss.scale"] = scale.detach()[None]
     scale.backward()
     for key, parameter in model.named_parameters():
@@ -57,7 +57,7 @@ def write_adapter(name):
     save_file(saved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     save_file({key: value.contiguous() for key, value in golden.items()}, folder / "golden.safetensors")
     again = PeftModel.from_pretrained(copy.deepcopy(model_of(BASE)), folder).eval()
-    difference = max((next_logprobs(again, p) - golden[f"prompt{i}.logprobs"]).abs().max().item() for i, p in enumerate(prompts))
+    difference = max((ORACLE.next_logprobs(again, p) - golden[f"prompt{i}.logprobs"]).abs().max().item() for i, p in enumerate(prompts))
     assert difference < 2e-5, difference
     return {"adapter": name, "base": f"qwen2_5_vl/{BASE}", "largest_move_of_a_logprob": moved}
 

@@ -202,8 +202,8 @@ def input_changes(case_name, prompt):
 
 
 def sensitivity(model, prompts, case_name):
-    from picture_goldens import next_logprobs
-    right = [next_logprobs(model, prompt) for prompt in prompts]
+    from picture_goldens import ORACLE
+    right = [ORACLE.next_logprobs(model, prompt) for prompt in prompts]
     case = CASES[case_name]
 
     def move(changed):
@@ -212,7 +212,7 @@ def sensitivity(model, prompts, case_name):
             image = prompt["input_ids"] == IMAGE
             start = image & ~torch.cat([torch.tensor([False]), image[:-1]])
             group_window.ids = torch.where(image, start.cumsum(0) - 1, -1)
-            worst = max(worst, (next_logprobs(changed, prompt) - reference).abs().max().item())
+            worst = max(worst, (ORACLE.next_logprobs(changed, prompt) - reference).abs().max().item())
         return worst
 
     moves = {}
@@ -226,7 +226,7 @@ def sensitivity(model, prompts, case_name):
             moves[name] = move(model)
     for prompt, reference in zip(prompts, right):
         for name, changed in input_changes(case_name, prompt).items():
-            moved = (next_logprobs(model, changed) - reference).abs().max().item()
+            moved = (ORACLE.next_logprobs(model, changed) - reference).abs().max().item()
             moves[name] = max(moves.get(name, 0.0), moved)
     no_tiles = all(t == 1 for p in prompts if "pixels" in p for t in p["image_shapes"][:, 0])
     for name in ("pictures: tiles in reverse order", "pictures: the whole picture last"):
