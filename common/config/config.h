@@ -50,7 +50,8 @@ typedef struct config {
     struct {
         int rank; // 0: full fine-tuning
         double alpha;
-        config_list_t targets;
+        bool rank_stabilised; // scale alpha / sqrt(rank)
+        config_list_t targets, exclude;
     } lora;
     struct {
         double learning_rate, beta1, beta2, eps, weight_decay, clip_norm, final_fraction;

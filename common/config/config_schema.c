@@ -41,7 +41,12 @@ const config_key_t config_schema[] = {
     WHOLE("lora.rank", lora.rank, "0", 0, 4096, true, "rank of adapters; 0: full fine-tuning"),
     REAL("lora.alpha", lora.alpha, "16", 0, 65536, true, "adapters are scaled by alpha / rank"),
     {"lora.targets", KIND_LIST, AT(lora.targets), "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]", 0,
-     0, NULL, true, "patterns of linear layers that get an adapter; one that matches nothing is an error"},
+     0, NULL, true,
+     "patterns of linear layers that get an adapter (all-linear: every one but the head); one that matches nothing is "
+     "an error"},
+    {"lora.exclude", KIND_LIST, AT(lora.exclude), "[]", 0, 0, NULL, true,
+     "patterns of linear layers that get none although one of lora.targets matches"},
+    FLAG("lora.rslora", lora.rank_stabilised, "false", true, "adapters are scaled by alpha / sqrt(rank) instead"),
     REAL("optimizer.learning_rate", optimizer.learning_rate, "1e-4", 0, 100, true, "peak learning rate of AdamW"),
     REAL("optimizer.beta1", optimizer.beta1, "0.9", 0, 0.9999999, true, "decay of the first moment"),
     REAL("optimizer.beta2", optimizer.beta2, "0.999", 0, 0.9999999, true, "decay of the second moment"),

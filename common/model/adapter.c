@@ -1,58 +1,20 @@
 // LoRA adapters beside linears. Their files are adapter_peft.c's.
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include "common/model/adapter.h"
 #include "kernels/base/philox.h"
 
 #include <math.h>
-#include <pcre2.h>
 #include <stdlib.h>
 #include <string.h>
-
-struct adapter_pattern {
-    pcre2_code *code;
-    pcre2_match_data *match;
-};
 
 size_t adapter_module_length(const char *name) {
     size_t length = strlen(name), end = strlen(".weight");
     return length > end && !strcmp(name + length - end, ".weight") ? length - end : length;
 }
 
-status_t adapter_pattern_open(const char *pattern, adapter_pattern_t **out) {
-    char text[4096], message[256];
-    int error;
-    PCRE2_SIZE offset;
-    *out = NULL;
-    if (snprintf(text, sizeof(text), "^(?:.*\\.)?(?:%s)$", pattern) >= (int)sizeof(text))
-        FAIL(STATUS_INVALID, "the module pattern '%.64s...' is too long", pattern);
-    TRY(ALLOCATE(out, 1));
-    adapter_pattern_t *made = *out;
-    made->code = pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, PCRE2_NO_AUTO_CAPTURE, &error, &offset, NULL);
-    if (made->code) made->match = pcre2_match_data_create_from_pattern(made->code, NULL);
-    if (made->match) return STATUS_OK;
-    bool compiled = made->code;
-    adapter_pattern_close(made);
-    *out = NULL;
-    if (compiled) FAIL(STATUS_MEMORY, "out of memory while matching module names");
-    pcre2_get_error_message(error, (PCRE2_UCHAR *)message, sizeof(message));
-    FAIL(STATUS_INVALID, "the module pattern '%s' is not a regular expression: %s", pattern, message);
-}
-
-bool adapter_pattern_matches(const adapter_pattern_t *pattern, const char *name, size_t length) {
-    return pcre2_match(pattern->code, (PCRE2_SPTR)name, length, 0, 0, pattern->match, NULL) >= 0;
-}
-
-void adapter_pattern_close(adapter_pattern_t *pattern) {
-    if (!pattern) return;
-    pcre2_match_data_free(pattern->match);
-    pcre2_code_free(pattern->code);
-    free(pattern);
-}
-
-// Marks the linears that a pattern matches, by our name or by that of the newest transformers.
-static status_t match_pattern(const model_t *model, const char *text, bool *marked) {
+// Sets the mark of the linears that a pattern matches, by our name or by that of the newest transformers.
+static status_t match_pattern(const model_t *model, const char *text, bool mark, bool *marked) {
     adapter_pattern_t *pattern;
-    TRY(adapter_pattern_open(text, &pattern));
+    TRY(adapter_pattern_open(strcmp(text, "all-linear") != 0 ? text : ".*", &pattern));
     int found = 0;
     for (int i = 0; i < model->parameter_count; i++) {
         const parameter_spec_t *spec = &model->spec[i];
@@ -63,7 +25,7 @@ static status_t match_pattern(const model_t *model, const char *text, bool *mark
         if (!adapter_pattern_matches(pattern, spec->name, adapter_module_length(spec->name)) &&
             !adapter_pattern_matches(pattern, other, adapter_module_length(other)))
             continue;
-        marked[i] = true;
+        marked[i] = mark;
         found++;
     }
     adapter_pattern_close(pattern);
@@ -112,28 +74,40 @@ static status_t fill_a(const model_t *model, int index, uint64_t seed) {
     return status;
 }
 
-static status_t add_marked(model_t *model, const char *const *patterns, int pattern_count, int rank, float alpha,
-                           uint64_t seed, bool *marked) {
-    for (int i = 0; i < pattern_count; i++) TRY(match_pattern(model, patterns[i], marked));
+static status_t add_marked(model_t *model, const adapter_request_t *request, bool *marked) {
+    int rank = request->rank, found = 0;
+    double root = request->rank_stabilised ? sqrt((double)rank) : (double)rank;
+    float scale = request->rank_stabilised ? (float)((double)request->alpha / root) : request->alpha / (float)rank;
+    for (int i = 0; i < request->pattern_count; i++) TRY(match_pattern(model, request->patterns[i], true, marked));
+    for (int i = 0; i < request->excluded_count; i++) TRY(match_pattern(model, request->excluded[i], false, marked));
+    for (int i = 0; i < model->parameter_count; i++) found += marked[i];
+    if (!found) FAIL(STATUS_INVALID, "every layer that would get an adapter is excluded from getting one");
     for (int i = 0; i < model->parameter_count; i++) {
         if (!marked[i]) continue;
-        TRY(adapter_create(model, i, rank, alpha, alpha / (float)rank));
-        TRY(fill_a(model, i, seed));
+        TRY(adapter_create(model, i, rank, request->alpha, scale));
+        TRY(fill_a(model, i, request->seed));
     }
+    return STATUS_OK;
+}
+
+status_t model_request_adapters(model_t *model, const adapter_request_t *request) {
+    bool *marked;
+    TRY(adapter_check(model, request->rank, (double)request->alpha));
+    if (request->pattern_count < 1) FAIL(STATUS_INVALID, "adapters need one module pattern or more, such as 'q_proj'");
+    TRY(ALLOCATE(&marked, model->parameter_count));
+    status_t status = add_marked(model, request, marked);
+    free(marked);
+    if (status) PASS_ON(status);
+    model->adapter_rank = request->rank;
+    model->adapter_alpha = request->alpha;
+    model->adapter_rank_stabilised = request->rank_stabilised;
+    model->vision_version++;
     return STATUS_OK;
 }
 
 status_t model_add_adapters(model_t *model, const char *const *patterns, int pattern_count, int rank, float alpha,
                             uint64_t seed) {
-    bool *marked;
-    TRY(adapter_check(model, rank, (double)alpha));
-    if (pattern_count < 1) FAIL(STATUS_INVALID, "adapters need one module pattern or more, such as 'q_proj'");
-    TRY(ALLOCATE(&marked, model->parameter_count));
-    status_t status = add_marked(model, patterns, pattern_count, rank, alpha, seed, marked);
-    free(marked);
-    if (status) PASS_ON(status);
-    model->adapter_rank = rank;
-    model->adapter_alpha = alpha;
-    model->vision_version++;
-    return STATUS_OK;
+    adapter_request_t request = {
+        .patterns = patterns, .pattern_count = pattern_count, .rank = rank, .alpha = alpha, .seed = seed};
+    return model_request_adapters(model, &request);
 }

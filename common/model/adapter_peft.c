@@ -8,6 +8,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
+#include <unistd.h>
 
 static const char prefix[] = "base_model.model.";
 
@@ -16,29 +18,67 @@ typedef struct peft_config {
     int rank;
     double alpha;
     bool rank_stabilised;
+    adapter_target_t target;
 } peft_config_t;
 
 // ---- reading ----
 
+// What changes the forward in ways that are not built: refused when set. `what` tells why.
+static const struct {
+    const char *key, *what;
+} refused_keys[] = {
+    {"use_dora", "DoRA is not supported"},
+    {"fan_in_fan_out", "it is of models whose linears are transposed"},
+    {"lora_bias", "a bias of B is not supported"},
+    {"modules_to_save", "modules that were trained whole are not supported; merge them into the model with PEFT"},
+    {"trainable_token_indices", "trained rows of the embedding are not supported"},
+    {"target_parameters", "adapters of bare parameters are not supported"},
+    {"layer_replication", "repeated layers are not supported"},
+    {"alora_invocation_tokens", "activated LoRA is not supported"},
+    {"use_qalora", "QALoRA is not supported"},
+    {"use_bdlora", "block-diagonal LoRA is not supported"},
+    {"velora_config", "VeLoRA is not supported"},
+    {"monteclora_config", "MonteCLoRA is not supported"},
+    {"kasa_config", "KaSA is not supported"},
+    {"arrow_config", "Arrow routing is not supported"},
+};
+
+static bool is_set(const json_t *value) {
+    if (json_is_array(value)) return json_array_size(value);
+    if (json_is_object(value)) return json_object_size(value);
+    return value && !json_is_false(value);
+}
+
+// Some ways to start an adapter change the weights beside it, too, and those are not in the folder.
+static status_t check_start(config_reader_t *reader) {
+    static const char *const changing[] = {"pissa", "corda", "olora", "loftq", "lora_ga", "mica"};
+    const char *start = json_string_value(config_get(reader, "init_lora_weights"));
+    for (size_t i = 0; start && i < sizeof(changing) / sizeof(changing[0]); i++)
+        if (!strncasecmp(start, changing[i], strlen(changing[i])))
+            FAIL(STATUS_INVALID,
+                 "%s: 'init_lora_weights' is '%.32s', which changed the model's own weights; save the adapter with "
+                 "PEFT's "
+                 "path_initial_model_for_weight_conversion",
+                 reader->where, start);
+    return STATUS_OK;
+}
+
 static status_t read_peft(const json_t *json, peft_config_t *out) {
     static const char *const lora[] = {"LORA", NULL}, *const none[] = {"none", NULL};
     config_reader_t reader = config_reader(json, "adapter_config.json");
-    bool dora = false, fan = false, lora_bias = false;
     *out = (peft_config_t){.rank = 8, .alpha = 8};
     TRY(config_choice(&reader, "peft_type", lora));
     TRY(config_choice(&reader, "bias", none));
+    for (size_t i = 0; i < sizeof(refused_keys) / sizeof(refused_keys[0]); i++)
+        if (is_set(config_get(&reader, refused_keys[i].key)))
+            FAIL(STATUS_INVALID, "%s: '%s' is set: %s", reader.where, refused_keys[i].key, refused_keys[i].what);
+    TRY(check_start(&reader));
     TRY(config_integer(&reader, "r", 1, ADAPTER_MAX_RANK, &out->rank));
     TRY(config_number(&reader, "lora_alpha", 1e-9, 1e9, &out->alpha));
     TRY(config_boolean(&reader, "use_rslora", &out->rank_stabilised));
-    TRY(config_boolean(&reader, "use_dora", &dora));
-    TRY(config_boolean(&reader, "fan_in_fan_out", &fan));
-    TRY(config_boolean(&reader, "lora_bias", &lora_bias));
     TRY(config_object(&reader, "rank_pattern", &out->ranks));
     TRY(config_object(&reader, "alpha_pattern", &out->alphas));
-    if (dora || fan || lora_bias || json_array_size(config_get(&reader, "modules_to_save")))
-        FAIL(STATUS_INVALID,
-             "adapter_config.json: use_dora, fan_in_fan_out, lora_bias and modules_to_save are not supported");
-    return STATUS_OK;
+    return adapter_target_read(&reader, &out->target);
 }
 
 // The value of the first pattern that matches the module, as PEFT looks it up.
@@ -78,39 +118,97 @@ static bool parse_name(const model_t *model, const char *name, int *index, int *
     return false;
 }
 
+// The name that PEFT gives a layer.
+static void module_name(const model_t *model, int index, char *out, size_t bytes) {
+    snprintf(out, bytes, "%s", model->spec[index].name);
+    if (model->family->module_name) model->family->module_name(model->spec[index].name, out, bytes);
+    out[adapter_module_length(out)] = 0;
+}
+
+// By the name that the file has, or that older and newer transformers give the module.
+static bool is_targeted(const model_t *model, const adapter_target_t *target, int index, const char *module,
+                        size_t length) {
+    char name[512];
+    const char *ours = model->spec[index].name;
+    if (module && adapter_target_takes(target, module, length)) return true;
+    if (adapter_target_takes(target, ours, adapter_module_length(ours))) return true;
+    module_name(model, index, name, sizeof(name));
+    return adapter_target_takes(target, name, strlen(name));
+}
+
+static status_t side_scale(const peft_config_t *config, const char *name, size_t length, int *rank, double *alpha) {
+    double wanted = config->rank;
+    *alpha = config->alpha;
+    TRY(look_up(config->ranks, name, length, &wanted));
+    TRY(look_up(config->alphas, name, length, alpha));
+    if (!(wanted >= 1 && wanted <= ADAPTER_MAX_RANK) || !(*alpha > 0) || !isfinite(*alpha))
+        FAIL(STATUS_INVALID, "adapter_config.json: rank %g and alpha %g of '%.*s' are not possible", wanted, *alpha,
+             length < 160 ? (int)length : 160, name);
+    *rank = (int)wanted;
+    return STATUS_OK;
+}
+
 static status_t load_side(model_t *model, const peft_config_t *config, const safetensors_tensor_t *tensor,
                           int *filled) {
-    int index, side;
+    int index, side, rank = 0;
     size_t length;
+    double alpha = 0;
     if (!parse_name(model, tensor->name, &index, &side, &length))
         FAIL(STATUS_INVALID, "the adapter tensor '%.160s' fits no linear layer of this model", tensor->name);
     const char *module = tensor->name + strlen(prefix);
-    double rank = config->rank, alpha = config->alpha;
-    TRY(look_up(config->ranks, module, length, &rank));
-    TRY(look_up(config->alphas, module, length, &alpha));
-    if (!(rank >= 1 && rank <= ADAPTER_MAX_RANK) || !(alpha > 0))
-        FAIL(STATUS_INVALID, "adapter_config.json: rank %g and alpha %g of '%.160s' are not possible", rank, alpha,
-             tensor->name);
-    if (!model->adapter[index])
-        TRY(adapter_create(model, index, (int)rank, (float)alpha,
-                           (float)(alpha / (config->rank_stabilised ? sqrt(rank) : rank))));
-    parameter_t *parameter = side ? &model->adapter[index]->b : &model->adapter[index]->a;
-    if (tensor->dimensions != 2 || tensor->shape[0] != parameter->value.rows ||
-        tensor->shape[1] != parameter->value.columns)
+    if (!is_targeted(model, &config->target, index, module, length))
         FAIL(STATUS_INVALID,
-             "the adapter tensor '%.160s' does not have the shape [%d, %d] that its layer and rank need", tensor->name,
-             parameter->value.rows, parameter->value.columns);
+             "the adapter tensor '%.160s' is of a layer that adapter_config.json does not target, and PEFT would leave "
+             "it out",
+             tensor->name);
+    TRY(side_scale(config, module, length, &rank, &alpha));
+    const parameter_spec_t *spec = &model->spec[index];
+    int64_t rows = side ? spec->rows : rank, columns = side ? rank : spec->columns;
+    if (tensor->dimensions != 2 || tensor->shape[0] != rows || tensor->shape[1] != columns)
+        FAIL(STATUS_INVALID,
+             "the adapter tensor '%.160s' does not have the shape [%lld, %lld] that its layer and rank need",
+             tensor->name, (long long)rows, (long long)columns);
     if (filled[index] & 1 << side)
         FAIL(STATUS_INVALID, "the adapter tensor '%.160s' is there under two names", tensor->name);
+    if (!model->adapter[index])
+        TRY(adapter_create(model, index, rank, (float)alpha,
+                           (float)(alpha / (config->rank_stabilised ? sqrt((double)rank) : (double)rank))));
     filled[index] |= 1 << side;
-    return model_upload_tensor(model, tensor, parameter);
+    return model_upload_tensor(model, tensor, side ? &model->adapter[index]->b : &model->adapter[index]->a);
+}
+
+// Layers that the configuration targets and the file leaves out: PEFT starts them, with B of zero, which changes
+// nothing.
+static void tell_missing(const model_t *model, const peft_config_t *config, const int *filled) {
+    int first = -1, count = 0;
+    for (int i = 0; i < model->parameter_count && !config->target.any; i++) {
+        if (!model->spec[i].is_linear || filled[i] || !is_targeted(model, &config->target, i, NULL, 0)) continue;
+        if (first < 0) first = i;
+        count++;
+    }
+    if (count)
+        fprintf(stderr,
+                "warning: adapter_config.json targets %d layers that the adapter has no tensors for (%s is the "
+                "first); they stay as they are\n",
+                count, model->spec[first].name);
+}
+
+static status_t adapter_file(const char *directory, char *path, size_t bytes) {
+    if (snprintf(path, bytes, "%s/adapter_model.bin", directory) >= (int)bytes - 16)
+        FAIL(STATUS_INVALID, "the path is too long");
+    bool pickled = !access(path, F_OK);
+    snprintf(path, bytes, "%s/adapter_model.safetensors", directory);
+    if (pickled && access(path, F_OK))
+        FAIL(STATUS_INVALID,
+             "its tensors are in adapter_model.bin, which can run code when it is read; let PEFT load the adapter and "
+             "save_pretrained it, which writes adapter_model.safetensors");
+    return STATUS_OK;
 }
 
 static status_t load_sides(model_t *model, const peft_config_t *config, const char *directory, int *filled) {
     char path[MODEL_PATH_BYTES];
-    if (snprintf(path, sizeof(path), "%s/adapter_model.safetensors", directory) >= (int)sizeof(path))
-        FAIL(STATUS_INVALID, "the path is too long");
     safetensors_t *file;
+    TRY(adapter_file(directory, path, sizeof(path)));
     TRY(safetensors_open(path, &file));
     status_t status = STATUS_OK;
     int found = safetensors_count(file);
@@ -120,12 +218,13 @@ static status_t load_sides(model_t *model, const peft_config_t *config, const ch
     for (int i = 0; i < model->parameter_count && !status; i++)
         if (model->adapter[i] && filled[i] != 3)
             status = STATUS_NEW(STATUS_INVALID, "one of the two adapter tensors of %s is missing", model->spec[i].name);
+    if (!status) tell_missing(model, config, filled);
     return status;
 }
 
 status_t model_load_adapter(model_t *model, const char *directory) {
     json_t *json;
-    peft_config_t config;
+    peft_config_t config = {0};
     int *filled = NULL;
     TRY(config_load(directory, "adapter_config.json", false, &json));
     status_t status = read_peft(json, &config);
@@ -139,6 +238,7 @@ status_t model_load_adapter(model_t *model, const char *directory) {
         status = load_sides(model, &config, directory, filled);
     }
     free(filled);
+    adapter_target_free(&config.target);
     json_decref(json);
     if (status) return status_context(status, "the adapter %s", directory);
     model->vision_version++;
@@ -161,12 +261,6 @@ typedef struct peft_file {
 static status_t download_side(void *context, int index, void *buffer, size_t bytes) {
     const peft_file_t *file = context;
     return model_read_values(file->model, file->entries[index].side, 0, (int64_t)(bytes / sizeof(float)), buffer);
-}
-
-static void module_name(const model_t *model, int index, char *out, size_t bytes) {
-    snprintf(out, bytes, "%s", model->spec[index].name);
-    if (model->family->module_name) model->family->module_name(model->spec[index].name, out, bytes);
-    out[adapter_module_length(out)] = 0;
 }
 
 static status_t save_sides(const model_t *model, const char *directory) {

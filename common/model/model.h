@@ -179,7 +179,19 @@ void model_count(const model_t *model, model_part_t part, int64_t *trainable, in
 // pattern that matches nothing is an error.
 status_t model_add_adapters(model_t *model, const char *const *patterns, int pattern_count, int rank, float alpha,
                             uint64_t seed) STATUS_CHECKED;
-// PEFT folder (adapter_config.json, adapter_model.safetensors) in and out.
+// The same with more to say: patterns whose layers get none, and PEFT's rank-stabilised scale, alpha / sqrt(rank). The
+// pattern "all-linear" stands for every linear layer but the head.
+typedef struct adapter_request {
+    const char *const *patterns, *const *excluded;
+    int pattern_count, excluded_count;
+    int rank;
+    float alpha;
+    bool rank_stabilised;
+    uint64_t seed;
+} adapter_request_t;
+status_t model_request_adapters(model_t *model, const adapter_request_t *request) STATUS_CHECKED;
+// PEFT folder (adapter_config.json, adapter_model.safetensors) in and out. Errors name what is not supported; a tensor
+// of a layer that the configuration does not target is one, too.
 status_t model_load_adapter(model_t *model, const char *directory) STATUS_CHECKED;
 status_t model_save_adapter(const model_t *model, const char *base, const char *directory) STATUS_CHECKED;
 // Adds scale * B A of every adapter to its weight and zeroes B. For export; never while training or sampling.

@@ -36,8 +36,15 @@ static status_t start_adapters(const config_t *config, model_t *model) {
         return STATUS_OK;
     }
     if (config->lora.rank < 1) return STATUS_OK;
-    return model_add_adapters(model, (const char *const *)config->lora.targets.item, config->lora.targets.count,
-                              config->lora.rank, (float)config->lora.alpha, (uint64_t)config->seed);
+    adapter_request_t request = {.patterns = (const char *const *)config->lora.targets.item,
+                                 .pattern_count = config->lora.targets.count,
+                                 .excluded = (const char *const *)config->lora.exclude.item,
+                                 .excluded_count = config->lora.exclude.count,
+                                 .rank = config->lora.rank,
+                                 .alpha = (float)config->lora.alpha,
+                                 .rank_stabilised = config->lora.rank_stabilised,
+                                 .seed = (uint64_t)config->seed};
+    return model_request_adapters(model, &request);
 }
 
 status_t model_start(const config_t *config, device_t *device, model_t **out) {

@@ -230,6 +230,40 @@ static void test_broken_folders(void **state) {
     refuse_load(device, "peft_type");
     write_text("adapter_config.json", "{\"peft_type\":\"LORA\",\"use_dora\":true}");
     refuse_load(device, "use_dora");
+    static const char *const refused[] = {"use_dora\":true",
+                                          "fan_in_fan_out\":true",
+                                          "lora_bias\":true",
+                                          "modules_to_save\":[\"lm_head\"]",
+                                          "trainable_token_indices\":[1]",
+                                          "target_parameters\":[\"x\"]",
+                                          "layer_replication\":[[0,1]]",
+                                          "use_qalora\":true",
+                                          "alora_invocation_tokens\":[3]",
+                                          "use_bdlora\":{\"a\":1}",
+                                          "bias\":\"all\"",
+                                          "init_lora_weights\":\"pissa_niter_4\"",
+                                          "init_lora_weights\":\"olora\"",
+                                          "target_modules\":3",
+                                          "target_modules\":[3]",
+                                          "target_modules\":\"(\"",
+                                          "layers_to_transform\":[1]",
+                                          "rank_pattern\":3"};
+    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++) {
+        char text[256], key[64];
+        snprintf(text, sizeof(text), "{\"peft_type\":\"LORA\",\"%s}", refused[i]);
+        snprintf(key, sizeof(key), "%.*s", (int)strcspn(refused[i], "\""), refused[i]);
+        write_text("adapter_config.json", text);
+        refuse_load(device, strstr(refused[i], "\"(") ? "not a regular expression" : key);
+    }
+    // What PEFT writes where nothing of the kind is used is no reason to refuse.
+    write_text("adapter_model.bin", "x");
+    write_text("adapter_config.json",
+               "{\"peft_type\":\"LORA\",\"modules_to_save\":[],\"use_dora\":false,\"lora_bias\":false,"
+               "\"trainable_token_indices\":null,\"init_lora_weights\":\"gaussian\",\"use_bdlora\":null,"
+               "\"layer_replication\":null,\"exclude_modules\":null,\"loftq_config\":{}}");
+    refuse_load(device, "adapter_model.bin, which can run code");
+    snprintf(path, sizeof(path), "%s/broken/adapter_model.bin", folder);
+    assert_int_equal(unlink(path), 0);
     write_text("adapter_config.json", "{\"peft_type\":\"LORA\",\"r\":0}");
     refuse_load(device, "'r'");
     write_text("adapter_config.json", "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4}");
@@ -243,6 +277,71 @@ static void test_broken_folders(void **state) {
     refuse_load(device, "shape [2, 64]");
     write_tensor(name, 2, 64);
     refuse_load(device, "is missing");
+    // A rank that the tensors do not have is refused before it is paid for.
+    write_text("adapter_config.json", "{\"peft_type\":\"LORA\",\"r\":4096,\"lora_alpha\":4}");
+    refuse_load(device, "shape [4096, 64]");
+    device_close(device);
+}
+
+// Whether the tensor of layer 1's q_proj passes the target rules: it lacks its other side, which is looked for last.
+static void target(device_t *device, const char *rules, bool taken) {
+    char text[512];
+    snprintf(text, sizeof(text), "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,%s}", rules);
+    write_text("adapter_config.json", text);
+    refuse_load(device, taken ? "one of the two" : "does not target");
+}
+
+static void test_targets(void **state) {
+    (void)state;
+    device_t *device;
+    char path[PATH];
+    check(device_open("cpu", 1, &device));
+    snprintf(path, sizeof(path), "mkdir -p '%s/broken'", folder);
+    assert_int_equal(system(path), 0);
+    write_tensor("base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_A.weight", 2, 64);
+    target(device, "\"target_modules\":null", true);
+    target(device, "\"target_modules\":[\"k_proj\",\"q_proj\"]", true);
+    target(device, "\"target_modules\":[\"k_proj\"]", false);
+    target(device, "\"target_modules\":[\"_proj\"]", false);
+    target(device, "\"target_modules\":[\"attn.q_proj\"]", false);
+    target(device, "\"target_modules\":[\"model.language_model.layers.1.self_attn.q_proj\"]", true);
+    target(device, "\"target_modules\":\".*q_proj\"", true);
+    target(device, "\"target_modules\":\"q_proj\"", false);
+    target(device, "\"target_modules\":\"all-linear\"", true);
+    target(device, "\"target_modules\":\"All-Linear\",\"exclude_modules\":[\"q_proj\"]", false);
+    target(device, "\"target_modules\":[\"q_proj\"],\"exclude_modules\":\".*layers\\\\.1\\\\..*\"", false);
+    target(device, "\"target_modules\":[\"q_proj\"],\"exclude_modules\":\"layers\"", true);
+    target(device, "\"target_modules\":[\"q_proj\"],\"layers_to_transform\":1", true);
+    target(device, "\"target_modules\":[\"q_proj\"],\"layers_to_transform\":[0,2]", false);
+    target(device, "\"target_modules\":[\"q_proj\"],\"layers_to_transform\":[0,1],\"layers_pattern\":\"layers\"", true);
+    target(device, "\"target_modules\":[\"q_proj\"],\"layers_to_transform\":[1],\"layers_pattern\":[\"h\",\"blocks\"]",
+           false);
+    device_close(device);
+}
+
+static void test_requests(void **state) {
+    (void)state;
+    device_t *device;
+    check(device_open("cpu", 1, &device));
+    const char *const all[] = {"all-linear"}, *const excluded[] = {"visual\\..*", "layers.0.*"};
+    model_t *model = tiny_model(device);
+    adapter_request_t request = {.patterns = all,
+                                 .pattern_count = 1,
+                                 .excluded = excluded,
+                                 .excluded_count = 2,
+                                 .rank = 4,
+                                 .alpha = 6,
+                                 .rank_stabilised = true};
+    check(model_request_adapters(model, &request));
+    assert_int_equal(adapted(model, NULL), 7);
+    assert_int_equal(adapted(model, "model.layers.1."), 7);
+    assert_true(model->adapter[model_find(model, "model.layers.1.mlp.up_proj.weight")]->scale == 3.0F);
+    model_close(model);
+    model = tiny_model(device);
+    request.excluded = all;
+    request.excluded_count = 1;
+    refuse(model_request_adapters(model, &request), "is excluded");
+    model_close(model);
     device_close(device);
 }
 
@@ -250,7 +349,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_patterns),       cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_trained_tensors),
-        cmocka_unit_test(test_broken_folders),
+        cmocka_unit_test(test_broken_folders), cmocka_unit_test(test_targets),
+        cmocka_unit_test(test_requests),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
