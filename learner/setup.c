@@ -100,7 +100,9 @@ status_t learner_sample_images(learner_t *learner, const packed_sample_t *sample
         status_t status = patch_cache_get(learner->patches, learner->packed, sample->images[i], &out[i]);
         if (status) return status_context(status, "image %d of sample \"%s\"", i, sample->id);
     }
-    return STATUS_OK;
+    status_t status =
+        batch_check_images(&learner->model->config, sample->tokens, sample->length, out, sample->image_count);
+    return status ? status_context(status, "sample \"%s\"", sample->id) : STATUS_OK;
 }
 
 static void print_line(FILE *stream, const char *what, double bytes) {

@@ -248,23 +248,21 @@ static status_t place_images(const engine_t *engine, group_t *group) {
     const model_config_t *config = &engine->model->config;
     place_groups(engine, group);
     image_shape_t *shapes;
-    int rows = 0, placeholders = 0;
+    int placeholders = 0;
     for (int i = 0; i < group->prompt_length; i++) {
         bool is_image = config->has_vision && group->tokens[i] == config->image.image_token;
         group->image_row[i] = is_image ? placeholders++ : -1;
     }
+    status_t checked =
+        batch_check_images(config, group->tokens, group->prompt_length, group->images, group->image_count);
+    if (checked) return status_context(checked, "the prompt");
+    if (group->forced)
+        checked = batch_check_images(config, group->sequence[0].tokens, group->sequence[0].length, NULL, 0);
+    if (checked) return status_context(checked, "the completion");
     TRY(ALLOCATE(&shapes, group->image_count));
-    for (int i = 0; i < group->image_count; i++) {
-        shapes[i] = group->images[i]->shape;
-        rows += group->images[i]->shape.feature_rows;
-    }
-    status_t status = STATUS_OK;
-    if (rows != placeholders)
-        status = STATUS_NEW(STATUS_INVALID, "the prompt has %d image placeholders, its %d images need %d", placeholders,
-                            group->image_count, rows);
-    if (!status)
-        status = engine->model->family->rope_positions(config, group->tokens, group->prompt_length, shapes,
-                                                       group->image_count, group->rope, &group->rope_next);
+    for (int i = 0; i < group->image_count; i++) shapes[i] = group->images[i]->shape;
+    status_t status = engine->model->family->rope_positions(config, group->tokens, group->prompt_length, shapes,
+                                                            group->image_count, group->rope, &group->rope_next);
     free(shapes);
     return status ? status_trace(status, __FILE__, __LINE__, __func__) : STATUS_OK;
 }

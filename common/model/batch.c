@@ -113,6 +113,17 @@ static status_t check_sequence(const builder_t *builder, int number) {
 
 // ---- sizes and places ----
 
+status_t batch_check_images(const model_config_t *config, const int32_t *tokens, int length,
+                            const image_patches_t *const *images, int image_count) {
+    int64_t found = 0, needed = 0;
+    for (int i = 0; i < length && config->has_vision; i++) found += tokens[i] == config->image.image_token;
+    for (int i = 0; i < image_count; i++) needed += images[i]->shape.feature_rows;
+    if (found != needed)
+        FAIL(STATUS_INVALID, "it has %lld image placeholders, and its images (%d) need %lld", (long long)found,
+             image_count, (long long)needed);
+    return STATUS_OK;
+}
+
 // Images that begin in the first `length` tokens: an image has all its placeholders before the next one's first, in one
 // run or several.
 static int images_within(const builder_t *builder, int number, int length) {
@@ -205,6 +216,8 @@ static status_t fill_rows(builder_t *builder, int number) {
     text_input_t *text = &builder->batch->text;
     int shared = sequence->shared_length, own = own_rows(sequence);
     for (int i = 0; i < place->image_count; i++) builder->shape[i] = place->image[i]->shape;
+    TRY(batch_check_images(&builder->model->config, sequence->tokens, sequence->length, place->image,
+                           place->image_count));
     int32_t next;
     TRY(builder->model->family->rope_positions(&builder->model->config, sequence->tokens, sequence->length,
                                                builder->shape, place->image_count, builder->position, &next));
@@ -239,7 +252,7 @@ static void fill_images(builder_t *builder, int number, int *feature) {
         batch->images[place->first_image + i] = (vision_image_t){
             .shape = patches->shape, .patches = patches->patches, .patch_rows = patches->rows, .leaf = sequence->leaf};
     }
-    // Placeholders were counted with the rope positions: image after image, in order.
+    // fill_rows counted the placeholders: image after image, in order.
     for (int i = 0; sequence->image_count && i < sequence->length; i++)
         if (sequence->tokens[i] == builder->model->config.image.image_token)
             writable(batch->text.feature_index)[(*feature)++] = place->first_row + i;

@@ -38,6 +38,10 @@ typedef struct batch {
     void *owned;               // the arrays' memory
 } batch_t;
 
+// A sequence must have as many image placeholders as its images become features: the error says both numbers, the caller
+// which sample it is.
+status_t batch_check_images(const model_config_t *config, const int32_t *tokens, int length,
+                            const image_patches_t *const *images, int image_count) STATUS_CHECKED;
 // Builds the rows. Errors name the sequence: placeholders and images disagree, a shared prefix differs or ends within
 // an image group, empty sequences.
 status_t batch_build(const model_t *model, const batch_sequence_t *sequences, int count, batch_t *out) STATUS_CHECKED;
