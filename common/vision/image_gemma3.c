@@ -4,7 +4,7 @@
 #include <math.h>
 
 // How many crops lie side by side along the longer side, and how long each is; 0 crops when the picture stays whole.
-static void crops_of(const image_rules_t *rules, int longer, int shorter, int *crops, int *length) {
+void image_plan_gemma3(const image_rules_t *rules, int longer, int shorter, int *crops, int *length) {
     double ratio = (double)longer / shorter;
     *crops = *length = 0;
     if (!rules->pan_and_scan.on || ratio < rules->pan_and_scan.min_ratio) return;
@@ -31,7 +31,7 @@ status_t image_prepare_gemma3(const image_rules_t *rules, const image_t *image, 
     bool wide = image->width >= image->height;
     int longer = wide ? image->width : image->height, shorter = wide ? image->height : image->width;
     int crops, length;
-    crops_of(rules, longer, shorter, &crops, &length);
+    image_plan_gemma3(rules, longer, shorter, &crops, &length);
     // Rounding the length up can leave nothing for the last crops.
     if (crops && (int64_t)(crops - 1) * length >= longer)
         FAIL(STATUS_INVALID, "the picture of %d x %d pixels is too small for %d crops of %d (pan and scan)",

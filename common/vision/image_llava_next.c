@@ -7,9 +7,9 @@
 
 // The resolution in which most of the picture's pixels survive; among equals the one that wastes least, the first one
 // of those. -1 when none is listed.
-static int best_resolution(const image_rules_t *rules, const image_t *image) {
-    double height = image->height, width = image->width;
-    int64_t most = 0, least_waste = INT64_MAX, own = (int64_t)image->height * image->width;
+static int best_resolution(const image_rules_t *rules, int own_height, int own_width) {
+    double height = own_height, width = own_width;
+    int64_t most = 0, least_waste = INT64_MAX, own = (int64_t)own_height * own_width;
     int best = -1;
     for (int i = 0; i < rules->pinpoints; i++) {
         int to_height = rules->pinpoint[i][0], to_width = rules->pinpoint[i][1];
@@ -23,6 +23,27 @@ static int best_resolution(const image_rules_t *rules, const image_t *image) {
         best = i;
     }
     return best;
+}
+
+status_t image_plan_llava_next(const image_rules_t *rules, int height, int width, image_shape_t *out) {
+    int best = best_resolution(rules, height, width), side_height = rules->side_height, side_width = rules->side_width;
+    if (best < 0) FAIL(STATUS_INVALID, "the image processor's 'image_grid_pinpoints' lists no resolution");
+    int to_height = rules->pinpoint[best][0], to_width = rules->pinpoint[best][1];
+    if (to_height % side_height || to_width % side_width)
+        FAIL(STATUS_INVALID, "the resolution [%d, %d] of 'image_grid_pinpoints' cannot be cut into tiles of %d x %d",
+             to_height, to_width, side_height, side_width);
+    int64_t tiles = 1 + (int64_t)(to_height / side_height) * (to_width / side_width);
+    if (tiles * side_height * side_width > IMAGE_MAX_PIXELS ||
+        tiles * rules->resize_height * rules->resize_width > IMAGE_MAX_PIXELS)
+        FAIL(STATUS_INVALID, "the picture would become %lld tiles of %d x %d pixels, which is too much",
+             (long long)tiles, side_height > rules->resize_height ? side_height : rules->resize_height,
+             side_width > rules->resize_width ? side_width : rules->resize_width);
+    *out = (image_shape_t){.grid = {(int)tiles, side_height / rules->patch, side_width / rules->patch},
+                           .tiles = {to_height / side_height, to_width / side_width},
+                           .size = {height, width},
+                           .runs = 1};
+    out->feature_rows = image_feature_rows(rules, out);
+    return STATUS_OK;
 }
 
 // Resized into height x width with its aspect kept, in the middle of black.
@@ -74,27 +95,16 @@ static status_t put_tiles(const image_rules_t *rules, const image_t *sheet, imag
 }
 
 status_t image_prepare_llava_next(const image_rules_t *rules, const image_t *image, image_patches_t **out) {
-    int best = best_resolution(rules, image), side_height = rules->side_height, side_width = rules->side_width;
-    if (best < 0) FAIL(STATUS_INVALID, "the image processor's 'image_grid_pinpoints' lists no resolution");
-    int height = rules->pinpoint[best][0], width = rules->pinpoint[best][1];
-    if (height % side_height || width % side_width)
-        FAIL(STATUS_INVALID, "the resolution [%d, %d] of 'image_grid_pinpoints' cannot be cut into tiles of %d x %d",
-             height, width, side_height, side_width);
-    int64_t tiles = 1 + (int64_t)(height / side_height) * (width / side_width);
-    if (tiles * side_height * side_width > IMAGE_MAX_PIXELS ||
-        tiles * rules->resize_height * rules->resize_width > IMAGE_MAX_PIXELS)
-        FAIL(STATUS_INVALID, "the picture would become %lld tiles of %d x %d pixels, which is too much",
-             (long long)tiles, side_height > rules->resize_height ? side_height : rules->resize_height,
-             side_width > rules->resize_width ? side_width : rules->resize_width);
-    TRY(image_patches_new(rules, image, (int)tiles, side_height, side_width, out));
-    (*out)->shape.tiles[0] = height / side_height;
-    (*out)->shape.tiles[1] = width / side_width;
+    image_shape_t shape;
     image_t whole, sheet;
+    TRY(image_plan_llava_next(rules, image->height, image->width, &shape));
+    TRY(image_patches_new(rules, image, shape.grid[0], rules->side_height, rules->side_width, out));
+    (*out)->shape = shape;
     TRY(image_resize(image, rules->resize_width, rules->resize_height, rules->filter, &whole));
     status_t status = put_tile(rules, &whole, 0, *out);
     image_free(&whole);
     if (status) return status;
-    TRY(fit(image, rules->filter, height, width, &sheet));
+    TRY(fit(image, rules->filter, shape.tiles[0] * rules->side_height, shape.tiles[1] * rules->side_width, &sheet));
     status = put_tiles(rules, &sheet, *out);
     image_free(&sheet);
     return status;

@@ -25,6 +25,10 @@ status_t image_prepare_qwen2_vl(const image_rules_t *rules, const image_t *image
 status_t image_prepare_llava_next(const image_rules_t *rules, const image_t *image,
                                   image_patches_t **out) STATUS_CHECKED;
 status_t image_prepare_gemma3(const image_rules_t *rules, const image_t *image, image_patches_t **out) STATUS_CHECKED;
+// The shape of a picture of height x width pixels, and how many crops of which length lie along its longer side (0: it
+// stays whole).
+status_t image_plan_llava_next(const image_rules_t *rules, int height, int width, image_shape_t *out) STATUS_CHECKED;
+void image_plan_gemma3(const image_rules_t *rules, int longer, int shorter, int *crops, int *length);
 // Room for `tiles` tiles of height x width of a picture, with its shape set but for tiles and feature_rows (1 run). A
 // rest that makes no whole patch is left out. Errors: more pixels than the picture can justify.
 status_t image_patches_new(const image_rules_t *rules, const image_t *picture, int tiles, int height, int width,

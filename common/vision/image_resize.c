@@ -41,12 +41,13 @@ static double filter_box(double x) {
     return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
 }
 
+// Pillow writes the two factors as floats.
 static double filter_hamming(double x) {
     x = fabs(x);
     if (x == 0.0) return 1.0;
     if (x >= 1.0) return 0.0;
     x *= M_PI;
-    return sin(x) / x * (0.54 + 0.46 * cos(x));
+    return sin(x) / x * ((double)0.54F + (double)0.46F * cos(x));
 }
 
 static void weights_free(weights_t *weights) {

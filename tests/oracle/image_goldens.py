@@ -5,12 +5,18 @@ import io
 import struct
 import zlib
 
+from compare_images import patch_rows
 from oracle_common import GOLDENS, random, versions, write_json
+from picture_files import picture_file
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, features
 from safetensors.torch import save_file
+from transformers.image_utils import load_image
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -121,17 +127,29 @@ def digest(image):
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
+def decoded(name, data):
+    image = Image.open(io.BytesIO(data))
+    mode, plain = image.mode, image.convert("RGB")
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    return {"file": name, "mode": mode, "width": turned.width, "height": turned.height, "sha256": digest(turned),
+            "first_pixels": list(turned.tobytes()[:12]), "sha256_not_turned": digest(plain)}
+
+
 def decoding():
     folder, cases = FOLDER / "files", []
     folder.mkdir(parents=True, exist_ok=True)
     for name, made in files().items():
         data = data_of(made, name)
         (folder / name).write_bytes(data)
-        image = Image.open(io.BytesIO(data))
-        plain = image.convert("RGB")
-        turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-        cases.append({"file": name, "mode": image.mode, "width": turned.width, "height": turned.height, "sha256": digest(turned),
-                      "first_pixels": list(turned.tobytes()[:12]), "sha256_not_turned": digest(plain)})
+        cases.append(decoded(name, data))
+    # Kinds that Pillow does not write: tool_image of tests/tools made them.
+    for path in sorted(folder.glob("sampling_*x*.jpg")):
+        cases.append(decoded(path.name, path.read_bytes()))
+    for number in range(48):
+        name = f"random_{number:02}"
+        data = picture_file(random("random file", number), *random("random size", number).integers(1, 29, 2).tolist())
+        (folder / name).write_bytes(data)
+        cases.append(decoded(name, data))
     good = data_of(files()["quality75.jpg"], "a.jpg")
     broken = {"empty.png": b"", "not_an_image.jpg": b"this is text, not a picture\n", "header_only.png": data_of(
         files()["rgb.png"], "a.png")[:33], "header_only.jpg": good[:200], "bad_signature.webp": b"RIFF\x10\0\0\0WEBPVP8 "}
@@ -202,11 +220,91 @@ def pixel_values():
                      "qwen_pixels.safetensors, N the case's number", "cases": cases}
 
 
+LLAVA = [
+    {"crop_size": 28, "size": {"shortest_edge": 28}, "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]},
+    {"crop_size": {"height": 28, "width": 28}, "size": 33, "resample": 2, "image_grid_pinpoints": [[56, 84], [84, 84], [28, 28]]},
+    {"crop_size": 28, "size": {"height": 28, "width": 28}, "do_center_crop": False, "image_std": 0.5, "image_grid_pinpoints": [[112, 28]]},
+]
+GEMMA = [
+    {"size": {"height": 56, "width": 56}, "do_pan_and_scan": None},
+    {"size": 56, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 9, "pan_and_scan_max_num_crops": 4,
+     "pan_and_scan_min_ratio_to_activate": 1.2},
+    {"size": [57, 57], "resample": 1, "do_rescale": False, "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 4,
+     "pan_and_scan_max_num_crops": 9, "pan_and_scan_min_ratio_to_activate": 1.5},
+]
+QWEN = [{"size": {"shortest_edge": 784, "longest_edge": 12544}, "resample": 1}, {"min_pixels": 3136, "max_pixels": 50176, "do_normalize": False}]
+MAKERS = {"qwen2_vl": (Qwen2VLImageProcessorPil, QWEN), "llava_next": (LlavaNextImageProcessorPil, LLAVA),
+          "gemma3": (Gemma3ImageProcessorPil, GEMMA)}
+
+
+def llava_count(processor, side, size):
+    counter = object.__new__(LlavaNextProcessor)
+    counter.image_processor, counter.patch_size, counter.num_additional_image_tokens = processor, 14, 1
+    return counter._get_number_of_features(*size, side, side) - 1
+
+
+def processed(kind, settings, name):
+    """What a processor with a patch of 14 makes of a file: shape, hash and first values of its patch rows."""
+    image = load_image(str(FOLDER / "files" / name))
+    processor = MAKERS[kind][0](**settings)
+    made = processor(image, **({"do_convert_rgb": True} if kind == "gemma3" else {}))
+    case = {"processor": kind, "settings": settings, "file": name, "size": [image.height, image.width], "runs": 1}
+    if kind == "qwen2_vl":
+        rows, case["grid"] = np.asarray(made["pixel_values"], np.float32), np.asarray(made["image_grid_thw"])[0].tolist()
+        case["feature_rows"] = len(rows) // 4
+    else:
+        values = np.asarray(made["pixel_values"][0] if kind == "llava_next" else np.stack(made["pixel_values"]), np.float32)
+        rows, case["grid"] = patch_rows(values, 14)
+    if kind == "llava_next":
+        case["feature_rows"] = llava_count(processor, 28, case["size"])
+    if kind == "gemma3":
+        case["runs"] = 1 + int(made["num_crops"][0])
+        case["feature_rows"] = 4 * case["runs"]
+    rows = np.ascontiguousarray(rows)
+    return case | {"sha256": hashlib.sha256(rows.tobytes()).hexdigest(), "first": rows.reshape(-1)[:6].tolist()}
+
+
+def processors():
+    names = ["rgb_60x44.png", "rgb_9x31.png", "noise_37x29.png", "rotated_6.jpg", "rgb_transparent.png", "grey_alpha.png", "cmyk.jpg",
+             "sampling_422.jpg", "lossy.webp", "one_pixel.png"]
+    cases = [processed(kind, settings, name) for kind, (_, list_of) in MAKERS.items() for settings in list_of for name in names
+             if kind != "gemma3" or name != "one_pixel.png"]
+    return {"versions": versions("transformers", "pillow", "numpy"), "cases": cases,
+            "about": "file -> load_image -> the Pillow processor with these settings; patch 14, merge and frames 2 for Qwen2-VL and else 1, "
+                     "tiles of 28 (LLaVA-NeXT) or pictures of the size (Gemma-3, 4 tokens each). sha256 of the f32 patch rows."}
+
+
+def token_counts():
+    """LLaVA-NeXT: [height, width, tokens] for a list of resolutions; Gemma-3: [height, width, crops]."""
+    rng = random("token counts")
+    sizes = [(336, 336), (480, 640), (640, 480), (899, 1024), (1024, 899), (1080, 1920), (300, 1000), (2000, 500), (1, 1), (1, 3000),
+             (3000, 1), (672, 672), (337, 673), (10, 1990)]
+    sizes += [tuple(int(v) for v in np.exp(rng.uniform(np.log(2), np.log(5000), 2))) for _ in range(250)]
+    pins = [[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+            [[336 * i, 336 * j] for i in range(1, 7) for j in range(1, 7)], [[672, 672], [1344, 336]]]
+    llava = []
+    for pinpoints in pins:
+        processor = LlavaNextImageProcessorPil(image_grid_pinpoints=pinpoints, size=336, crop_size=336)
+        llava.append({"pinpoints": pinpoints, "counts": [[*size, llava_count(processor, 336, size)] for size in sizes]})
+    gemma = []
+    for crop, most, ratio in ((256, 4, 1.2), (100, 9, 1.0), (1, 3, 2.0)):
+        processor, counts = Gemma3ImageProcessorPil(), []
+        for height, width in sizes:
+            made = processor.pan_and_scan(np.broadcast_to(np.uint8(0), (3, height, width)), crop, most, ratio)
+            counts.append([height, width, len(made)])
+        gemma.append({"min_crop": crop, "max_crops": most, "min_ratio": ratio, "counts": counts})
+    return {"versions": versions("transformers"), "llava_next": llava, "gemma3": gemma,
+            "about": "LLaVA-NeXT with tiles of 336 and patches of 14: [height, width, tokens]; Gemma-3 with pan and scan: [height, width, "
+                     "crops]"}
+
+
 def main():
     write_json(FOLDER / "decode.json", decoding())
     write_json(FOLDER / "resize.json", resizing(), None)
     write_json(FOLDER / "smart_resize.json", smart_resizes(), None)
     write_json(FOLDER / "qwen_pixels.json", pixel_values())
+    write_json(FOLDER / "processors.json", processors(), None)
+    write_json(FOLDER / "token_counts.json", token_counts(), None)
     print("image")
 
 

@@ -3,7 +3,7 @@
 
 #include "common/model/model.h"
 #include "common/store/store.h"
-#include "common/vision/image.h"
+#include "common/vision/image_parts.h"
 #include <jansson.h>
 #include <sodium.h>
 
@@ -70,7 +70,7 @@ static void test_decode(void **state) {
         check_pixels(item, &image);
         image_free(&image);
     }
-    assert_true(i > 30 && refused >= 5);
+    assert_true(i > 90 && refused >= 5);
     json_decref(root);
 }
 
@@ -163,12 +163,130 @@ static void test_patches(void **state) {
     free(tensors);
 }
 
+static void write_settings(const char *folder, const json_t *settings) {
+    char path[512];
+    snprintf(path, sizeof(path), "%s/preprocessor_config.json", folder);
+    assert_int_equal(json_dump_file(settings, path, 0), 0);
+}
+
+static void check_list(const json_t *expected, const int *values, const char *what) {
+    for (size_t i = 0; i < json_array_size(expected); i++)
+        if (values[i] != json_integer_value(json_array_get(expected, i))) fail_msg("%s[%zu] is %d", what, i, values[i]);
+}
+
+static void check_patches(const json_t *item, const image_patches_t *patches) {
+    unsigned char hash[crypto_hash_sha256_BYTES];
+    char hex[2 * crypto_hash_sha256_BYTES + 1];
+    const json_t *value;
+    size_t i;
+    check_list(json_object_get(item, "grid"), patches->shape.grid, "grid");
+    check_list(json_object_get(item, "size"), patches->shape.size, "size");
+    assert_int_equal(patches->shape.runs, number(item, "runs"));
+    assert_int_equal(patches->shape.feature_rows, number(item, "feature_rows"));
+    json_array_foreach(json_object_get(item, "first"), i, value)
+        assert_true(patches->patches[i] == (float)json_real_value(value));
+    crypto_hash_sha256(hash, (const unsigned char *)patches->patches,
+                       sizeof(float) * (size_t)patches->rows * (size_t)patches->columns);
+    sodium_bin2hex(hex, sizeof(hex), hash, sizeof(hash));
+    if (strcmp(hex, json_string_value(json_object_get(item, "sha256"))) != 0) fail_msg("other patches");
+}
+
+static void test_processors(void **state) {
+    (void)state;
+    static const char *const names[] = {"qwen2_vl", "llava_next", "gemma3"};
+    char folder[256];
+    json_t *root = read_json("processors.json"), *item;
+    size_t i;
+    int seen[3] = {0};
+    check_make_folder(folder, sizeof(folder));
+    json_array_foreach(json_object_get(root, "cases"), i, item) {
+        const char *name = json_string_value(json_object_get(item, "processor"));
+        int kind = 0;
+        while (strcmp(name, names[kind]) != 0) kind++;
+        image_rules_t rules = {
+            .processor = (image_processor_t)kind, .patch = 14, .merge = 1, .temporal = 1, .tokens = 4};
+        if (kind == PROCESSOR_QWEN2_VL) rules.merge = rules.temporal = 2;
+        rules.side_height = rules.side_width = kind == PROCESSOR_LLAVA_NEXT ? 28 : 56;
+        const json_t *settings = json_object_get(item, "settings");
+        if (json_is_array(json_object_get(settings, "size"))) rules.side_height = rules.side_width = 57;
+        write_settings(folder, settings);
+        size_t size;
+        char *bytes = read_bytes(GOLDENS "files/", json_string_value(json_object_get(item, "file")), &size);
+        image_patches_t *patches;
+        CHECK_OK(image_rules_read(folder, &rules));
+        CHECK_OK(image_patches_make(&rules, bytes, size, &patches));
+        check_patches(item, patches);
+        image_patches_free(patches);
+        free(bytes);
+        seen[kind]++;
+    }
+    assert_true(seen[0] >= 10 && seen[1] >= 20 && seen[2] >= 20);
+    check_remove_folder(folder);
+    json_decref(root);
+}
+
+static void check_llava_counts(const json_t *item) {
+    image_rules_t rules = {.processor = PROCESSOR_LLAVA_NEXT,
+                           .patch = 14,
+                           .merge = 1,
+                           .temporal = 1,
+                           .side_height = 336,
+                           .side_width = 336,
+                           .resize_height = 336,
+                           .resize_width = 336};
+    const json_t *value;
+    size_t i;
+    json_array_foreach(json_object_get(item, "pinpoints"), i, value) {
+        for (size_t j = 0; j < 2; j++) rules.pinpoint[i][j] = (int)json_integer_value(json_array_get(value, j));
+        rules.pinpoints++;
+    }
+    json_array_foreach(json_object_get(item, "counts"), i, value) {
+        int height = (int)json_integer_value(json_array_get(value, 0)),
+            width = (int)json_integer_value(json_array_get(value, 1));
+        image_shape_t shape;
+        CHECK_OK(image_plan_llava_next(&rules, height, width, &shape));
+        if (shape.feature_rows != json_integer_value(json_array_get(value, 2)))
+            fail_msg("a picture of %d x %d becomes %d tokens", height, width, shape.feature_rows);
+    }
+    assert_true(i > 250);
+}
+
+static void check_gemma_crops(const json_t *item) {
+    image_rules_t rules = {.processor = PROCESSOR_GEMMA3};
+    rules.pan_and_scan.on = true;
+    rules.pan_and_scan.min_crop = number(item, "min_crop");
+    rules.pan_and_scan.max_crops = number(item, "max_crops");
+    rules.pan_and_scan.min_ratio = json_number_value(json_object_get(item, "min_ratio"));
+    const json_t *value;
+    size_t i;
+    int64_t all = 0;
+    json_array_foreach(json_object_get(item, "counts"), i, value) {
+        int height = (int)json_integer_value(json_array_get(value, 0)),
+            width = (int)json_integer_value(json_array_get(value, 1));
+        int crops, length;
+        image_plan_gemma3(&rules, height > width ? height : width, height > width ? width : height, &crops, &length);
+        if (crops != json_integer_value(json_array_get(value, 2)))
+            fail_msg("a picture of %d x %d is cropped %d times", height, width, crops);
+        all += crops;
+    }
+    assert_true(i > 250 && all > 50);
+}
+
+static void test_token_counts(void **state) {
+    (void)state;
+    json_t *root = read_json("token_counts.json"), *item;
+    size_t i;
+    json_array_foreach(json_object_get(root, "llava_next"), i, item) check_llava_counts(item);
+    assert_int_equal(i, 3);
+    json_array_foreach(json_object_get(root, "gemma3"), i, item) check_gemma_crops(item);
+    assert_int_equal(i, 3);
+    json_decref(root);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_decode),
-        cmocka_unit_test(test_resize),
-        cmocka_unit_test(test_smart_resize),
-        cmocka_unit_test(test_patches),
+        cmocka_unit_test(test_decode),  cmocka_unit_test(test_resize),     cmocka_unit_test(test_smart_resize),
+        cmocka_unit_test(test_patches), cmocka_unit_test(test_processors), cmocka_unit_test(test_token_counts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
