@@ -256,9 +256,6 @@ static status_t place_images(const engine_t *engine, group_t *group) {
     status_t checked =
         batch_check_images(config, group->tokens, group->prompt_length, group->images, group->image_count);
     if (checked) return status_context(checked, "the prompt");
-    if (group->forced)
-        checked = batch_check_images(config, group->sequence[0].tokens, group->sequence[0].length, NULL, 0);
-    if (checked) return status_context(checked, "the completion");
     TRY(ALLOCATE(&shapes, group->image_count));
     for (int i = 0; i < group->image_count; i++) shapes[i] = group->images[i]->shape;
     status_t status = engine->model->family->rope_positions(config, group->tokens, group->prompt_length, shapes,

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MOST_TILES = 1 << 16 };
+
 // The resolution in which most of the picture's pixels survive; among equals the one that wastes least, the first one
 // of those. -1 when none is listed.
 static int best_resolution(const image_rules_t *rules, int own_height, int own_width) {
@@ -33,8 +35,9 @@ status_t image_plan_llava_next(const image_rules_t *rules, int height, int width
         FAIL(STATUS_INVALID, "the resolution [%d, %d] of 'image_grid_pinpoints' cannot be cut into tiles of %d x %d",
              to_height, to_width, side_height, side_width);
     int64_t tiles = 1 + (int64_t)(to_height / side_height) * (to_width / side_width);
-    if (tiles * side_height * side_width > IMAGE_MAX_PIXELS ||
-        tiles * rules->resize_height * rules->resize_width > IMAGE_MAX_PIXELS)
+    int64_t area = (int64_t)rules->resize_height * rules->resize_width;
+    if (tiles > MOST_TILES || area > IMAGE_MAX_ENLARGED || tiles * area > IMAGE_MAX_PIXELS ||
+        tiles * side_height * side_width > IMAGE_MAX_PIXELS)
         FAIL(STATUS_INVALID, "the picture would become %lld tiles of %d x %d pixels, which is too much",
              (long long)tiles, side_height > rules->resize_height ? side_height : rules->resize_height,
              side_width > rules->resize_width ? side_width : rules->resize_width);

@@ -32,7 +32,7 @@ status_t image_patches_new(const image_rules_t *rules, const image_t *picture, i
     int64_t most = 2 * own > IMAGE_MAX_ENLARGED ? 2 * own : IMAGE_MAX_ENLARGED;
     image_patches_t *patches;
     *out = NULL;
-    if (pixels > most || pixels > IMAGE_MAX_PIXELS)
+    if (pixels * (rules->temporal > 2 ? rules->temporal : 2) > 2 * most || pixels > IMAGE_MAX_PIXELS)
         FAIL(
             STATUS_INVALID,
             "the picture of %d x %d would become %lld pixels, %d of %d x %d, which is too much; check the sizes in the "

@@ -218,6 +218,50 @@ static void test_bad_rules(void **state) {
     check_remove_folder(folder);
 }
 
+// Settings that ask for absurd amounts are refused before anything is allocated for them.
+static void test_absurd_rules(void **state) {
+    (void)state;
+    static const struct {
+        image_rules_t (*base)(void);
+        int height, width, side; // side 0: as base has it
+        const char *text, *message;
+    } cases[] = {
+        {qwen, 3, 4, 0, "{\"min_pixels\": 100000000, \"max_pixels\": 200000000}", "too much"},
+        {qwen, 3, 4, 0, "{\"min_pixels\": 100000000000, \"max_pixels\": 200000000000}", "resized to more than"},
+        {llava, 3, 4, 0, "{\"crop_size\": 28, \"image_grid_pinpoints\": [[32760, 32760]]}", "too much"},
+        {llava, 3, 4, 0, "{\"crop_size\": 28, \"size\": 30000, \"image_grid_pinpoints\": [[28, 28]]}", "too much"},
+        {llava, 3, 4, 1, "{\"crop_size\": 1, \"size\": 1, \"image_grid_pinpoints\": [[4000, 4000]]}", "too much"},
+        {llava, 3, 4, 30000, "{\"crop_size\": 30000, \"image_grid_pinpoints\": [[30000, 30000]]}", "too much"},
+        {llava, 3, 4, 0, "{\"crop_size\": 28, \"image_grid_pinpoints\": [[28, 29]]}", "cannot be cut"},
+        {gemma, 3, 4, 30000, "{\"size\": 30000}", "too much"},
+        {gemma, 1, 9000, 0,
+         "{\"size\": 56, \"do_pan_and_scan\": true, \"pan_and_scan_min_crop_size\": 1, "
+         "\"pan_and_scan_max_num_crops\": 1000000000}",
+         "too much"},
+        {gemma, 1, 5, 0, "{\"size\": 56, \"do_pan_and_scan\": true, \"pan_and_scan_min_crop_size\": 1}",
+         "too small for 4 crops"},
+    };
+    char folder[256];
+    check_make_folder(folder, sizeof(folder));
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        image_rules_t rules = cases[i].base();
+        if (cases[i].side) rules.side_height = rules.side_width = cases[i].side;
+        if (cases[i].side == 1) rules.patch = 1;
+        image_t picture = sample(cases[i].width, cases[i].height);
+        uint8_t *bytes;
+        size_t size;
+        image_patches_t *patches;
+        write_rules(folder, "preprocessor_config.json", cases[i].text);
+        CHECK_OK(image_encode_png(&picture, &bytes, &size));
+        CHECK_OK(image_rules_read(folder, &rules));
+        CHECK_FAILS(image_patches_make(&rules, bytes, size, &patches), cases[i].message);
+        assert_null(patches);
+        free(bytes);
+        image_free(&picture);
+    }
+    check_remove_folder(folder);
+}
+
 static void test_rules(void **state) {
     (void)state;
     char folder[256];
@@ -266,6 +310,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_png_round_trip), cmocka_unit_test(test_damaged), cmocka_unit_test(test_hostile),
         cmocka_unit_test(test_patch_order),    cmocka_unit_test(test_rules),   cmocka_unit_test(test_bad_rules),
+        cmocka_unit_test(test_absurd_rules),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

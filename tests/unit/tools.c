@@ -236,6 +236,7 @@ static void test_refusals(void **state) {
         {"{\"id\":0,\"prompt_ids\":[-1],\"completion_ids\":[2]}", "token id"},
         {"{\"id\":0,\"prompt_ids\":[1],\"completion_ids\":[99999]}", "vocabulary"},
         {"{\"id\":0,\"prompt_ids\":[1286],\"completion_ids\":[2]}", "placeholder"},
+        {"{\"id\":0,\"prompt_ids\":[1],\"completion_ids\":[2,1286]}", "is an image placeholder"},
         {"{\"id\":0,\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image\",\"image\":\"none.png\"}]}],"
          "\"completion\":\"a\"}",
          "none.png"},
