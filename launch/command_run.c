@@ -272,6 +272,17 @@ static void result_note(status_t status) {
     if (extra && !result_is_there()) status_free(result_write(&nowhere, false, status));
 }
 
+enum { RANK_0_SPEAKS_S = 10 };
+
+void result_before_world(status_t status) {
+    // launch/run lets a rank's end be: without this all of them would say what rank 0 has said.
+    if (status_exit_code(status) == 2 && comm_launcher_rank() > 0 && getenv("POISE_RESULT")) {
+        for (int tenths = 0; tenths < 10 * RANK_0_SPEAKS_S && !result_is_there(); tenths++) usleep(100000);
+        if (result_is_there()) _exit(2);
+    }
+    result_note(status);
+}
+
 status_t world_end(comm_t *world, watch_t *watch, status_t status) {
     int rank = comm_size(world) > 1 ? comm_world_rank(world) : -1;
     if (!status || status_kind(status) == STATUS_CANCELLED) {
@@ -324,7 +335,7 @@ static status_t run_ranks(int argc, char **argv, bool grpo, body_t body) {
 
 static status_t run_job(int argc, char **argv, bool grpo, body_t body) {
     status_t status = run_ranks(argc, argv, grpo, body);
-    if (status) result_note(status);
+    if (status) result_before_world(status);
     return status;
 }
 

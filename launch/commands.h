@@ -50,6 +50,9 @@ status_t world_end(comm_t *world, watch_t *watch, status_t status) STATUS_CHECKE
 // Writes how a run ended (NULL: well) to the file that POISE_RESULT names, for launch/run, which does not go by what
 // mpirun returns. Nothing where there is none. `run` stays the caller's.
 status_t result_for_launcher(status_t run) STATUS_CHECKED;
+// The same for a command that ends without a world, unless a result is there. Wrong use is mostly the same on every
+// rank: where rank 0 has left its result, and so says it, the process ends here.
+void result_before_world(status_t status);
 // This executable's path.
 status_t own_path(char out[4096]) STATUS_CHECKED;
 

@@ -87,6 +87,9 @@ wrong "needs? mpirun -n 5, not -n 3" "$launch" -n 3 "${grpo[@]}" --set roles.lea
 wrong "need mpirun -n 4, not -n 3" mpirun -n 3 "$POISE" "${grpo[@]}" --set roles.colocated=true --set roles.learners=3
 wrong "unknown key" mpirun -n 3 "$POISE" "${grpo[@]}" --set rolls.learners=3
 wrong "none.h5" "$launch" -n 3 "${grpo[@]}" --set "data.train=$work/none.h5"
+wrong "poise sft does not take '--bogus'" "$launch" -n 3 sft --bogus
+wrong "poise eval wants -c FILE" "$launch" -n 3 eval
+wrong "there is no canary 'bird'" "$launch" -n 3 canary --only bird
 
 echo "== other commands under mpirun"
 right '^ok +MPI test +a collective over 2 ranks worked' "$launch" -n 2 doctor
