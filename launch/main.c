@@ -21,7 +21,7 @@ static const command_t commands[] = {
      command_pack},
     {"score",
      "--model DIR [--adapter DIR] --input FILE --output FILE [--temperature T] [--threads N] [--device NAME] [--dtype "
-     "fp32]",
+     "fp32|bf16]",
      "log-probs of given completions", command_score},
     {"generate",
      "--model DIR [--adapter DIR] --input FILE --output FILE [--max-tokens N] [--temperature T] [--seed S] [--num N] "

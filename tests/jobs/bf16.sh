@@ -32,6 +32,26 @@ sizes() { "$POISE" inspect "$work/$1/model" | grep -Ei 'bf16|f32'; }
 sizes sft | grep -qi bf16 || fail "the saved model is not bf16: $(sizes sft)"
 holds "$work/sft/model/config.json" '"bfloat16"'
 
+echo "== tools"
+lines() { "$POISE" "$@" --model "$work/sft/model" 2>>"$work/tools.log" || fail "poise $1 failed" "$work/tools.log"; }
+echo '{"id": 1, "prompt_ids": [5, 300, 17, 42, 99, 260]}' >"$work/prompt.jsonl"
+lines generate --dtype bf16 --temperature 1 --seed 3 --max-tokens 24 --input "$work/prompt.jsonl" --output "$work/drawn.jsonl"
+array() { sed "s/.*\"$1\": *\(\[[^]]*\]\).*/\1/" "$2"; }
+echo "{\"id\": 1, \"prompt_ids\": [5, 300, 17, 42, 99, 260], \"completion_ids\": $(array tokens "$work/drawn.jsonl")}" >"$work/drawn.in"
+for dtype in bf16 fp32; do lines score --dtype $dtype --threads 2 --input "$work/drawn.in" --output "$work/$dtype.jsonl"; done
+same "log-probs drawn and scored in bf16" "$(array logprobs "$work/drawn.jsonl")" "$(array logprobs "$work/bf16.jsonl")"
+[ "$(array logprobs "$work/bf16.jsonl")" != "$(array logprobs "$work/fp32.jsonl")" ] || fail "bf16 and fp32 score alike"
+"$POISE" score --dtype fp16 --model "$work/sft/model" --input "$work/drawn.in" --output "$work/none.jsonl" 2>"$work/refused.log"
+[ $? = 2 ] || fail "--dtype fp16 is not refused with 2" "$work/refused.log"
+holds "$work/refused.log" "fp32 or bf16"
+
+echo "== evaluation"
+settings=(--set "model=$work/sft/model" --set "data.test=$work/data/test.h5" --set precision=bf16 --set eval.max_new_tokens=12)
+must_job eval 2 eval
+[ -s "$work/eval/summary.json" ] || fail "the evaluation in bf16 has no summary" "$work/eval.log"
+sft_settings
+settings+=(--set precision=bf16)
+
 echo "== adapters"
 must_job lora 1 sft lora.rank=4
 must_job lora-three 3 sft lora.rank=4 recompute=block
