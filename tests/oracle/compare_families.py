@@ -5,7 +5,7 @@
 
 Each case draws sizes, rules, the spelling of config.json (with keys left out, so that class defaults count), the dtype of the stored
 weights and how they are cut into files; weights and prompts are random. transformers reads the folder in float32 and its log-probs are
-compared with Poise's; then a PEFT adapter is made, scored beside the weights, merged by `poise merge`, and what that wrote is read by
+compared with Poise's, with --bf16 both in bfloat16, too; then a PEFT adapter is made, scored beside the weights, merged by `poise merge`, and what that wrote is read by
 transformers again. Exit code 1 when a case differs.
 """
 
@@ -163,13 +163,14 @@ def reference_in(model, prompts):
         ids = torch.tensor([prompt + completion])
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0]
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
         logp = torch.log_softmax(logits[:-1], -1).gather(1, ids[0, 1:, None])[:, 0]
         out.append(logp[len(prompt) - 1:].float())
     return out
 
 
-def read(folder):
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
+def read(folder, dtype=torch.float32):
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager",
                                                                     output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
     return model.eval()
@@ -182,11 +183,11 @@ def run(poise, *arguments):
     return done.stderr
 
 
-def score(poise, folder, prompts, adapter=None):
+def score(poise, folder, prompts, adapter=None, dtype="fp32"):
     lines = folder.parent / "input.jsonl"
     lines.write_text("".join(json.dumps({"id": i, "prompt_ids": p, "completion_ids": c}) + "\n" for i, (p, c) in enumerate(prompts)))
     output = folder.parent / "output.jsonl"
-    extra = ["--adapter", adapter] if adapter else []
+    extra = ["--dtype", dtype] + (["--adapter", adapter] if adapter else [])
     said = run(poise, "score", "--model", folder, "--input", lines, "--output", output, *extra)
     read_lines = [json.loads(line) for line in output.read_text().splitlines()]
     return [torch.tensor(line["logprobs"]) for line in read_lines], said
@@ -195,6 +196,11 @@ def score(poise, folder, prompts, adapter=None):
 def distance(ours, theirs):
     assert [len(a) for a in ours] == [len(b) for b in theirs]
     return max((a - b).abs().max().item() for a, b in zip(ours, theirs))
+
+
+def deviation(ours, theirs):
+    """Root of the mean square, over all tokens."""
+    return (torch.cat(ours) - torch.cat(theirs)).square().mean().sqrt().item()
 
 
 def make_folder(rng, family, work):
@@ -233,7 +239,7 @@ def make_adapter(rng, folder, work):
     return adapted.eval()
 
 
-def compare(family, seed, number, poise, work):
+def compare(family, seed, number, poise, has_bf16, work):
     rng = np.random.Generator(np.random.Philox(key=[seed, number * 7 + FAMILIES.index(family)]))
     folder, config, stored = make_folder(rng, family, work)
     prompts = draw_prompts(rng, config["vocab_size"])
@@ -242,6 +248,9 @@ def compare(family, seed, number, poise, work):
     result = {"uniform": torch.cat(theirs).sub(uniform).abs().mean().item(), "config": config}
     ours, _ = score(poise, folder, prompts)
     result["plain"], result["noise"] = distance(ours, theirs), {"plain": noise}
+    if has_bf16:
+        halves, _ = score(poise, folder, prompts, dtype="bf16")
+        result["bf16"] = deviation(halves, theirs), deviation(reference_in(read(folder, torch.bfloat16), prompts), theirs)
     adapted = make_adapter(rng, folder, work)
     wanted, noise = reference(adapted, prompts)
     ours, _ = score(poise, folder, prompts, work / "adapter")
@@ -263,18 +272,24 @@ def main():
     arguments.add_argument("--family", choices=FAMILIES)
     arguments.add_argument("--poise", type=pathlib.Path, default=ROOT / "build/release/poise")
     arguments.add_argument("--tolerance", type=float, default=1e-4)
+    arguments.add_argument("--bf16", action="store_true", help="the two in bfloat16, too")
     options = arguments.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
-    failed = 0
+    failed, has_bf16 = 0, options.bf16
     for family in [options.family] if options.family else FAMILIES:
-        worst, done, sharp, least = collections.Counter(), 0, 0, 99.0
+        worst, done, sharp, least, ratios = collections.Counter(), 0, 0, 99.0, []
         for number in range(options.first, options.first + options.cases):
             work = pathlib.Path(tempfile.mkdtemp(prefix="poise-compare."))
             try:
-                result = compare(family, options.seed, number, options.poise, work)
+                result = compare(family, options.seed, number, options.poise, has_bf16, work)
+                if has_bf16:
+                    ratios.append(result["bf16"][0] / max(result["bf16"][1], 1e-9))
+                if ratios and ratios[-1] > 2:
+                    print(f"{family} {number}: bfloat16 deviates by {result['bf16'][0]:.3g}, transformers' by {result['bf16'][1]:.3g}\n"
+                          f"  {json.dumps(result['config'])}", flush=True)
                 done, least = done + 1, min(least, result["uniform"])
                 moves = {key: result[key] for key in ("plain", "adapter", "written")}
                 worst |= collections.Counter({k: v for k, v in moves.items() if v > 0})
@@ -293,7 +308,8 @@ def main():
                 shutil.rmtree(work)
         print(f"{family}: {done} of {options.cases} compared; largest difference of a log-prob: "
               + ", ".join(f"{key} {worst[key]:.1e}" for key in ("plain", "adapter", "written"))
-              + f"; {sharp} over the tolerance as float32 is, too; least distance from uniform {least:.2f}", flush=True)
+              + f"; {sharp} over the tolerance as float32 is, too; least distance from uniform {least:.2f}"
+              + (f"; bfloat16's deviation over transformers' own: median {np.median(ratios):.2f}, largest {max(ratios):.2f}" if ratios else ""), flush=True)
     return failed > 0
 
 

@@ -375,10 +375,45 @@ static void test_scale(void **state) {
     device_close(device);
 }
 
+// Stopped rows keep their values, and nothing before them learns from them.
+static void test_stopped_rows(void **state) {
+    (void)state;
+    static const int32_t stopped[ROWS] = {-1, 1, -1, -1, 4, -1}, rows[ROWS] = {0, 1, 2, 3, 4, 5}, targets[ROWS] = {0};
+    const tape_memory_t memory = {.values = 1 << 16, .gradients = 1 << 16};
+    float kept[ROWS];
+    net_t net;
+    tape_t *tape;
+    tensor_t *x, *y;
+    head_output_t *head;
+    net_open(&net);
+    check(tape_open(net.device, &memory, RECOMPUTE_NONE, &tape));
+    for (int stop = 0; stop < 2; stop++) {
+        tape_reset(tape, true);
+        check(tape_input(tape, matrix_view(net.input, DTYPE_F32, ROWS, WIDTH), (leaves_t){0}, &x));
+        x->needs_gradient = true;
+        check(tape_linear(tape, x, &net.linear[0], NULL, NULL, &y));
+        if (stop) check(tape_stop_rows(tape, y, stopped));
+        check(tape_token_logprobs(tape, y, &net.linear[1], 1.0F, ROWS, rows, targets, (leaves_t){0}, false, &head));
+        if (stop) assert_memory_equal(head->logprob, kept, sizeof(kept));
+        memcpy(kept, head->logprob, sizeof(kept));
+        for (int i = 0; i < ROWS; i++) head->dlogprob[i] = 1;
+        check(tape_backward(tape));
+        const float *gradient = x->gradient.data;
+        for (int i = 0; i < ROWS; i++) {
+            double size = 0;
+            for (int e = 0; e < WIDTH; e++) size += fabs((double)gradient[i * WIDTH + e]);
+            assert_true(stop && stopped[i] >= 0 ? size == 0 : size > 1e-3);
+        }
+    }
+    tape_close(tape);
+    device_close(net.device);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_heap),     cmocka_unit_test(test_gradients), cmocka_unit_test(test_policies),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_views),     cmocka_unit_test(test_scale),
+        cmocka_unit_test(test_heap),         cmocka_unit_test(test_gradients), cmocka_unit_test(test_policies),
+        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_views),     cmocka_unit_test(test_scale),
+        cmocka_unit_test(test_stopped_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
