@@ -52,15 +52,21 @@ static uint32_t png_word(const uint8_t *bytes) {
     return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
 }
 
-// How many bytes of the checksum of the last chunk of pixels are cut off: Pillow does not look at it.
-static size_t png_missing(const uint8_t *bytes, size_t size) {
-    for (size_t at = 8; size - at >= 8;) {
-        size_t length = png_word(bytes + at), left = size - at - 8;
-        if (length > left) return 0;
-        if (left - length < 4) return memcmp(bytes + at + 4, "IDAT", 4) ? 0 : 4 - (left - length);
+// Walks through the chunks. `missing`: how many bytes of the checksum of the last chunk of pixels are cut off; Pillow
+// does not look at it. Another chunk that is longer than the rest of the file ends it here: libpng would allocate its
+// length.
+static void png_find_end(png_io_t *io) {
+    for (size_t at = 8; io->size - at >= 8;) {
+        size_t length = png_word(io->bytes + at), left = io->size - at - 8;
+        bool is_data = !memcmp(io->bytes + at + 4, "IDAT", 4);
+        if (length > left && !is_data) io->size = at;
+        if (length > left) return;
+        if (left - length < 4) {
+            io->missing = is_data ? 4 - (left - length) : 0;
+            return;
+        }
         at += 12 + length;
     }
-    return 0;
 }
 
 static uint8_t png_clip(unsigned value) {
@@ -220,7 +226,7 @@ status_t image_decode_png(const uint8_t *bytes, size_t size, image_t *out, int *
     TRY(ALLOCATE(&io, 1));
     io->bytes = bytes;
     io->size = size;
-    io->missing = png_missing(bytes, size);
+    png_find_end(io);
     io->orientation = 1;
     io->png = png_create_read_struct(PNG_LIBPNG_VER_STRING, io, png_give_up, png_silent);
     io->info = io->png ? png_create_info_struct(io->png) : NULL;

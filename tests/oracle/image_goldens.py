@@ -266,7 +266,7 @@ def processed(kind, settings, name):
 
 def processors():
     names = ["rgb_60x44.png", "rgb_9x31.png", "noise_37x29.png", "rotated_6.jpg", "rgb_transparent.png", "grey_alpha.png", "cmyk.jpg",
-             "sampling_422.jpg", "lossy.webp", "one_pixel.png"]
+             "sampling_422.jpg", "lossy.webp", "palette_transparent.png", "one_pixel.png"]
     cases = [processed(kind, settings, name) for kind, (_, list_of) in MAKERS.items() for settings in list_of for name in names
              if kind != "gemma3" or name != "one_pixel.png"]
     return {"versions": versions("transformers", "pillow", "numpy"), "cases": cases,

@@ -3,7 +3,7 @@
 
 #include "common/model/model.h"
 #include "common/store/store.h"
-#include "common/vision/image.h"
+#include "common/vision/image_parts.h"
 #include <dirent.h>
 
 #define FILES POISE_SOURCE_DIR "/tests/goldens/image/files"
@@ -306,11 +306,34 @@ static void test_rules(void **state) {
     check_remove_folder(folder);
 }
 
+static void test_orientation(void **state) {
+    (void)state;
+    // One entry behind the header: the kind of number (3: 16 bits, 4: 32 bits, 1: bytes), then its value.
+    static const struct {
+        const char *tiff;
+        int expected;
+    } cases[] = {
+        {"II*\0\10\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0", 6}, {"MM\0*\0\0\0\10\0\1\1\x12\0\3\0\0\0\1\0\6\0\0", 6},
+        {"II*\0\10\0\0\0\1\0\x12\1\4\0\1\0\0\0\5\0\0\0", 5}, {"MM\0*\0\0\0\10\0\1\1\x12\0\4\0\0\0\1\0\0\0\5", 5},
+        {"II*\0\10\0\0\0\1\0\x12\1\1\0\1\0\0\0\6\0\0\0", 1}, {"II*\0\10\0\0\0\1\0\x12\1\3\0\1\0\0\0\11\0\0\0", 1},
+        {"II*\0\10\0\0\0\1\0\x13\1\3\0\1\0\0\0\6\0\0\0", 0}, {"XX*\0\10\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0", 0},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        assert_int_equal(image_exif_orientation((const uint8_t *)cases[i].tiff, 22), cases[i].expected);
+    static const char xmp[] = "<a tiff:Orientation=\"8\"/>", tag[] = "<tiff:Orientation>3</tiff:Orientation>";
+    assert_int_equal(image_orientation(NULL, 0, xmp, strlen(xmp)), 8);
+    assert_int_equal(image_orientation(NULL, 0, tag, strlen(tag)), 3);
+    // Exif comes first, also with an orientation that means nothing.
+    assert_int_equal(image_orientation((const uint8_t *)cases[0].tiff, 22, xmp, strlen(xmp)), 6);
+    assert_int_equal(image_orientation((const uint8_t *)cases[5].tiff, 22, xmp, strlen(xmp)), 1);
+    assert_int_equal(image_orientation((const uint8_t *)cases[6].tiff, 22, xmp, strlen(xmp)), 8);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_png_round_trip), cmocka_unit_test(test_damaged), cmocka_unit_test(test_hostile),
-        cmocka_unit_test(test_patch_order),    cmocka_unit_test(test_rules),   cmocka_unit_test(test_bad_rules),
-        cmocka_unit_test(test_absurd_rules),
+        cmocka_unit_test(test_png_round_trip), cmocka_unit_test(test_damaged),      cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_patch_order),    cmocka_unit_test(test_rules),        cmocka_unit_test(test_bad_rules),
+        cmocka_unit_test(test_orientation),    cmocka_unit_test(test_absurd_rules),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
