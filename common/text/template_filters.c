@@ -593,6 +593,7 @@ static status_t do_map(run_t *run, value_t value, const arguments_t *arguments, 
         else if (path.type == VALUE_MISSING)
             RUN_FAIL(run, "'map' needs the name of a filter, or attribute=");
     }
+    if (!value_truth(value)) value = value_undefined(""); // as in Jinja, whatever it is
     TRY(value_items(run, value, &items, &count));
     TRY(HEAP_NEW(&run->heap, &made, count));
     for (size_t i = 0; i < count; i++) {
@@ -623,6 +624,7 @@ static status_t choose(run_t *run, value_t value, const arguments_t *arguments, 
         rest.count--;
     }
     if (rest.count && value_truth(value)) TRY(filter_named(run, &rest, &name, &rest));
+    if (!value_truth(value)) value = value_undefined(""); // as in Jinja, whatever it is
     TRY(value_items(run, value, &items, &count));
     TRY(HEAP_NEW(&run->heap, &kept, count));
     for (size_t i = 0; i < count; i++) {

@@ -291,10 +291,24 @@ static status_t parse_postfix(parser_t *p, node_t **node) {
     }
 }
 
+// A filter's or test's name, which may have dots in it.
+static status_t parse_dotted(parser_t *p, const char **name) {
+    char whole[128];
+    TRY(expect_any_name(p, name));
+    while (take_operator(p, '.')) {
+        const char *part;
+        TRY(expect_any_name(p, &part));
+        if (snprintf(whole, sizeof(whole), "%s.%s", *name, part) >= (int)sizeof(whole))
+            PARSE_FAIL(p, "a filter's or test's name is too long");
+        TRY(intern(p, whole, strlen(whole), name));
+    }
+    return STATUS_OK;
+}
+
 // `| name(arguments)`; *node may be NULL in a filter block.
 static status_t parse_filter(parser_t *p, node_t **node) {
     TRY(wrap(p, NODE_FILTER, node));
-    TRY(expect_any_name(p, &(*node)->name));
+    TRY(parse_dotted(p, &(*node)->name));
     return take_operator(p, '(') ? parse_arguments(p, &(*node)->second) : STATUS_OK;
 }
 
@@ -315,7 +329,7 @@ static status_t parse_test(parser_t *p, node_t **node) {
     bool negated = take_name(p, "not");
     TRY(wrap(p, NODE_TEST, node));
     node_t *test = *node;
-    TRY(expect_any_name(p, &test->name));
+    TRY(parse_dotted(p, &test->name));
     if (take_operator(p, '(')) {
         TRY(parse_arguments(p, &test->second));
     } else if (starts_argument(p)) {

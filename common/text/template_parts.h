@@ -364,6 +364,8 @@ status_t string_replace(run_t *run, const text_t *text, const text_t *old, const
                         value_t *out) STATUS_CHECKED;
 typedef enum letter_case { CASE_UPPER, CASE_LOWER, CASE_CAPITALIZE, CASE_TITLE, CASE_WORDS, CASE_SWAP } letter_case_t;
 status_t string_case(run_t *run, const text_t *text, letter_case_t how, value_t *out) STATUS_CHECKED;
+// The upper or title case of a character that becomes several: up to 3, ended by 0 where fewer. NULL: it does not.
+const uint32_t *code_special_case(uint32_t code, bool title);
 bool string_is(const text_t *text, const char *method); // isdigit and its like
 // Byte offset of the first (or last) occurrence at or after `from`; SIZE_MAX when there is none.
 size_t text_find(const text_t *text, const text_t *part, size_t from);

@@ -65,6 +65,7 @@ static status_t repr_text(run_t *run, builder_t *b, const text_t *text) {
     bool single = text->length && memchr(text->bytes, '\'', text->length);
     bool both = single && memchr(text->bytes, '"', text->length);
     char quote[2] = {single && !both ? '"' : '\'', 0}, escape[16];
+    if (text->safe) TRY(builder_word(run, b, "Markup("));
     TRY(builder_word(run, b, quote));
     for (size_t at = 0; at < text->length;) {
         uint32_t code = 0;
@@ -76,7 +77,8 @@ static status_t repr_text(run_t *run, builder_t *b, const text_t *text) {
             TRY(builder_add(run, b, text->bytes + at, text->given + at, step));
         at += step;
     }
-    return builder_word(run, b, quote);
+    TRY(builder_word(run, b, quote));
+    return text->safe ? builder_word(run, b, ")") : STATUS_OK;
 }
 
 static status_t repr_list(run_t *run, builder_t *b, const value_t *items, size_t count, const char *open,

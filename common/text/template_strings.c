@@ -263,40 +263,77 @@ static bool parts_words(uint32_t code) {
     return code_is_space(code) || (code < 128 && code && strchr("-({[<", (int)code));
 }
 
-static utf8proc_int32_t convert(uint32_t code, letter_case_t how, bool first, bool after_letter) {
-    utf8proc_int32_t c = (utf8proc_int32_t)code;
+// Which case a character takes: 'u', 't' or 'l'.
+static char wanted_case(uint32_t code, letter_case_t how, bool first, bool after_letter) {
     switch (how) {
     case CASE_UPPER:
-        return utf8proc_toupper(c);
+        return 'u';
     case CASE_LOWER:
-        return utf8proc_tolower(c);
+        return 'l';
     case CASE_CAPITALIZE:
-        return first ? utf8proc_totitle(c) : utf8proc_tolower(c);
+        return first ? 't' : 'l';
     case CASE_TITLE:
-        return after_letter ? utf8proc_tolower(c) : utf8proc_totitle(c);
+        return after_letter ? 'l' : 't';
     case CASE_WORDS:
-        return first ? utf8proc_toupper(c) : utf8proc_tolower(c);
-    default:
-        return utf8proc_tolower(c) != c ? utf8proc_tolower(c) : utf8proc_toupper(c);
+        return first ? 'u' : 'l';
+    default: // swap
+        return utf8proc_category((utf8proc_int32_t)code) == UTF8PROC_CATEGORY_LU ? 'l' : 'u';
     }
+}
+
+// Whether what is cased stands before (or after) a place, with what has no case of its own between.
+static bool cased_neighbour(const text_t *text, size_t at, bool after) {
+    uint32_t code = 0;
+    while (after ? at < text->length : at > 0) {
+        size_t here = after ? at : before(text, at), step = character(text, here, &code);
+        utf8proc_category_t kind = utf8proc_category((utf8proc_int32_t)code);
+        bool ignored = kind == UTF8PROC_CATEGORY_MN || kind == UTF8PROC_CATEGORY_ME || kind == UTF8PROC_CATEGORY_CF ||
+                       kind == UTF8PROC_CATEGORY_LM || kind == UTF8PROC_CATEGORY_SK || code == '\'' || code == '.' ||
+                       code == ':' || code == 0xb7 || code == 0x2019;
+        if (!ignored) return is_cased(code);
+        at = after ? at + step : here;
+    }
+    return false;
+}
+
+static int lower_case(const text_t *text, size_t at, size_t step, uint32_t code, uint32_t *out) {
+    if (code == 0x130) { // a capital I with a dot keeps it
+        out[0] = 'i';
+        out[1] = 0x307;
+        return 2;
+    }
+    bool last_sigma = code == 0x3a3 && cased_neighbour(text, at, false) && !cased_neighbour(text, at + step, true);
+    out[0] = last_sigma ? 0x3c2 : (uint32_t)utf8proc_tolower((utf8proc_int32_t)code);
+    return 1;
+}
+
+static int change_case(char wanted, uint32_t code, uint32_t *out) {
+    const uint32_t *special = code_special_case(code, wanted == 't');
+    if (!special) {
+        out[0] = (uint32_t)(wanted == 't' ? utf8proc_totitle((utf8proc_int32_t)code)
+                                          : utf8proc_toupper((utf8proc_int32_t)code));
+        return 1;
+    }
+    int count = 0;
+    for (; count < 3 && special[count]; count++) out[count] = special[count];
+    return count;
 }
 
 status_t string_case(run_t *run, const text_t *text, letter_case_t how, value_t *out) {
     builder_t builder = {0};
     bool first = true, after_letter = false;
-    uint32_t code = 0;
+    uint32_t code = 0, made[3];
     TRY(run_pay(run, text->length / 16));
     for (size_t at = 0; at < text->length;) {
         size_t step = character(text, at, &code);
-        utf8proc_int32_t made = convert(code, how, first, after_letter);
-        utf8proc_uint8_t bytes[4];
-        char given[4];
-        utf8proc_ssize_t length = utf8proc_encode_char(made, bytes);
+        char wanted = wanted_case(code, how, first, after_letter), given[4];
+        int count = wanted == 'l' ? lower_case(text, at, step, code, made) : change_case(wanted, code, made);
         memset(given, text->given[at], sizeof(given));
-        if (code == 0xdf && made == 0xdf && (how == CASE_UPPER || how == CASE_SWAP))
-            TRY(builder_add(run, &builder, "SS", given, 2));
-        else
+        for (int i = 0; i < count; i++) {
+            utf8proc_uint8_t bytes[4];
+            utf8proc_ssize_t length = utf8proc_encode_char((utf8proc_int32_t)made[i], bytes);
             TRY(builder_add(run, &builder, (const char *)bytes, given, (size_t)length));
+        }
         first = how == CASE_WORDS && parts_words(code);
         after_letter = is_cased(code);
         at += step;
