@@ -267,10 +267,8 @@ static status_t find_end(const tokenizer_t *tokenizer, const template_text_t *te
     TRY(tokenizer_encode(tokenizer, text->text + after, text->length - after, true, &list));
     status_t status = STATUS_OK;
     if (list.count && list.offset[0] == 0) {
-        const char *bytes;
-        size_t length;
         bool special = false;
-        status = tokenizer_token(tokenizer, list.id[0], &bytes, &length, &special);
+        (void)tokenizer_spelling(tokenizer, list.id[0], &special);
         *out = special ? list.id[0] : -1;
     }
     token_list_free(&list);

@@ -50,7 +50,7 @@ typedef struct percent {
 
 static int read_digits(const text_t *format, size_t *at) {
     int number = 0;
-    while (*at < format->length && format->bytes[*at] >= '0' && format->bytes[*at] <= '9' && number < 100000)
+    while (*at < format->length && format->bytes[*at] >= '0' && format->bytes[*at] <= '9' && number < 100000000)
         number = 10 * number + format->bytes[(*at)++] - '0';
     return number;
 }

@@ -196,13 +196,39 @@ static status_t encode_normal(encoder_t *encoder, const char *text, size_t first
                        encode_plain);
 }
 
-// A stretch of the given text without raw added tokens: normalised, then searched for the others. Marks say nothing of
-// places in normalised text, so one byte that users gave makes all of the stretch theirs.
+// Whether a place in normalised text can be told from the given text: nothing is rewritten but blanks.
+static bool keeps_letters(const tokenizer_t *tokenizer) {
+    for (int i = 0; i < tokenizer->normals; i++) {
+        normal_kind_t kind = tokenizer->normal[i].kind;
+        if (kind != NORMAL_PREPEND && kind != NORMAL_REPLACE && kind != NORMAL_STRIP && kind != NORMAL_NFC)
+            return false;
+    }
+    return true;
+}
+
+// Whether users could make a special token of a stretch once it is normalised, where marks say nothing: they spelled
+// one, or the normaliser may make one of what they wrote.
+static bool users_spell(const encoder_t *encoder, const char *text, size_t first, size_t last) {
+    const tokenizer_t *tokenizer = encoder->tokenizer;
+    if (!memchr(encoder->given + first, 1, last - first)) return false;
+    if (!keeps_letters(tokenizer)) return true;
+    for (int i = 0; i < tokenizer->added_count; i++) {
+        const added_token_t *token = &tokenizer->added[i];
+        const vocabulary_entry_t *entry = &tokenizer->entry[token->id];
+        if (!token->special || !token->normalised) continue;
+        for (const char *at = text + first; (at = memmem(at, last - (size_t)(at - text), entry->text, entry->length));
+             at++)
+            if (!memchr(encoder->given + (at - text), 0, entry->length)) return true;
+    }
+    return false;
+}
+
+// A stretch of the given text without raw added tokens: normalised, then searched for the others.
 static status_t encode_stretch(encoder_t *encoder, const char *text, size_t first, size_t last, bool front) {
     if (first == last) return STATUS_OK;
     const char *given = encoder->given;
     bool parse_special = encoder->parse_special;
-    if (given && memchr(given + first, 1, last - first)) encoder->parse_special = false;
+    if (given && users_spell(encoder, text, first, last)) encoder->parse_special = false;
     encoder->given = NULL;
     status_t status = encode_normal(encoder, text, first, last, front);
     encoder->given = given;
