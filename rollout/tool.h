@@ -53,7 +53,8 @@ typedef struct tool {
     device_t *device;
     model_t *model; // tokenize: NULL until a line has an image
     tokenizer_t *tokenizer;
-    bool loaded; // the model has its weights
+    chat_template_t *chat_template; // NULL until a line has messages
+    bool loaded;                    // the model has its weights
 } tool_t;
 // Opens the device and either the tokenizer or, with `weights`, the model and its adapter.
 status_t tool_open(const tool_options_t *options, bool weights, tool_t *out) STATUS_CHECKED;

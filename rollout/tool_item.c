@@ -42,6 +42,7 @@ status_t tool_open(const tool_options_t *options, bool weights, tool_t *out) {
 
 void tool_close(tool_t *tool) {
     tokenizer_close(tool->tokenizer);
+    chat_template_close(tool->chat_template);
     model_close(tool->model);
     device_close(tool->device);
     *tool = (tool_t){0};
@@ -94,34 +95,31 @@ static status_t read_pictures(tool_t *tool, const chat_t *chat, tool_item_t *ite
     if (!tool->model->config.has_vision)
         FAIL(STATUS_INVALID, "the model (%s) takes no pictures", tool->model->config.family);
     TRY(ALLOCATE(&item->images, chat->images));
-    for (int i = 0; i < chat->messages; i++) {
-        const chat_message_t *message = &chat->message[i];
-        for (int j = 0; j < message->parts; j++) {
-            if (!message->part[j].is_image) continue;
-            TRY(read_picture(tool, message->part[j].text, &item->images[item->image_count]));
-            item->image_count++;
-        }
+    for (int i = 0; i < chat->images; i++) {
+        TRY(read_picture(tool, chat->image[i], &item->images[i]));
+        item->image_count++;
     }
     return STATUS_OK;
 }
 
 static status_t encode_chat(tool_t *tool, const json_t *messages, bool generation, tool_item_t *item, chat_t *chat,
-                            int **feature_rows) {
+                            image_shape_t **shapes) {
     TRY(tool_need_tokenizer(tool));
     TRY(chat_read(messages, chat));
+    if (!tool->chat_template) TRY(chat_template_open(tool->options->model, &tool->chat_template));
     TRY(read_pictures(tool, chat, item));
-    TRY(ALLOCATE(feature_rows, item->image_count));
-    for (int i = 0; i < item->image_count; i++) (*feature_rows)[i] = item->images[i]->shape.feature_rows;
-    int32_t image_token = item->image_count ? tool->model->config.image.image_token : -1;
-    return chat_encode(tool->tokenizer, chat, generation, image_token, *feature_rows, &item->prompt);
+    TRY(ALLOCATE(shapes, item->image_count));
+    for (int i = 0; i < item->image_count; i++) (*shapes)[i] = item->images[i]->shape;
+    return chat_encode(tool->chat_template, tool->tokenizer, chat, generation,
+                       item->image_count ? &tool->model->config.image : NULL, *shapes, &item->prompt);
 }
 
 status_t tool_item_chat(tool_t *tool, const json_t *messages, bool generation, tool_item_t *item) {
     chat_t chat = {0};
-    int *feature_rows = NULL;
-    status_t status = encode_chat(tool, messages, generation, item, &chat, &feature_rows);
+    image_shape_t *shapes = NULL;
+    status_t status = encode_chat(tool, messages, generation, item, &chat, &shapes);
     chat_free(&chat);
-    free(feature_rows);
+    free(shapes);
     return status;
 }
 

@@ -28,7 +28,7 @@ typedef struct picture {
     char *path;
     uint64_t hash;
     size_t size;
-    int feature_rows;
+    image_shape_t shape;
     int32_t number; // in the file; -1 until a sample that stays uses it
 } picture_t;
 
@@ -38,6 +38,7 @@ typedef struct maker {
     packed_counts_t *counts;
     model_t *model; // configuration only
     tokenizer_t *tokenizer;
+    chat_template_t *chat_template;
     char *folder; // image paths are relative to the input file's
     int32_t end_of_turn;
     growing_t tokens, segments, sample_start, prompt_length, image_use, image_use_start, option_start, string_start,
@@ -55,7 +56,7 @@ typedef struct line_data {
     uint8_t *segments; // of the response
     char *response_text;
     int32_t picture[MOST_IMAGES]; // indices
-    int feature_rows[MOST_IMAGES];
+    image_shape_t shape[MOST_IMAGES];
     int images;
 } line_data_t;
 
@@ -93,7 +94,7 @@ static status_t image_add(maker_t *m, const char *path, const char *bytes, size_
     // Decoded once here, so that a damaged picture shows now and not in the middle of a run.
     image_patches_t *patches;
     TRY(image_patches_make(&m->model->config.image, bytes, size, &patches));
-    made.feature_rows = patches->shape.feature_rows;
+    made.shape = patches->shape;
     image_patches_free(patches);
     TRY(memory_copy_string(path, &made.path));
     status_t status = append(&m->pictures, &made, 1, sizeof(made));
@@ -136,7 +137,7 @@ static status_t image_read(maker_t *m, const char *name, line_data_t *line) {
     free(bytes);
     TRY(status);
     line->picture[line->images] = index;
-    line->feature_rows[line->images++] = picture_at(m, (size_t)index)->feature_rows;
+    line->shape[line->images++] = picture_at(m, (size_t)index)->shape;
     return STATUS_OK;
 }
 
@@ -148,11 +149,9 @@ static status_t read_prompt(maker_t *m, const json_t *messages, line_data_t *lin
     status_t status = STATUS_OK;
     if (chat.images && !m->model->config.has_vision)
         status = STATUS_NEW(STATUS_INVALID, "the sample has images and the model has no vision");
-    for (int i = 0; !status && i < chat.messages; i++)
-        for (int p = 0; !status && p < chat.message[i].parts; p++)
-            if (chat.message[i].part[p].is_image) status = image_read(m, chat.message[i].part[p].text, line);
+    for (int i = 0; !status && i < chat.images; i++) status = image_read(m, chat.image[i], line);
     if (!status)
-        status = chat_encode(m->tokenizer, &chat, true, m->model->config.image.image_token, line->feature_rows,
+        status = chat_encode(m->chat_template, m->tokenizer, &chat, true, &m->model->config.image, line->shape,
                              &line->prompt);
     chat_free(&chat);
     return status;
@@ -411,7 +410,8 @@ static status_t maker_open(maker_t *m) {
     char *copy;
     TRY(model_open(m->options->model, NULL, &m->model));
     TRY(tokenizer_open(m->options->model, &m->tokenizer));
-    m->end_of_turn = tokenizer_find(m->tokenizer, "<|im_end|>");
+    TRY(chat_template_open(m->options->model, &m->chat_template));
+    TRY(chat_end_of_turn(m->chat_template, m->tokenizer, &m->end_of_turn));
     if (m->end_of_turn < 0 && m->model->config.eos_token_count) m->end_of_turn = m->model->config.eos_tokens[0];
     if (m->end_of_turn < 0)
         FAIL(STATUS_INVALID, "%s names no token that ends a turn (eos_token_id)", m->options->model);
@@ -437,6 +437,7 @@ static void maker_close(maker_t *m) {
     free(m->table);
     free(m->folder);
     tokenizer_close(m->tokenizer);
+    chat_template_close(m->chat_template);
     model_close(m->model);
 }
 

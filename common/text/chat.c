@@ -1,76 +1,100 @@
-// Qwen2.5-VL's template: <|im_start|>ROLE\n PARTS <|im_end|>\n a message, and a default system message.
-//
-// A chat is written as a run of pieces, plain text and special tokens in turn. Rendering joins their spellings;
-// encoding tokenises each stretch of plain text by itself with special tokens switched off. That gives the tokens of
-// the rendered text, because special tokens cut the text anyway, except where a message spells a special token.
 #include "common/text/chat.h"
 
+#include "common/text/chat_template.h"
+#include "common/vision/image_text.h"
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
 // ---- reading messages ----
 
-static status_t read_image_part(const json_t *part, size_t message, size_t place, chat_part_t *out) {
-    const json_t *image = json_object_get(part, "image");
-    const json_t *url = json_object_get(part, "image_url");
+static status_t add_image(chat_t *chat, const char *path) {
+    size_t capacity = (size_t)chat->images; // grown one by one: pictures are few
+    TRY(memory_grow((void **)&chat->image, &capacity, (size_t)chat->images + 1, sizeof(*chat->image)));
+    TRY(memory_copy_string(path, &chat->image[chat->images]));
+    chat->images++;
+    return STATUS_OK;
+}
+
+// A picture's part as the template sees it: "image_url" becomes "image", as the processors have it.
+static status_t read_image_part(json_t *part, size_t message, size_t place, chat_t *chat) {
+    json_t *image = json_object_get(part, "image"), *url = json_object_get(part, "image_url");
     if (json_is_object(url)) url = json_object_get(url, "url");
     if (!image || json_is_null(image)) image = url;
     if (image && !json_is_null(image) && !json_is_string(image))
         FAIL(STATUS_INVALID, "part %zu of message %zu: 'image' must be the path of a picture", place + 1, message + 1);
     const char *path = json_is_string(image) ? json_string_value(image) : "";
     if (strncmp(path, "file://", 7) == 0) path += 7;
-    out->is_image = true;
-    return memory_copy_string(path, &out->text);
+    TRY(add_image(chat, path));
+    const char *type = json_string_value(json_object_get(part, "type"));
+    if (!type || strcmp(type, "image_url") != 0) return STATUS_OK;
+    json_object_set_new(part, "type", json_string("image"));
+    if (url) json_object_set(part, "url", url);
+    json_object_del(part, "image_url");
+    return STATUS_OK;
 }
 
-static status_t read_part(const json_t *part, size_t message, size_t place, chat_part_t *out) {
+static status_t read_part(json_t *part, size_t message, size_t place, chat_t *chat) {
     if (!json_is_object(part)) FAIL(STATUS_INVALID, "part %zu of message %zu is no object", place + 1, message + 1);
     const char *type = json_string_value(json_object_get(part, "type"));
     const json_t *text = json_object_get(part, "text");
     bool image = type ? strcmp(type, "image") == 0 || strcmp(type, "image_url") == 0
                       : json_object_get(part, "image") || json_object_get(part, "image_url");
-    if (image) return read_image_part(part, message, place, out);
+    if (image) return read_image_part(part, message, place, chat);
     if (type && strcmp(type, "text") != 0)
         FAIL(STATUS_INVALID, "part %zu of message %zu has the type '%s'; 'text' and 'image' are supported", place + 1,
              message + 1, type);
     if (!json_is_string(text)) FAIL(STATUS_INVALID, "part %zu of message %zu has no 'text'", place + 1, message + 1);
-    return memory_copy_string(json_string_value(text), &out->text);
+    return STATUS_OK;
 }
 
-static status_t read_message(const json_t *message, size_t place, chat_t *chat) {
-    chat_message_t *out = &chat->message[place];
+// Members that are null are as good as absent, as in the reference.
+static void drop_nulls(json_t *message) {
+    const char *key;
+    json_t *member;
+    void *next;
+    json_object_foreach_safe(message, next, key, member) {
+        if (json_is_null(member)) json_object_del(message, key);
+    }
+}
+
+// What an assistant thought goes by several names; templates read the first.
+static void name_reasoning(json_t *message) {
+    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
+    for (int i = 0; i < 3; i++) {
+        json_t *reasoning = json_object_get(message, names[i]);
+        if (!reasoning) continue;
+        if (!json_object_get(message, "thinking")) json_object_set(message, "thinking", reasoning);
+        json_object_set(message, "reasoning_content", reasoning);
+        return;
+    }
+}
+
+static status_t read_message(json_t *message, size_t place, chat_t *chat) {
     const char *role = json_string_value(json_object_get(message, "role"));
-    const json_t *content = json_object_get(message, "content"), *part;
+    json_t *part;
     size_t i;
     if (!role || !*role) FAIL(STATUS_INVALID, "message %zu has no 'role'", place + 1);
-    if (!json_is_string(content) && !json_is_array(content))
+    drop_nulls(message);
+    name_reasoning(message);
+    json_t *content = json_object_get(message, "content");
+    bool calls = json_object_get(message, "tool_calls");
+    if (!json_is_string(content) && !json_is_array(content) && !(calls && !content))
         FAIL(STATUS_INVALID, "message %zu has no 'content' (a string or a list of parts)", place + 1);
-    TRY(memory_copy_string(role, &out->role));
-    if (json_is_string(content)) {
-        TRY(ALLOCATE(&out->part, 1));
-        out->parts = 1;
-        return memory_copy_string(json_string_value(content), &out->part[0].text);
-    }
-    if (json_array_size(content) > INT_MAX) FAIL(STATUS_INVALID, "message %zu has too many parts", place + 1);
-    TRY(ALLOCATE(&out->part, json_array_size(content)));
-    json_array_foreach(content, i, part) {
-        out->parts = (int)i + 1;
-        TRY(read_part(part, place, i, &out->part[i]));
-        chat->images += out->part[i].is_image;
-    }
+    if (json_array_size(content) > INT_MAX / 2) FAIL(STATUS_INVALID, "message %zu has too many parts", place + 1);
+    json_array_foreach(content, i, part) TRY(read_part(part, place, i, chat));
     return STATUS_OK;
 }
 
 status_t chat_read(const json_t *messages, chat_t *out) {
     size_t i;
-    const json_t *message;
+    json_t *message;
     *out = (chat_t){0};
     if (!json_is_array(messages) || json_array_size(messages) == 0 || json_array_size(messages) > INT_MAX)
         FAIL(STATUS_INVALID, "'messages' must be a list of one message or more");
-    TRY(ALLOCATE(&out->message, json_array_size(messages)));
-    json_array_foreach(messages, i, message) {
-        out->messages = (int)i + 1;
+    out->messages = json_deep_copy(messages);
+    if (!out->messages) FAIL(STATUS_MEMORY, "out of memory while reading messages");
+    json_array_foreach(out->messages, i, message) {
         status_t status = read_message(message, i, out);
         if (status) {
             chat_free(out);
@@ -81,137 +105,191 @@ status_t chat_read(const json_t *messages, chat_t *out) {
 }
 
 void chat_free(chat_t *chat) {
-    for (int i = 0; i < chat->messages; i++) {
-        for (int p = 0; p < chat->message[i].parts; p++) free(chat->message[i].part[p].text);
-        free(chat->message[i].part);
-        free(chat->message[i].role);
-    }
-    free(chat->message);
+    for (int i = 0; i < chat->images; i++) free(chat->image[i]);
+    free(chat->image);
+    json_decref(chat->messages);
     *chat = (chat_t){0};
 }
 
-// ---- writing ----
-
-typedef struct writer {
-    const tokenizer_t *tokenizer; // NULL: special tokens are spelled into the text
-    int32_t image_token;
-    token_list_t *out;
-    char *text; // the plain text that waits (or all text when rendering)
-    size_t used, capacity;
-} writer_t;
-
-static status_t write_text(writer_t *writer, const char *text) {
-    size_t length = strlen(text);
-    TRY(memory_grow((void **)&writer->text, &writer->capacity, writer->used + length + 1, 1));
-    memcpy(writer->text + writer->used, text, length + 1);
-    writer->used += length;
+status_t chat_render(const chat_template_t *chat_template, const chat_t *chat, bool generation_prompt, char **out) {
+    template_text_t text;
+    TRY(chat_template_render(chat_template, chat->messages, generation_prompt, &text));
+    *out = text.text;
+    free(text.given);
     return STATUS_OK;
 }
 
-static status_t flush_text(writer_t *writer) {
-    if (!writer->tokenizer || !writer->used) return STATUS_OK;
-    TRY(tokenizer_encode(writer->tokenizer, writer->text, writer->used, false, writer->out));
-    writer->used = 0;
-    return STATUS_OK;
+// ---- pictures ----
+
+typedef struct expansion {
+    const image_rules_t *rules;
+    const image_shape_t *shapes;
+    int images;
+    char *mark, *image, *start, *end; // spellings
+} expansion_t;
+
+static status_t spelling(const tokenizer_t *tokenizer, int id, char **out) {
+    const char *text = id < 0 ? "" : tokenizer_spelling(tokenizer, id, NULL);
+    if (!text) FAIL(STATUS_INVALID, "no token has the id %d", id);
+    return memory_copy_string(text, out);
 }
 
-static status_t write_special(writer_t *writer, const char *token) {
-    if (!writer->tokenizer) return write_text(writer, token);
-    TRY(flush_text(writer));
-    int32_t id = tokenizer_find(writer->tokenizer, token);
-    if (id < 0)
-        FAIL(STATUS_INVALID,
-             "the tokenizer has no token '%s', which the chat template needs; is this a Qwen2.5-VL model?", token);
-    return token_list_add(writer->out, id, 0, 0);
+static status_t read_spellings(const tokenizer_t *tokenizer, expansion_t *e) {
+    status_t status = spelling(tokenizer, image_text_mark(e->rules), &e->mark);
+    if (!status) status = spelling(tokenizer, e->rules->image_token, &e->image);
+    bool framed = image_text_mark(e->rules) != e->rules->image_token;
+    if (!status) status = spelling(tokenizer, framed ? e->rules->vision_start : -1, &e->start);
+    if (!status) status = spelling(tokenizer, framed ? e->rules->vision_end : -1, &e->end);
+    if (!status && (!*e->mark || !*e->image))
+        status = STATUS_NEW(STATUS_INVALID, "the tokenizer has no token that stands for a picture");
+    return status_context(status, "the tokenizer does not belong to the model");
 }
 
-static status_t write_image(writer_t *writer) {
-    static const char marker[] = "<|image_pad|>";
-    TRY(write_special(writer, "<|vision_start|>"));
-    if (writer->tokenizer && tokenizer_find(writer->tokenizer, marker) != writer->image_token)
-        FAIL(STATUS_INVALID,
-             "the tokenizer's '%s' has the id %d and the model's image token is %d; they must be the same", marker,
-             (int)tokenizer_find(writer->tokenizer, marker), (int)writer->image_token);
-    TRY(write_special(writer, marker));
-    return write_special(writer, "<|vision_end|>");
+static void free_spellings(expansion_t *e) {
+    free(e->mark);
+    free(e->image);
+    free(e->start);
+    free(e->end);
 }
 
-static status_t write_opening(writer_t *writer, const char *role) {
-    TRY(write_special(writer, "<|im_start|>"));
-    TRY(write_text(writer, role));
-    return write_text(writer, "\n");
-}
-
-static status_t write_closing(writer_t *writer) {
-    TRY(write_special(writer, "<|im_end|>"));
-    return write_text(writer, "\n");
-}
-
-static status_t write_chat(writer_t *writer, const chat_t *chat, bool generation_prompt) {
-    if (chat->messages && strcmp(chat->message[0].role, "system") != 0) {
-        TRY(write_opening(writer, "system"));
-        TRY(write_text(writer, "You are a helpful assistant."));
-        TRY(write_closing(writer));
+// The template's next mark at or after `from`: one that users spelled is text. NULL: there is none.
+static const char *next_mark(const template_text_t *text, const char *mark, size_t from) {
+    size_t length = strlen(mark);
+    for (const char *at = text->text + from;; at += length) {
+        at = memmem(at, text->length - (size_t)(at - text->text), mark, length);
+        if (!at || memchr(text->given + (at - text->text), 0, length)) return at;
     }
-    for (int i = 0; i < chat->messages; i++) {
-        const chat_message_t *message = &chat->message[i];
-        TRY(write_opening(writer, message->role));
-        for (int p = 0; p < message->parts; p++) {
-            if (message->part[p].is_image)
-                TRY(write_image(writer));
-            else
-                TRY(write_text(writer, message->part[p].text));
-        }
-        TRY(write_closing(writer));
-    }
-    if (generation_prompt) TRY(write_opening(writer, "assistant"));
-    return flush_text(writer);
 }
 
-status_t chat_render(const chat_t *chat, bool generation_prompt, char **out) {
-    writer_t writer = {0};
-    *out = NULL;
-    TRY(write_text(&writer, ""));
-    status_t status = write_chat(&writer, chat, generation_prompt);
-    if (status)
-        free(writer.text);
+typedef struct growing_text {
+    char *text, *given;
+    size_t length, capacity, given_capacity;
+} growing_text_t;
+
+static status_t append(growing_text_t *out, const char *bytes, const char *given, size_t length) {
+    TRY(memory_grow((void **)&out->text, &out->capacity, out->length + length + 1, 1));
+    TRY(memory_grow((void **)&out->given, &out->given_capacity, out->length + length + 1, 1));
+    memcpy(out->text + out->length, bytes, length);
+    if (given)
+        memcpy(out->given + out->length, given, length);
     else
-        *out = writer.text;
-    return status;
-}
-
-status_t chat_encode_markers(const tokenizer_t *tokenizer, const chat_t *chat, bool generation_prompt,
-                             int32_t image_token, token_list_t *out) {
-    writer_t writer = {.tokenizer = tokenizer, .image_token = image_token, .out = out};
-    int count = out->count;
-    status_t status = write_chat(&writer, chat, generation_prompt);
-    free(writer.text);
-    if (status) out->count = count;
-    return status;
-}
-
-status_t chat_expand_images(const token_list_t *tokens, int32_t image_token, const int *feature_rows, int images,
-                            token_list_t *out) {
-    int markers = 0, at = 0;
-    for (int i = 0; i < tokens->count; i++) markers += tokens->id[i] == image_token;
-    if (markers != images)
-        FAIL(STATUS_INVALID, "the text has %d image markers and there are %d images", markers, images);
-    for (int i = 0; i < tokens->count; i++) {
-        int32_t id = tokens->id[i];
-        int copies = id == image_token ? feature_rows[at++] : 1;
-        if (copies < 1) FAIL(STATUS_INVALID, "image %d becomes %d tokens", at, copies);
-        for (int c = 0; c < copies; c++) TRY(token_list_add(out, id, tokens->offset[2 * i], tokens->offset[2 * i + 1]));
-    }
+        memset(out->given + out->length, 0, length);
+    out->length += length;
     return STATUS_OK;
 }
 
-status_t chat_encode(const tokenizer_t *tokenizer, const chat_t *chat, bool generation_prompt, int32_t image_token,
-                     const int *feature_rows, token_list_t *out) {
-    token_list_t markers = {0};
+static status_t expand_into(const template_text_t *text, const expansion_t *e, growing_text_t *out) {
+    size_t done = 0;
+    int marks = 0;
+    for (const char *at = text->text; (at = next_mark(text, e->mark, (size_t)(at - text->text))); at += strlen(e->mark))
+        marks++;
+    if (marks != e->images)
+        FAIL(STATUS_INVALID, "the chat template writes %d image marks ('%s') and there are %d images", marks, e->mark,
+             e->images);
+    for (int i = 0; i < marks; i++) {
+        char *picture;
+        size_t at = (size_t)(next_mark(text, e->mark, done) - text->text);
+        TRY(append(out, text->text + done, text->given + done, at - done));
+        TRY(image_text_expand(e->rules, &e->shapes[i], e->image, e->start, e->end, &picture));
+        status_t status = append(out, picture, NULL, strlen(picture));
+        free(picture);
+        TRY(status);
+        done = at + strlen(e->mark);
+    }
+    return append(out, text->text + done, text->given + done, text->length - done);
+}
+
+// Puts every picture's text in place of its mark.
+static status_t expand(const tokenizer_t *tokenizer, template_text_t *text, expansion_t *e) {
+    growing_text_t grown = {0};
+    status_t status = read_spellings(tokenizer, e);
+    if (!status) status = expand_into(text, e, &grown);
+    free_spellings(e);
+    if (status) {
+        free(grown.text);
+        free(grown.given);
+        return status;
+    }
+    template_text_free(text);
+    *text = (template_text_t){.text = grown.text, .given = grown.given, .length = grown.length};
+    return STATUS_OK;
+}
+
+static status_t count_tokens(const token_list_t *list, int from, const expansion_t *e) {
+    int64_t wanted = 0, found = 0;
+    for (int i = 0; i < e->images; i++) wanted += e->shapes[i].feature_rows;
+    for (int i = from; i < list->count; i++) found += list->id[i] == e->rules->image_token;
+    if (found != wanted)
+        FAIL(STATUS_INVALID,
+             "the pictures become %lld image tokens and the text has %lld; the tokenizer does not belong to the model",
+             (long long)wanted, (long long)found);
+    return STATUS_OK;
+}
+
+status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *tokenizer, const chat_t *chat,
+                     bool generation_prompt, const image_rules_t *rules, const image_shape_t *shapes,
+                     token_list_t *out) {
+    expansion_t expansion = {.rules = rules, .shapes = shapes, .images = chat->images};
+    template_text_t text;
     int count = out->count;
-    status_t status = chat_encode_markers(tokenizer, chat, generation_prompt, image_token, &markers);
-    if (!status) status = chat_expand_images(&markers, image_token, feature_rows, chat->images, out);
-    token_list_free(&markers);
+    TRY(chat_template_render(chat_template, chat->messages, generation_prompt, &text));
+    status_t status = chat->images ? expand(tokenizer, &text, &expansion) : STATUS_OK;
+    if (!status) status = tokenizer_encode_marked(tokenizer, text.text, text.given, text.length, out);
+    template_text_free(&text);
+    if (!status && chat->images) status = count_tokens(out, count, &expansion);
     if (status) out->count = count;
     return status;
+}
+
+// ---- an assistant's turn ----
+
+static const char probe[] = "Zqxj";
+
+// Renders one exchange whose answer is the probe; *at is the probe in it, NULL where the template lost it.
+static status_t render_probe(const chat_template_t *chat_template, bool parts, template_text_t *out, const char **at) {
+    json_t *messages =
+        parts ? json_pack("[{s:s, s:[{s:s, s:s}]}, {s:s, s:[{s:s, s:s}]}]", "role", "user", "content", "type", "text",
+                          "text", "a", "role", "assistant", "content", "type", "text", "text", probe)
+              : json_pack("[{s:s, s:s}, {s:s, s:s}]", "role", "user", "content", "a", "role", "assistant", "content",
+                          probe);
+    if (!messages) FAIL(STATUS_MEMORY, "out of memory while rendering a chat");
+    status_t status = chat_template_render(chat_template, messages, false, out);
+    json_decref(messages);
+    TRY(status);
+    *at = memmem(out->text, out->length, probe, strlen(probe));
+    return STATUS_OK;
+}
+
+// The special token that follows the probe at once, or -1.
+static status_t find_end(const tokenizer_t *tokenizer, const template_text_t *text, const char *at, int32_t *out) {
+    token_list_t list = {0};
+    size_t after = (size_t)(at - text->text) + strlen(probe);
+    TRY(tokenizer_encode(tokenizer, text->text + after, text->length - after, true, &list));
+    status_t status = STATUS_OK;
+    if (list.count && list.offset[0] == 0) {
+        bool special = false;
+        (void)tokenizer_spelling(tokenizer, list.id[0], &special);
+        *out = special ? list.id[0] : -1;
+    }
+    token_list_free(&list);
+    return status;
+}
+
+status_t chat_end_of_turn(const chat_template_t *chat_template, const tokenizer_t *tokenizer, int32_t *out) {
+    const char *at = NULL;
+    *out = -1;
+    for (int parts = 0; parts < 2 && !at; parts++) {
+        template_text_t text;
+        status_t status = render_probe(chat_template, parts, &text, &at);
+        if (status) { // templates that take no strings, or no lists, say so
+            status_free(status);
+            continue;
+        }
+        if (at) status = find_end(tokenizer, &text, at, out);
+        template_text_free(&text);
+        TRY(status);
+    }
+    const char *eos = json_string_value(json_object_get(chat_template->tokens, "eos_token"));
+    if (*out < 0 && eos) *out = tokenizer_find(tokenizer, eos);
+    return STATUS_OK;
 }

@@ -1,44 +1,45 @@
-// Chat: messages -> the text (or tokens) a model was trained to read. The template is the family's; Qwen2.5's is built
-// in.
+// Chat: messages -> the text (or tokens) a model was trained to read, by the folder's own chat template.
+//
+// Text and ids are those of transformers' apply_chat_template, with one difference: text of the messages that spells a
+// special token is plain text. Users never make special tokens.
 #ifndef COMMON_TEXT_CHAT_H
 #define COMMON_TEXT_CHAT_H
 
 #include "common/text/tokenizer.h"
+#include "common/vision/image_rules.h"
 #include <jansson.h>
 
-typedef struct chat_part {
-    bool is_image;
-    char *text; // text, or the image's path as given ("" when the part names none)
-} chat_part_t;
-typedef struct chat_message {
-    char *role;
-    chat_part_t *part;
-    int parts;
-} chat_message_t;
+typedef struct chat_template chat_template_t;
+
+// Reads the template of a model folder: processor_config.json, chat_template.json, chat_template.jinja or
+// tokenizer_config.json, in the order of transformers, and the folder's special tokens, which templates name. Errors:
+// there is none; the template is no valid Jinja, or uses what is not supported.
+status_t chat_template_open(const char *directory, chat_template_t **out) STATUS_CHECKED;
+void chat_template_close(chat_template_t *chat_template);
+
 typedef struct chat {
-    chat_message_t *message;
-    int messages;
-    int images; // total
+    json_t *messages; // as the template sees them
+    char **image;     // [images] paths as given, in order ("" where a part names none)
+    int images;
 } chat_t;
 
 // "messages" as in docs/file-formats.md: content is a string or a list of {"type":"text","text"} /
-// {"type":"image","image"} (or "image_url"). Errors say which message and part; video is refused.
+// {"type":"image","image"} (or "image_url"); other members of a message are handed to the template. Errors say which
+// message and part; video and audio are refused.
 status_t chat_read(const json_t *messages, chat_t *out) STATUS_CHECKED;
 void chat_free(chat_t *chat);
-// Rendered text with one image marker a picture (`<|vision_start|><|image_pad|><|vision_end|>`); malloc'd. `system` as
-// the template adds it when the first message is none. generation_prompt adds the assistant's opening.
-status_t chat_render(const chat_t *chat, bool generation_prompt, char **out) STATUS_CHECKED;
-// Appends `tokens` to `out` with every image marker replaced by feature_rows[i] copies of it; the marker count must
-// equal `images`.
-status_t chat_expand_images(const token_list_t *tokens, int32_t image_token, const int *feature_rows, int images,
-                            token_list_t *out) STATUS_CHECKED;
-// chat_render + tokenizer_encode + chat_expand_images, appended to `out`; but text of the messages that spells a
-// special token is plain text: users never make special tokens. Offsets count the bytes of the rendered (normalised)
-// text between two special tokens.
-status_t chat_encode(const tokenizer_t *tokenizer, const chat_t *chat, bool generation_prompt, int32_t image_token,
-                     const int *feature_rows, token_list_t *out) STATUS_CHECKED;
-// The same without the expansion: one image token a picture.
-status_t chat_encode_markers(const tokenizer_t *tokenizer, const chat_t *chat, bool generation_prompt,
-                             int32_t image_token, token_list_t *out) STATUS_CHECKED;
+// Rendered text with one mark a picture; malloc'd, 0-terminated. generation_prompt adds the assistant's opening.
+status_t chat_render(const chat_template_t *chat_template, const chat_t *chat, bool generation_prompt,
+                     char **out) STATUS_CHECKED;
+// Appends the ids. The processor's text of every picture is put in place of its mark before the text is tokenised.
+// rules, shapes [chat->images]: not read without pictures (may be NULL). Errors: the template writes another number of
+// marks than there are pictures; a picture does not become as many image tokens as its shape says.
+status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *tokenizer, const chat_t *chat,
+                     bool generation_prompt, const image_rules_t *rules, const image_shape_t *shapes,
+                     token_list_t *out) STATUS_CHECKED;
+// The token that ends an assistant's turn: what the template writes behind the text, if that is a special token, or
+// else the folder's eos_token; -1 where there is neither.
+status_t chat_end_of_turn(const chat_template_t *chat_template, const tokenizer_t *tokenizer,
+                          int32_t *out) STATUS_CHECKED;
 
 #endif

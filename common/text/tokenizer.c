@@ -42,9 +42,9 @@ static void encoder_free(encoder_t *encoder) {
     free(encoder->best);
 }
 
-status_t tokenizer_encode(const tokenizer_t *tokenizer, const char *text, size_t length, bool parse_special,
-                          token_list_t *out) {
-    encoder_t encoder = {.tokenizer = tokenizer, .out = out, .parse_special = parse_special};
+static status_t encode(const tokenizer_t *tokenizer, const char *text, size_t length, bool parse_special,
+                       const char *given, token_list_t *out) {
+    encoder_t encoder = {.tokenizer = tokenizer, .out = out, .parse_special = parse_special, .given = given};
     int count = out->count;
     if (length > TOKENIZER_TEXT_LIMIT)
         FAIL(STATUS_INVALID, "the text has %zu bytes, more than the %d that can be tokenised", length,
@@ -57,6 +57,16 @@ status_t tokenizer_encode(const tokenizer_t *tokenizer, const char *text, size_t
     encoder_free(&encoder);
     if (status) out->count = count;
     return status;
+}
+
+status_t tokenizer_encode(const tokenizer_t *tokenizer, const char *text, size_t length, bool parse_special,
+                          token_list_t *out) {
+    return encode(tokenizer, text, length, parse_special, NULL, out);
+}
+
+status_t tokenizer_encode_marked(const tokenizer_t *tokenizer, const char *text, const char *given, size_t length,
+                                 token_list_t *out) {
+    return encode(tokenizer, text, length, true, given, out);
 }
 
 status_t tokenizer_encode_whole(const tokenizer_t *tokenizer, const char *text, size_t length, token_list_t *out) {

@@ -35,6 +35,10 @@ int tokenizer_size(const tokenizer_t *tokenizer); // largest id + 1
 // Errors (nothing is appended then): no UTF-8, more than 256 MiB, a pattern that takes too long on this text.
 status_t tokenizer_encode(const tokenizer_t *tokenizer, const char *text, size_t length, bool parse_special,
                           token_list_t *out) STATUS_CHECKED;
+// Text of which every byte has a mark: 1 where users gave it, 0 where not. Special tokens are found, except where users
+// spelled all of one.
+status_t tokenizer_encode_marked(const tokenizer_t *tokenizer, const char *text, const char *given, size_t length,
+                                 token_list_t *out) STATUS_CHECKED;
 // The same as encode() of transformers with its defaults: special tokens are found, and what the post-processor puts
 // around a text (a beginning-of-text token, for one) is there.
 status_t tokenizer_encode_whole(const tokenizer_t *tokenizer, const char *text, size_t length,

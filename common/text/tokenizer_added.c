@@ -154,6 +154,11 @@ static bool added_fits(const added_token_t *token, const char *text, size_t leng
 
 typedef status_t (*between_t)(encoder_t *encoder, const char *text, size_t first, size_t last, bool front);
 
+// Whether a special token that is spelled here counts: not where users spelled all of it.
+static bool special_counts(const encoder_t *encoder, size_t first, size_t last) {
+    return encoder->parse_special && (!encoder->given || memchr(encoder->given + first, 0, last - first));
+}
+
 // Emits the added tokens of a text and hands what is between them to `between`.
 static status_t split_added(encoder_t *encoder, const trie_t *trie, const char *text, size_t length, bool front,
                             between_t between) {
@@ -166,7 +171,7 @@ static status_t split_added(encoder_t *encoder, const trie_t *trie, const char *
             continue;
         }
         at = end;
-        if (token->special && !encoder->parse_special) continue;
+        if (token->special && !special_counts(encoder, start, end)) continue;
         if (!added_fits(token, text, length, done, &start, &end)) continue;
         // A token that an earlier one's strip_right ran into counts all the same, as in the reference.
         if (done < start) TRY(between(encoder, text, done, start, front && !done));
@@ -181,16 +186,54 @@ static status_t encode_plain(encoder_t *encoder, const char *text, size_t first,
     return encoder_cut(encoder, 0, text + first, last - first, front);
 }
 
-// A stretch of the given text without raw added tokens: normalised, then searched for the others.
-static status_t encode_stretch(encoder_t *encoder, const char *text, size_t first, size_t last, bool front) {
+static status_t encode_normal(encoder_t *encoder, const char *text, size_t first, size_t last, bool front) {
     const tokenizer_t *tokenizer = encoder->tokenizer;
-    if (first == last) return STATUS_OK;
     if (!tokenizer->normals)
         return split_added(encoder, &tokenizer->normalised, text + first, last - first, front, encode_plain);
     bool moved;
     TRY(tokenizer_normalise(tokenizer, encoder->match, text + first, last - first, &encoder->normal, &moved));
     return split_added(encoder, &tokenizer->normalised, encoder->normal.data, encoder->normal.length, front && !moved,
                        encode_plain);
+}
+
+// Whether a place in normalised text can be told from the given text: nothing is rewritten but blanks.
+static bool keeps_letters(const tokenizer_t *tokenizer) {
+    for (int i = 0; i < tokenizer->normals; i++) {
+        normal_kind_t kind = tokenizer->normal[i].kind;
+        if (kind != NORMAL_PREPEND && kind != NORMAL_REPLACE && kind != NORMAL_STRIP && kind != NORMAL_NFC)
+            return false;
+    }
+    return true;
+}
+
+// Whether users could make a special token of a stretch once it is normalised, where marks say nothing: they spelled
+// one, or the normaliser may make one of what they wrote.
+static bool users_spell(const encoder_t *encoder, const char *text, size_t first, size_t last) {
+    const tokenizer_t *tokenizer = encoder->tokenizer;
+    if (!memchr(encoder->given + first, 1, last - first)) return false;
+    if (!keeps_letters(tokenizer)) return true;
+    for (int i = 0; i < tokenizer->added_count; i++) {
+        const added_token_t *token = &tokenizer->added[i];
+        const vocabulary_entry_t *entry = &tokenizer->entry[token->id];
+        if (!token->special || !token->normalised) continue;
+        for (const char *at = text + first; (at = memmem(at, last - (size_t)(at - text), entry->text, entry->length));
+             at++)
+            if (!memchr(encoder->given + (at - text), 0, entry->length)) return true;
+    }
+    return false;
+}
+
+// A stretch of the given text without raw added tokens: normalised, then searched for the others.
+static status_t encode_stretch(encoder_t *encoder, const char *text, size_t first, size_t last, bool front) {
+    if (first == last) return STATUS_OK;
+    const char *given = encoder->given;
+    bool parse_special = encoder->parse_special;
+    if (given && users_spell(encoder, text, first, last)) encoder->parse_special = false;
+    encoder->given = NULL;
+    status_t status = encode_normal(encoder, text, first, last, front);
+    encoder->given = given;
+    encoder->parse_special = parse_special;
+    return status;
 }
 
 status_t encoder_text(encoder_t *encoder, const char *text, size_t length) {

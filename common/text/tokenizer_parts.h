@@ -290,7 +290,8 @@ typedef struct encoder {
     const tokenizer_t *tokenizer;
     token_list_t *out;
     bool parse_special;
-    size_t at; // offset of the text at hand within the whole rewritten text
+    const char *given; // a mark a byte of the text as given, or NULL; NULL in what is normalised
+    size_t at;         // offset of the text at hand within the whole rewritten text
     pcre2_match_data *match;
     splits_t splits[TOKENIZER_STEPS];
     buffer_t rewritten[TOKENIZER_STEPS], word, normal;

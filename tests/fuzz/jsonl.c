@@ -28,7 +28,7 @@ static void use_response(const char *response) {
     listing_words_free(&words);
 }
 
-static void use_line(const json_t *object) {
+static void use_line(const chat_template_t *chat_template, const json_t *object) {
     json_t *messages;
     char *response, *rendered = NULL;
     chat_t chat = {0};
@@ -36,7 +36,7 @@ static void use_line(const json_t *object) {
     if (!status) {
         if (response) use_response(response);
         status = chat_read(messages, &chat);
-        if (!status) status = chat_render(&chat, true, &rendered);
+        if (!status) status = chat_render(chat_template, &chat, true, &rendered);
         json_decref(messages);
         free(response);
     }
@@ -59,22 +59,25 @@ static void use_item(tool_t *tool, const json_t *object) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static tokenizer_t *tokenizer;
+    static chat_template_t *chat_template;
     tool_options_t options = {.input = fuzz_path("lines.jsonl")};
     tool_t tool = {.options = &options};
     tool_reader_t reader;
     fuzz_allow(0, 0, 0);
     if (!tokenizer) {
         status_t status = tokenizer_open(POISE_SOURCE_DIR "/configs/quickstart", &tokenizer);
+        if (!status) status = chat_template_open(POISE_SOURCE_DIR "/configs/quickstart", &chat_template);
         FUZZ_CHECK(!status);
     }
     tool.tokenizer = tokenizer;
+    tool.chat_template = chat_template;
     fuzz_allow(1 << 20, 256, size);
     fuzz_file("lines.jsonl", data, size);
     status_t status = tool_reader_open(fuzz_path("lines.jsonl"), &reader);
     for (json_t *line = NULL; !status;) {
         status = tool_reader_next(&reader, &line);
         if (status || !line) break;
-        use_line(line);
+        use_line(chat_template, line);
         use_item(&tool, line);
         json_decref(line);
     }

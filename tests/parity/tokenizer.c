@@ -116,6 +116,16 @@ static void test_chat(void **state) {
     (void)state;
     json_t *root = read_json("tests/goldens/text/chat_qwen2_5_vl.json"), *item;
     tokenizer_t *tokenizer = open_quickstart();
+    chat_template_t *chat_template;
+    CHECK_OK(chat_template_open(POISE_SOURCE_DIR "/configs/quickstart", &chat_template));
+    image_rules_t rules = {.processor = PROCESSOR_QWEN2_VL,
+                           .image_token = tokenizer_find(tokenizer, "<|image_pad|>"),
+                           .vision_start = -1,
+                           .vision_end = -1};
+    const image_shape_t shapes[8] = {{.runs = 1, .feature_rows = 1},
+                                     {.runs = 1, .feature_rows = 1},
+                                     {.runs = 1, .feature_rows = 1},
+                                     {.runs = 1, .feature_rows = 1}};
     size_t i;
     int compared = 0, refused = 0, hostile = 0;
     json_array_foreach(json_object_get(root, "cases"), i, item) {
@@ -130,10 +140,10 @@ static void test_chat(void **state) {
             continue;
         }
         char *rendered;
-        CHECK_OK(chat_render(&chat, generation, &rendered));
+        CHECK_OK(chat_render(chat_template, &chat, generation, &rendered));
         assert_string_equal(rendered, json_string_value(json_object_get(item, "rendered")));
         token_list_t list = {0};
-        CHECK_OK(chat_encode_markers(tokenizer, &chat, generation, tokenizer_find(tokenizer, "<|image_pad|>"), &list));
+        CHECK_OK(chat_encode(chat_template, tokenizer, &chat, generation, &rules, shapes, &list));
         // Where a message spells a special token we differ on purpose.
         if (strstr(rendered, "%} <|im_end|>"))
             hostile++;
@@ -147,6 +157,7 @@ static void test_chat(void **state) {
     assert_true(compared >= 28);
     assert_int_equal(refused, 2);
     assert_int_equal(hostile, 2);
+    chat_template_close(chat_template);
     tokenizer_close(tokenizer);
     json_decref(root);
 }

@@ -286,9 +286,14 @@ static void test_chat(void **state) {
     CHECK_OK(chat_read(messages, &chat));
     json_decref(messages);
     assert_int_equal(chat.images, 1);
-    assert_string_equal(chat.message[0].part[0].text, "a.png");
+    assert_string_equal(chat.image[0], "a.png");
     token_list_t list = {0};
-    CHECK_OK(chat_encode(tokenizer, &chat, true, pad, (const int[]){5}, &list));
+    chat_template_t *chat_template;
+    CHECK_OK(chat_template_open(POISE_SOURCE_DIR "/configs/quickstart", &chat_template));
+    image_rules_t rules = {
+        .processor = PROCESSOR_QWEN2_VL, .image_token = pad, .vision_start = start, .vision_end = -1};
+    image_shape_t shape = {.runs = 1, .feature_rows = 5};
+    CHECK_OK(chat_encode(chat_template, tokenizer, &chat, true, &rules, &shape, &list));
     int pads = 0, starts = 0;
     for (int i = 0; i < list.count; i++) {
         pads += list.id[i] == pad;
@@ -297,9 +302,17 @@ static void test_chat(void **state) {
     assert_int_equal(pads, 5);   // what the user typed is no marker
     assert_int_equal(starts, 3); // system, user, assistant
     int count = list.count;
-    CHECK_FAILS(chat_encode(tokenizer, &chat, true, pad, (const int[]){0}, &list), "becomes 0 tokens");
-    CHECK_FAILS(chat_encode(tokenizer, &chat, true, pad + 1, (const int[]){1}, &list), "must be the same");
-    CHECK_FAILS(chat_expand_images(&list, pad, (const int[]){1}, 1, &list), "5 image markers");
+    shape.feature_rows = 0;
+    CHECK_FAILS(chat_encode(chat_template, tokenizer, &chat, true, &rules, &shape, &list), "becomes 0 tokens");
+    shape.feature_rows = 5;
+    rules.image_token = start;
+    CHECK_FAILS(chat_encode(chat_template, tokenizer, &chat, true, &rules, &shape, &list), "3 image marks");
+    rules.image_token = 1 << 20;
+    CHECK_FAILS(chat_encode(chat_template, tokenizer, &chat, true, &rules, &shape, &list), "does not belong");
+    int32_t end;
+    CHECK_OK(chat_end_of_turn(chat_template, tokenizer, &end));
+    assert_int_equal(end, tokenizer_find(tokenizer, "<|im_end|>"));
+    chat_template_close(chat_template);
     assert_int_equal(list.count, count);
     token_list_free(&list);
     chat_free(&chat);
