@@ -1,5 +1,6 @@
 #include "learner/setup.h"
 
+#include "common/model/model_processor.h"
 #include "common/model/model_start.h"
 #include "common/store/store.h"
 #include "learner/disk.h"
@@ -13,6 +14,7 @@ static status_t open_parts(learner_t *learner, bool grpo) {
         FAIL(STATUS_INVALID, "data.train is not set; name a file that \"poise pack\" made");
     TRY(device_open(config->device, config->threads, &learner->device));
     TRY(model_start(config, learner->device, &learner->model));
+    if (grpo && learner->first) model_warn_generation(learner->model, stderr);
     TRY(packed_open(config->data.train, &learner->packed));
     TRY(packed_check_model(learner->packed, config->model));
     if (packed_count(learner->packed) < 1) FAIL(STATUS_INVALID, "%s holds no samples", config->data.train);

@@ -2,6 +2,7 @@
 #include "rollout/eval.h"
 
 #include "common/metrics/metrics.h"
+#include "common/model/model_processor.h"
 #include "common/model/model_start.h"
 
 #include <stdlib.h>
@@ -43,6 +44,7 @@ static status_t open_parts(eval_t *eval) {
     if (!config->output || !*config->output) FAIL(STATUS_INVALID, "output is not set; name a folder for the results");
     TRY(device_open(config->device, config->threads, &eval->device));
     TRY(model_start(config, eval->device, &eval->model));
+    if (!comm_rank(eval->job->world)) model_warn_generation(eval->model, stderr);
     TRY(tokenizer_open(config->model, &eval->tokenizer));
     TRY(packed_open(config->data.test, &eval->packed));
     TRY(packed_check_model(eval->packed, config->model));

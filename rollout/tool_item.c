@@ -1,5 +1,6 @@
 #include "rollout/tool.h"
 
+#include "common/model/model_files.h"
 #include "common/store/store.h"
 
 #include <stdlib.h>
@@ -22,6 +23,7 @@ status_t tool_need_tokenizer(tool_t *tool) {
 static status_t open_parts(const tool_options_t *options, bool weights, tool_t *tool) {
     if (!options->model || !*options->model) FAIL(STATUS_INVALID, "no model was named; use --model DIR");
     dtype_t dtype;
+    TRY(folder_refuse_gguf(options->model));
     TRY(model_dtype_parse(options->dtype ? options->dtype : "fp32", &dtype));
     TRY(device_open(options->device ? options->device : "cpu", options->threads > 0 ? options->threads : 1,
                     &tool->device));

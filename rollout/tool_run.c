@@ -1,4 +1,5 @@
 // poise score and poise generate: lines through the engine, many at a time, results in the order of the input.
+#include "common/model/model_processor.h"
 #include "rollout/tool.h"
 
 #include <stdlib.h>
@@ -59,6 +60,7 @@ static status_t run_open(run_t *run, const tool_options_t *options) {
     TRY(tool_reader_open(options->input, &run->reader));
     TRY(tool_open(options, true, &run->tool));
     if (run->generate) TRY(tool_need_tokenizer(&run->tool));
+    if (run->generate) model_warn_generation(run->tool.model, stderr);
     const model_config_t *config = &run->tool.model->config;
     size_t page = (size_t)ENGINE_PAGE * 2 * (size_t)config->layers * (size_t)config->kv_heads *
                   (size_t)config->head_dim * dtype_bytes(run->tool.model->dtype);

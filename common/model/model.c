@@ -2,6 +2,7 @@
 #include "common/model/model.h"
 #include "common/model/config_reader.h"
 #include "common/model/model_families.h"
+#include "common/model/model_files.h"
 #include "common/model/model_processor.h"
 #include "kernels/base/philox.h"
 
@@ -60,6 +61,7 @@ status_t model_open(const char *directory, device_t *device, model_t **out) {
 status_t model_open_as(const char *directory, device_t *device, dtype_t dtype, model_t **out) {
     model_t *model;
     *out = NULL;
+    TRY(folder_refuse_gguf(directory));
     if (dtype != DTYPE_F32 && dtype != DTYPE_BF16)
         FAIL(STATUS_INVALID, "a model cannot compute in %s; use f32 or bf16", dtype_name(dtype));
     TRY(ALLOCATE(&model, 1));

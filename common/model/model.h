@@ -43,6 +43,7 @@ typedef struct model_config {
     int bos_token, pad_token; // -1 where absent
     int eos_tokens[8];
     int eos_token_count;
+    char generation_ignored[512]; // fields of generation_config.json that are not applied, "a, b"
     image_rules_t image;
     decoder_config_t decoder; // the text part's rules
     void *family_config;      // the family's own struct (vision sizes, windows, ...), or NULL

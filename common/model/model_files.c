@@ -32,6 +32,34 @@ static status_t beside(const char *directory, char *out) {
     return STATUS_OK;
 }
 
+static bool is_gguf(const char *name) {
+    size_t length = strlen(name), end = strlen(".gguf");
+    return length > end && !strcmp(name + length - end, ".gguf");
+}
+
+status_t folder_refuse_gguf(const char *directory) {
+    char path[MODEL_PATH_BYTES];
+    struct stat info;
+    bool there = !stat(directory, &info);
+    if (is_gguf(directory) && there && S_ISREG(info.st_mode))
+        FAIL(STATUS_INVALID, "%s is a GGUF file; 'poise convert %s DIR' writes it as a folder that can be used here",
+             directory, directory);
+    if (!there || !S_ISDIR(info.st_mode)) return STATUS_OK;
+    TRY(join(path, directory, "config.json"));
+    if (!access(path, F_OK)) return STATUS_OK;
+    DIR *listing = opendir(directory);
+    status_t status = STATUS_OK;
+    for (struct dirent *entry; !status && listing && (entry = readdir(listing));)
+        if (is_gguf(entry->d_name))
+            status =
+                STATUS_NEW(STATUS_INVALID,
+                           "%s holds no config.json but the GGUF file %s; 'poise convert %s/%s DIR' writes it as a "
+                           "folder that can be used here",
+                           directory, entry->d_name, directory, entry->d_name);
+    if (listing) closedir(listing);
+    return status;
+}
+
 static status_t previous_name(const char *directory, char *out) {
     if (snprintf(out, MODEL_PATH_BYTES, "%s.previous", directory) >= MODEL_PATH_BYTES)
         FAIL(STATUS_INVALID, "the path %s is too long", directory);

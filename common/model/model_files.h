@@ -7,6 +7,9 @@
 
 enum { MODEL_PATH_BYTES = 4096 };
 
+// Refuses what is no Hugging Face folder, with the command that makes one: a GGUF file, or a folder that holds one
+// instead of config.json.
+status_t folder_refuse_gguf(const char *directory) STATUS_CHECKED;
 // Makes an empty folder beside `directory`; its name goes to `out` [MODEL_PATH_BYTES].
 status_t folder_begin(const char *directory, char *out) STATUS_CHECKED;
 // Flushes it and gives it the final name, replacing an older folder.

@@ -196,6 +196,21 @@ def write_case(name):
     return read_case(folder)
 
 
+def greedy_of(model, prompt):
+    """generate's greedy tokens, up to one whose best logit is too near the next to tell."""
+    with torch.no_grad():
+        ids = torch.tensor([prompt])  # with its mask: a pad token in it is none
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16, eos_token_id=None)[0].tolist()
+        logits = model(torch.tensor([made])).logits[0].float()
+    new = made[len(prompt):]
+    for at in range(len(new)):
+        best = logits[len(prompt) - 1 + at].topk(2).values
+        if best[0] - best[1] <= 1e-3:
+            return new[:at]
+    assert len(new) == 16
+    return new
+
+
 def read_case(folder):
     with contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32, attn_implementation="eager",
@@ -209,8 +224,9 @@ def read_case(folder):
     with torch.no_grad():
         logp = torch.log_softmax(model(torch.tensor([prompt])).logits[0].float(), -1)
     chosen = [logp[i, prompt[i + 1]].item() for i in range(len(prompt) - 1)]
+    greedy = greedy_of(model, prompt)
     weights = {key: {"shape": list(value.shape), "sha256": hashlib.sha256(value.numpy().tobytes()).hexdigest()} for key, value in state.items()}
-    write_json(folder / "expected.json", {"prompt": prompt, "logprobs": chosen, "weights": weights})
+    write_json(folder / "expected.json", {"prompt": prompt, "logprobs": chosen, "greedy": greedy, "weights": weights})
     spread = float(np.std(chosen))
     assert spread > 0.3, spread
     return {"case": folder.name, "spread_of_logprobs": round(spread, 3)}

@@ -1,7 +1,7 @@
 // GGUF: every block type against gguf-py to the bit; converted models against transformers: weights to the bit,
 // tokenizer.json equal, log-probs.
 #include "common/model/gguf_convert.h"
-#include "common/model/model_families.h"
+#include "rollout/rollout.h"
 #include "tests/lib/check.h"
 #include "tests/lib/parity.h"
 
@@ -97,6 +97,33 @@ static void compare_logprobs(const char *folder, const json_t *golden) {
     device_close(device);
 }
 
+// Greedy text through the engine: transformers' generate.
+static void compare_greedy(const char *folder, const json_t *golden) {
+    char input[PATH + 32], output[PATH + 32];
+    const json_t *wanted = json_object_get(golden, "greedy");
+    json_t *line = json_pack("{s:i,s:O}", "id", 1, "prompt_ids", json_object_get(golden, "prompt"));
+    snprintf(input, sizeof(input), "%s/in.jsonl", folder);
+    snprintf(output, sizeof(output), "%s/out.jsonl", folder);
+    assert_int_equal(json_dump_file(line, input, JSON_COMPACT), 0);
+    json_decref(line);
+    tool_options_t options = {.model = folder,
+                              .input = input,
+                              .output = output,
+                              .max_tokens = (int)json_array_size(wanted),
+                              .samples = 1,
+                              .threads = 1};
+    CHECK_OK(tool_generate(&options));
+    line = json_load_file(output, 0, NULL);
+    const json_t *tokens = json_object_get(line, "tokens");
+    // An end of the text ends ours, and is the last token of theirs that counts.
+    size_t count = json_array_size(tokens);
+    bool stopped = !strcmp(json_string_value(json_object_get(line, "finish_reason")), "stop");
+    assert_true(stopped || count == json_array_size(wanted));
+    for (size_t i = 0; i < count; i++) assert_true(json_equal(json_array_get(tokens, i), json_array_get(wanted, i)));
+    assert_true(count >= 4);
+    json_decref(line);
+}
+
 static json_t *load(const char *path) {
     json_error_t error;
     json_t *json = json_load_file(path, 0, &error);
@@ -115,6 +142,7 @@ static void converted_model_is_equal(void **state) {
     json_t *golden = load(path);
     compare_weights(out, json_object_get(golden, "weights"));
     compare_logprobs(out, golden);
+    compare_greedy(out, golden);
     json_decref(golden);
     snprintf(path, sizeof(path), GOLDENS "%s/tokenizer.json", name);
     json_t *wanted = load(path);

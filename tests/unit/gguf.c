@@ -1,6 +1,8 @@
 // The GGUF reader against damaged files: refused with a sentence, whatever is wrong.
 #include "common/model/gguf_convert.h"
+#include "common/model/model.h"
 #include "common/store/store.h"
+#include "rollout/rollout.h"
 #include "tests/lib/check.h"
 
 #include <stdio.h>
@@ -238,11 +240,27 @@ static void contradictions_are_named(void **state) {
     }
 }
 
+// Commands that want a folder say how to make one.
+static void files_are_told_apart(void **state) {
+    (void)state;
+    char copy[PATH + 32], where[PATH + 16];
+    model_t *model;
+    CHECK_FAILS(model_open(MODEL, NULL, &model), "'poise convert " MODEL " DIR'");
+    snprintf(where, sizeof(where), "%s/alone", folder);
+    snprintf(copy, sizeof(copy), "%s/x.gguf", where);
+    CHECK_OK(file_make_directory(where));
+    CHECK_FAILS(model_open(where, NULL, &model), "config.json");
+    assert_int_equal(symlink(MODEL, copy), 0);
+    CHECK_FAILS(model_open(where, NULL, &model), "holds no config.json but the GGUF file x.gguf");
+    tool_options_t options = {.model = where, .input = "-", .output = "-"};
+    CHECK_FAILS(tool_tokenize(&options), "holds no config.json but the GGUF file x.gguf");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(versions_are_told_apart),  cmocka_unit_test(metadata_is_bounded),
         cmocka_unit_test(tensors_lie_in_the_file),  cmocka_unit_test(every_cut_is_refused),
-        cmocka_unit_test(contradictions_are_named),
+        cmocka_unit_test(contradictions_are_named), cmocka_unit_test(files_are_told_apart),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

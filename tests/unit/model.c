@@ -101,13 +101,20 @@ static void test_side_files(void **state) {
     device_t *device;
     check(device_open("cpu", 1, &device));
     write_text("preprocessor_config.json", "{\"min_pixels\":784,\"max_pixels\":12845056,\"patch_size\":14}");
-    write_text("generation_config.json", "{\"eos_token_id\":[155,156],\"pad_token_id\":150,\"temperature\":0.1}");
+    write_text("generation_config.json",
+               "{\"eos_token_id\":[155,156],\"pad_token_id\":150,\"temperature\":0.1,\"top_p\":1.0,\"top_k\":20,"
+               "\"do_sample\":true,\"repetition_penalty\":1.05,\"min_length\":0,\"max_length\":99,"
+               "\"suppress_tokens\":[],\"forced_eos_token_id\":0,\"new_thing\":\"x\","
+               "\"transformers_version\":\"4.49.0\",\"use_cache\":true,\"bad_words_ids\":null}");
     model_t *model = open_text(device, config);
     assert_int_equal(model->config.image.min_pixels, 784);
     assert_int_equal(model->config.image.max_pixels, 12845056);
     assert_int_equal(model->config.eos_token_count, 2);
     assert_int_equal(model->config.eos_tokens[1], 156);
     assert_int_equal(model->config.pad_token, 150);
+    assert_string_equal(
+        model->config.generation_ignored,
+        "temperature, top_k, do_sample, repetition_penalty, max_length, forced_eos_token_id, new_thing");
     model_close(model);
     remove_file("preprocessor_config.json");
     remove_file("generation_config.json");

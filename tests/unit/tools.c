@@ -115,6 +115,50 @@ static void test_greedy(void **state) {
     check_remove_folder(place.folder);
 }
 
+// The folder of the goldens with another generation_config.json.
+static void model_with(const char *folder, const char *generation) {
+    char path[512], from[512];
+    static const char *const names[] = {"config.json", "preprocessor_config.json", "tokenizer.json",
+                                        "tokenizer_config.json", "model.safetensors"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        snprintf(path, sizeof(path), "%s/%s", folder, names[i]);
+        snprintf(from, sizeof(from), "%s/model/%s", GOLDEN, names[i]);
+        assert_int_equal(symlink(from, path), 0);
+    }
+    snprintf(path, sizeof(path), "%s/generation_config.json", folder);
+    if (generation) write_text(path, generation);
+}
+
+// Any of the ids of generation_config.json ends a completion, be it a number or a list; it is the last token.
+static void test_ends(void **state) {
+    (void)state;
+    lines_t expected = read_lines(GOLDEN "/expected.jsonl");
+    const json_t *greedy = get(&expected, 0, "greedy_tokens");
+    int first = 0; // of the token that ends it: no earlier one is the same
+    json_int_t end = json_integer_value(json_array_get(greedy, 2));
+    while (json_integer_value(json_array_get(greedy, (size_t)first)) != end) first++;
+    for (int list = 0; list < 2; list++) {
+        place_t place;
+        char text[128];
+        make_place(&place);
+        snprintf(text, sizeof(text), list ? "{\"eos_token_id\":[7,%d]}" : "{\"eos_token_id\":%d}", (int)end);
+        model_with(place.folder, text);
+        tool_options_t options = options_of(GOLDEN "/input.jsonl", place.output);
+        options.model = place.folder;
+        options.temperature = 0;
+        CHECK_OK(tool_generate(&options));
+        lines_t found = read_lines(place.output);
+        assert_string_equal(json_string_value(get(&found, 0, "finish_reason")), "stop");
+        const json_t *tokens = get(&found, 0, "tokens");
+        assert_int_equal(json_array_size(tokens), first + 1);
+        for (int i = 0; i <= first; i++)
+            assert_true(json_equal(json_array_get(tokens, (size_t)i), json_array_get(greedy, (size_t)i)));
+        free_lines(&found);
+        check_remove_folder(place.folder);
+    }
+    free_lines(&expected);
+}
+
 // Samples are those of (seed, id, sample number), whatever else is in the file; scoring them gives the same bits.
 static void test_sampling(void **state) {
     (void)state;
@@ -128,6 +172,14 @@ static void test_sampling(void **state) {
     CHECK_OK(tool_generate(&options));
     lines_t all = read_lines(place.output);
     assert_int_equal(all.count, 18);
+    // Other threads and kernels: the same file.
+    options.output = place.second;
+    options.threads = 3;
+    options.device = "cpu:portable";
+    CHECK_OK(tool_generate(&options));
+    lines_t again = read_lines(place.second);
+    for (int i = 0; i < 18; i++) assert_true(json_equal(again.line[i], all.line[i]));
+    free_lines(&again);
     snprintf(text, sizeof(text), "%s", "{\"id\":\"5\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}\n");
     write_text(place.input, text);
     options = options_of(place.input, place.second);
@@ -268,8 +320,9 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_score),         cmocka_unit_test(test_greedy),   cmocka_unit_test(test_sampling),
-        cmocka_unit_test(test_order_and_ids), cmocka_unit_test(test_tokenize), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_score),    cmocka_unit_test(test_greedy),        cmocka_unit_test(test_sampling),
+        cmocka_unit_test(test_ends),     cmocka_unit_test(test_order_and_ids), cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests_name("tools", tests, NULL, NULL);
 }
