@@ -6,7 +6,7 @@ import sys
 
 import oracle_common  # noqa: F401  first: it sets what torch reads at its start
 
-MAKERS = ["qwen_goldens", "family_goldens", "picture_goldens", "lora_goldens", "rl_goldens", "optimizer_goldens", "text_goldens", "image_goldens",
+MAKERS = ["qwen_goldens", "family_goldens", "picture_goldens", "lora_goldens", "rl_goldens", "optimizer_goldens", "text_goldens", "tokenizer_goldens", "image_goldens",
           "score_goldens", "gguf_goldens"]
 
 
