@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 uint64_t packed_hash_number(const packed_t *packed) {
     char digits[17] = {0};
@@ -36,8 +37,12 @@ status_t packed_model_hash(const char *model_directory, const image_rules_t *rul
     char path[4096], text[64];
     char *tokenizer;
     size_t size;
-    if (snprintf(path, sizeof(path), "%s/tokenizer.json", model_directory) >= (int)sizeof(path))
+    if (snprintf(path, sizeof(path), "%s/tokenizer.model", model_directory) >= (int)sizeof(path))
         FAIL(STATUS_INVALID, "the path %s is too long", model_directory);
+    // As in opening a tokenizer: tokenizer.model counts where there is no tokenizer.json.
+    bool only_model = access(path, F_OK) == 0;
+    snprintf(path, sizeof(path), "%s/tokenizer.json", model_directory);
+    if (only_model && access(path, F_OK) != 0) snprintf(path, sizeof(path), "%s/tokenizer.model", model_directory);
     TRY(file_read_whole(path, (size_t)256 << 20, &tokenizer, &size));
     int length = snprintf(text, sizeof(text), "%016llx %016llx", (unsigned long long)XXH3_64bits(tokenizer, size),
                           (unsigned long long)image_rules_hash(rules));

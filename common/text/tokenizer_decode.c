@@ -344,12 +344,16 @@ static status_t state_new(const tokenizer_t *tokenizer, bool skip_special, state
         joined |= step->kind == DECODE_FUSE || step->kind == DECODE_BYTE_LEVEL;
     }
     state->match = pcre2_match_data_create(1, NULL);
-    if (!state->match) {
-        state_free(state);
-        FAIL(STATUS_MEMORY, "out of memory while decoding");
+    status_t status = state->match ? STATUS_OK : STATUS_NEW(STATUS_MEMORY, "out of memory while decoding");
+    for (int i = 0; i < state->stages && !status; i++) { // empty text is a place too
+        status = owned_append_for(&state->stage[i].held, "", 0, 0);
+        if (!status) status = owned_append_for(&state->stage[i].made, "", 0, 0);
     }
-    *out = state;
-    return STATUS_OK;
+    if (status)
+        state_free(state);
+    else
+        *out = state;
+    return status;
 }
 
 static status_t state_push(state_t *state, int32_t id) {

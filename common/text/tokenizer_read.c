@@ -183,6 +183,29 @@ static status_t read_bpe(tokenizer_t *tokenizer, json_t *model) {
 
 // ---- unigram ----
 
+// The reference's JSON reader makes a number of its digits as one whole number times or over a power of ten, which is
+// the nearest double only up to 15 digits. Equal paths are told apart by such last bits. Files hold the shortest
+// digits.
+static double score_as_read(double score) {
+    char text[40], power[16], digits[24];
+    if (!isfinite(score) || score == 0) return score;
+    for (int count = 15; count <= 17; count++) {
+        snprintf(text, sizeof(text), "%.*e", count - 1, fabs(score));
+        if (strtod(text, NULL) != fabs(score)) continue;
+        int used = 0;
+        for (const char *c = text; *c != 'e'; c++)
+            if (*c != '.' && used < 20) digits[used++] = *c;
+        digits[used] = 0;
+        int exponent = atoi(strchr(text, 'e') + 1) - (count - 1);
+        if (exponent < -300 || exponent > 290) return score;
+        snprintf(power, sizeof(power), "1e%d", abs(exponent));
+        double value = (double)strtoull(digits, NULL, 10), scale = strtod(power, NULL);
+        value = exponent < 0 ? value / scale : value * scale;
+        return score < 0 ? -value : value;
+    }
+    return score;
+}
+
 static status_t read_unigram(tokenizer_t *tokenizer, json_t *model) {
     const json_t *vocabulary = json_object_get(model, "vocab"), *unknown = json_object_get(model, "unk_id"), *item;
     size_t i, count = json_array_size(vocabulary);
@@ -206,7 +229,7 @@ static status_t read_unigram(tokenizer_t *tokenizer, json_t *model) {
             FAIL(STATUS_INVALID, "entry %zu of 'model.vocab' is no pair of a token and its score", i);
         TRY(add_word(tokenizer, json_string_value(text), json_string_length(text), (int32_t)i));
         TRY(trie_add(&tokenizer->pieces, json_string_value(text), json_string_length(text), (int32_t)i));
-        tokenizer->score[i] = json_number_value(score);
+        tokenizer->score[i] = score_as_read(json_number_value(score));
         if (tokenizer->score[i] < lowest) lowest = tokenizer->score[i];
     }
     tokenizer->unknown_score = lowest - unknown_penalty;
