@@ -14,7 +14,7 @@ enum { LAYOUTS = sizeof(layouts) / sizeof(layouts[0]) };
 
 static void open_fixture(fixture_t *f, int folder) {
     char name[128];
-    snprintf(name, sizeof(name), "../families/%s", folders[folder]);
+    snprintf(name, sizeof(name), "families/%s", folders[folder]);
     fixture_open(f, name);
     f->model->config.eos_token_count = 0;
 }
