@@ -26,7 +26,7 @@ static inline const llava_config_t *llava_config(const model_t *model) {
 typedef struct llava_grid {
     int top, rows, left, columns;
 } llava_grid_t;
-llava_grid_t llava_unpadded(int side, const image_shape_t *shape);
+llava_grid_t llava_unpadded(const image_shape_t *shape);
 
 status_t llava_read_config(const json_t *config, model_config_t *out) STATUS_CHECKED;
 status_t llava_vision(model_t *model, tape_t *tape, const vision_image_t *images, int count,

@@ -1,41 +1,24 @@
 // Tower, projector, and the packing of a picture's rows.
 #include "common/model/llava_next.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-// The whole part of `value` rounded to seven decimals, halves of the exact value to even.
-static int rounded_down(double value) {
-    char text[64];
-    snprintf(text, sizeof(text), "%.7f", value);
-    return atoi(text);
-}
 
 static bool fits(const image_shape_t *shape) {
     return shape->tiles[0] > 0 && shape->tiles[1] > 0 &&
            (int64_t)shape->tiles[0] * shape->tiles[1] == (int64_t)shape->grid[0] - 1;
 }
 
-llava_grid_t llava_unpadded(int side, const image_shape_t *shape) {
-    if (shape->grid[0] <= 1 || shape->size[0] < 1 || shape->size[1] < 1 || !fits(shape)) return (llava_grid_t){0};
-    int rows = side * shape->tiles[0], columns = side * shape->tiles[1];
-    double height = shape->size[0], width = shape->size[1];
-    llava_grid_t grid = {.rows = rows, .columns = columns};
-    if (width / height > (double)columns / (double)rows) {
-        grid.top = (rows - rounded_down(height * ((double)columns / width))) / 2;
-        grid.rows = rows - 2 * grid.top;
-    } else {
-        grid.left = (columns - rounded_down(width * ((double)rows / height))) / 2;
-        grid.columns = columns - 2 * grid.left;
-    }
-    return grid;
+llava_grid_t llava_unpadded(const image_shape_t *shape) {
+    int box[4];
+    if (!fits(shape)) return (llava_grid_t){0};
+    image_unpad(shape, box);
+    return (llava_grid_t){.top = box[0], .rows = box[2], .left = box[1], .columns = box[3]};
 }
 
 int llava_feature_rows(const model_config_t *config, const image_shape_t *shape) {
     const llava_config_t *llava = config->family_config;
-    int side = llava->vit.side;
-    llava_grid_t grid = llava_unpadded(side, shape);
-    return side * side + (shape->grid[0] == 1 ? 1 : grid.rows * (grid.columns + 1));
+    llava_grid_t grid = llava_unpadded(shape);
+    return llava->vit.side * llava->vit.side + (shape->grid[0] == 1 ? 1 : grid.rows * (grid.columns + 1));
 }
 
 static status_t check_shape(const image_shape_t *shape, int number) {
@@ -48,7 +31,7 @@ static status_t check_shape(const image_shape_t *shape, int number) {
 // Where each row of a picture's tiles goes: the whole picture first, then the grid's rows without padding, a newline
 // after each. target: [grid[0] * side * side]; -1: it is padding.
 static void place_rows(int side, const image_shape_t *shape, int32_t first, int32_t *target) {
-    llava_grid_t grid = llava_unpadded(side, shape);
+    llava_grid_t grid = llava_unpadded(shape);
     int area = side * side;
     for (int i = 0; i < area; i++) target[i] = first + i;
     for (int tile = 1; tile < shape->grid[0]; tile++) {

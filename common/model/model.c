@@ -205,11 +205,13 @@ status_t model_initialise(model_t *model, uint64_t seed, float std) {
         const parameter_spec_t *spec = &model->spec[i];
         float *values;
         TRY(ALLOCATE(&values, spec->elements));
-        // A norm starts as one that changes nothing.
-        bool offset = spec->part == PART_LANGUAGE && model->config.decoder.norm == NORM_ONE_PLUS_WEIGHT;
-        bool zero = offset || ends_with(spec->name, ".bias");
+        // A norm starts as one that changes nothing. Towers have norms of their own kind; their projectors' are the
+        // text's.
+        bool offset = spec->part != PART_VISION && model->config.decoder.norm == NORM_ONE_PLUS_WEIGHT;
+        bool zero = offset || ends_with(spec->name, "bias");
+        bool row = ends_with(spec->name, "image_newline") || ends_with(spec->name, "class_embedding");
         for (int64_t e = 0; e < spec->elements; e++) {
-            if (spec->dimensions == 1)
+            if (spec->dimensions == 1 && !row)
                 values[e] = zero ? 0.0F : 1.0F;
             else
                 values[e] = std * philox_normal(seed, PHILOX_INIT, (uint64_t)e, (uint32_t)i, 0);

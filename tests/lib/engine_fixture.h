@@ -3,11 +3,14 @@
 #ifndef TESTS_LIB_ENGINE_FIXTURE_H
 #define TESTS_LIB_ENGINE_FIXTURE_H
 
+#include "common/model/batch.h"
 #include "common/model/safetensors.h"
 #include "rollout/engine.h"
 #include "tests/lib/check.h"
 
-enum { FIXTURE_PROMPTS = 4, FIXTURE_IMAGES = 2, FIXTURE_COMPLETIONS = 8, FIXTURE_BUDGET = 40 };
+#include <math.h>
+
+enum { FIXTURE_PROMPTS = 4, FIXTURE_IMAGES = 3, FIXTURE_COMPLETIONS = 8, FIXTURE_BUDGET = 40 };
 
 typedef struct fixture_prompt {
     int32_t *tokens;
@@ -33,19 +36,29 @@ static inline const safetensors_tensor_t *fixture_tensor(const fixture_t *f, int
 
 static inline void fixture_images(fixture_t *f, int index) {
     fixture_prompt_t *prompt = &f->prompt[index];
+    // Nine numbers a picture, in the order of image_shape_t, or its grid alone.
     const safetensors_tensor_t *grid = fixture_tensor(f, index, "image_grid_thw");
+    const safetensors_tensor_t *shapes = fixture_tensor(f, index, "image_shapes");
+    int each = shapes ? 9 : 3;
+    grid = shapes ? shapes : grid;
     if (!grid) return;
     const safetensors_tensor_t *pixels = fixture_tensor(f, index, "pixel_values");
-    int32_t grids[FIXTURE_IMAGES][3];
+    int32_t grids[FIXTURE_IMAGES * 9];
     float *values = malloc((size_t)pixels->elements * sizeof(float));
     prompt->image_count = (int)grid->shape[0];
     assert_true(prompt->image_count <= FIXTURE_IMAGES);
-    CHECK_OK(safetensors_read_i32(grid, &grids[0][0]));
+    CHECK_OK(safetensors_read_i32(grid, grids));
     CHECK_OK(safetensors_read_f32(pixels, values));
     int row = 0, columns = (int)pixels->shape[1];
     for (int i = 0; i < prompt->image_count; i++) {
         image_patches_t *image = &prompt->image[i];
-        memcpy(image->shape.grid, grids[i], sizeof(image->shape.grid));
+        const int32_t *shape = &grids[i * each];
+        for (int axis = 0; axis < 3; axis++) image->shape.grid[axis] = shape[axis];
+        for (int axis = 0; axis < 2 && each == 9; axis++) {
+            image->shape.tiles[axis] = shape[3 + axis];
+            image->shape.size[axis] = shape[5 + axis];
+        }
+        image->shape.runs = each == 9 ? shape[7] : 1;
         image->rows = image->shape.grid[0] * image->shape.grid[1] * image->shape.grid[2];
         image->columns = columns;
         image->content_hash = (uint64_t)(index * FIXTURE_IMAGES + i + 1) * 0x9E3779B97F4A7C15;
@@ -140,6 +153,70 @@ static inline void fixture_run(engine_t *engine, fixture_results_t *results) {
         assert_true(steps < 100000);
         CHECK_OK(engine_step(engine, fixture_sink, results));
     }
+}
+
+// Rows of one learner launch over all completions, and how its log-probs compare.
+// Returns how many log-probs were compared, to the bit.
+static inline int fixture_check_learner(const fixture_t *f, const fixture_results_t *results, float temperature,
+                                        bool recording, bool share) {
+    enum { MOST = FIXTURE_PROMPTS * FIXTURE_COMPLETIONS };
+    batch_sequence_t sequences[MOST];
+    int32_t *tokens[MOST];
+    int count = 0;
+    for (int p = 0; p < f->prompts; p++) {
+        for (int i = 0; i < FIXTURE_COMPLETIONS; i++, count++) {
+            const fixture_prompt_t *prompt = &f->prompt[p];
+            const fixture_result_t *result = &results->result[p][i];
+            int length = prompt->length + result->length;
+            tokens[count] = malloc((size_t)length * sizeof(int32_t));
+            memcpy(tokens[count], prompt->tokens, (size_t)prompt->length * sizeof(int32_t));
+            memcpy(tokens[count] + prompt->length, result->tokens, (size_t)result->length * sizeof(int32_t));
+            bool first = i == 0 || !share;
+            sequences[count] = (batch_sequence_t){.tokens = tokens[count],
+                                                  .length = length,
+                                                  .shared_with = first ? -1 : count - i,
+                                                  .shared_length = first ? 0 : prompt->length,
+                                                  .images = prompt->images,
+                                                  .image_count = first ? prompt->image_count : 0,
+                                                  .leaf = p,
+                                                  .first_target = prompt->length};
+        }
+    }
+    batch_t batch;
+    tape_t *tape;
+    head_output_t *head;
+    CHECK_OK(batch_build(f->model, sequences, count, &batch));
+    assert_true(batch.text.rows >= 64);
+    CHECK_OK(tape_open_measuring(f->device, RECOMPUTE_NONE, &tape));
+    tape_reset(tape, recording);
+    CHECK_OK(batch_forward(f->model, tape, &batch, temperature, true, &head));
+    tape_memory_t memory = tape_memory(tape);
+    tape_close(tape);
+    CHECK_OK(tape_open(f->device, &memory, RECOMPUTE_NONE, &tape));
+    tape_reset(tape, recording);
+    CHECK_OK(batch_forward(f->model, tape, &batch, temperature, true, &head));
+    float *logprob = malloc((size_t)head->count * sizeof(float)),
+          *entropy = malloc((size_t)head->count * sizeof(float));
+    size_t bytes = (size_t)head->count * sizeof(float);
+    CHECK_OK(f->device->table->download(f->device, logprob, head->logprob, bytes));
+    CHECK_OK(f->device->table->download(f->device, entropy, head->entropy, bytes));
+    int compared = 0;
+    float difference = 0;
+    for (int e = 0; e < batch.entry_count; e++, compared++) {
+        int sequence = batch.entry_sequence[e], p = sequence / FIXTURE_COMPLETIONS;
+        int position = batch.entry_position[e] - f->prompt[p].length;
+        const fixture_result_t *result = &results->result[p][sequence % FIXTURE_COMPLETIONS];
+        difference = fmaxf(difference, fabsf(result->logprobs[position] - logprob[e]));
+        assert_memory_equal(&result->logprobs[position], &logprob[e], sizeof(float));
+        assert_memory_equal(&result->entropy[position], &entropy[e], sizeof(float));
+    }
+    assert_true(difference == 0);
+    free(logprob);
+    free(entropy);
+    tape_close(tape);
+    batch_free(&batch);
+    for (int i = 0; i < count; i++) free(tokens[i]);
+    return compared;
 }
 
 #endif

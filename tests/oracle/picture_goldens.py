@@ -13,14 +13,14 @@ from picture_sensitivity import sensitivity
 def inputs_of(model, prompt):
     """The arguments of a forward pass over one prompt, a batch of one."""
     ids = prompt["input_ids"][None]
-    llava = hasattr(model.model, "image_newline")
+    llava = model.config.model_type == "llava_next"
     inputs = {"input_ids": ids} | ({} if llava else {"token_type_ids": (ids == IMAGE).int()})
     if "pixels" in prompt:
         inputs |= {"pixel_values": prompt["pixels"]} | ({"image_sizes": prompt["image_sizes"]} if llava else {})
     return inputs
 
 
-ORACLE = Oracle(inputs_of, range(111, 114))
+ORACLE = Oracle(inputs_of)
 
 
 def features_of(model, prompt):

@@ -1,5 +1,5 @@
 // Tiny random models of every family against transformers: positions, features, log-probs, both losses and every
-// gradient; neighbours in a batch, recompute levels and the other spelling of config.json change no bit.
+// gradient; neighbours in a batch, recompute levels, frozen parts and the other spelling of config.json change no bit.
 #include "tests/lib/golden.h"
 
 #include <unistd.h>
@@ -168,6 +168,42 @@ static void test_bits(void **state) {
     }
 }
 
+// ---- freezing ----
+
+// With one part trained alone, its gradients have the bits they have when everything is trained, and no other part's
+// are made.
+static void test_parts(void **state) {
+    (void)state;
+    golden_list_t list = golden_all();
+    for (int i = 0; i < list.count; i++) {
+        golden_t golden;
+        golden_open(&golden, list.name[i]);
+        model_t *model = golden.model;
+        sinks_t all = parity_sinks(model, GOLDEN_EXPONENT), one;
+        tape_t *tape = parity_tape(model, &golden.batch, RECOMPUTE_BLOCK, true);
+        run_backward(&golden, tape, &all, true);
+        tape_close(tape);
+        for (int part = 0; part < PART_COUNT; part++) {
+            one = parity_sinks(model, GOLDEN_EXPONENT);
+            for (int p = 0; p < model->parameter_count; p++)
+                if (model->spec[p].part != (model_part_t)part) model->parameter[p].sink = (gradient_sink_t){0};
+            tape = parity_tape(model, &golden.batch, RECOMPUTE_BLOCK, true);
+            run_backward(&golden, tape, &one, true);
+            for (int p = 0; p < model->parameter_count; p++) {
+                size_t bytes = (size_t)model->spec[p].elements * sizeof(int64_t);
+                bool trained = model->spec[p].part == (model_part_t)part;
+                int64_t *nothing = calloc(1, bytes);
+                assert_memory_equal(one.sum[3 * p], trained ? all.sum[3 * p] : nothing, bytes);
+                free(nothing);
+            }
+            tape_close(tape);
+            parity_free_sinks(&one);
+        }
+        parity_free_sinks(&all);
+        golden_close(&golden);
+    }
+}
+
 // ---- the other spelling of config.json ----
 
 static void link_file(const char *from, const char *name, const char *folder, const char *as) {
@@ -265,8 +301,8 @@ static void test_reports(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_logprobs),  cmocka_unit_test(test_gradients), cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_spellings), cmocka_unit_test(test_reports),
+        cmocka_unit_test(test_logprobs), cmocka_unit_test(test_gradients), cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_parts),    cmocka_unit_test(test_spellings), cmocka_unit_test(test_reports),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,15 @@
-// PEFT adapters over a tiny Qwen2.5-VL: log-probs and the gradients of A and B against PEFT.
+// PEFT adapters over tiny models: log-probs and the gradients of A and B against PEFT.
 #include "tests/lib/parity.h"
 
 enum { EXPONENT = 34, PATH = 1024 };
 
-static const char *const adapters[] = {"attention", "all_rslora"};
+static const struct {
+    const char *name, *base;
+} adapters[] = {{"attention", "qwen2_5_vl/gqa4_window56_hub"},
+                {"all_rslora", "qwen2_5_vl/gqa4_window56_hub"},
+                {"llava_next", "families/llava_next_mistral_hub"},
+                {"gemma3", "families/gemma3_pool2_hub"}};
+enum { ADAPTERS = sizeof(adapters) / sizeof(adapters[0]) };
 
 typedef struct golden {
     device_t *device;
@@ -14,14 +20,14 @@ typedef struct golden {
     batch_t batch;
 } golden_t;
 
-static void golden_open(golden_t *golden, const char *name) {
+static void golden_open(golden_t *golden, const char *name, const char *base) {
     char path[PATH];
     batch_sequence_t sequences[PARITY_MAX_PROMPTS];
     *golden = (golden_t){0};
     check(device_open("cpu", 2, &golden->device));
-    snprintf(path, sizeof(path), "%s/tests/goldens/qwen2_5_vl/gqa4_window56_hub", POISE_SOURCE_DIR);
+    snprintf(path, sizeof(path), "%s/tests/goldens/%s", POISE_SOURCE_DIR, base);
     golden->model = parity_model(path, golden->device);
-    snprintf(path, sizeof(path), "%s/tests/goldens/qwen2_5_vl/gqa4_window56_hub/golden.safetensors", POISE_SOURCE_DIR);
+    snprintf(path, sizeof(path), "%s/tests/goldens/%s/golden.safetensors", POISE_SOURCE_DIR, base);
     check(safetensors_open(path, &golden->base));
     snprintf(path, sizeof(path), "%s/tests/goldens/lora/%s", POISE_SOURCE_DIR, name);
     check(model_load_adapter(golden->model, path));
@@ -124,22 +130,22 @@ static void check_gradients(const golden_t *golden, const sinks_t *sinks, const 
 
 static void test_adapters(void **state) {
     (void)state;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < ADAPTERS; i++) {
         golden_t golden;
         head_output_t *head;
-        golden_open(&golden, adapters[i]);
+        golden_open(&golden, adapters[i].name, adapters[i].base);
         sinks_t sinks = parity_sinks(golden.model, EXPONENT);
         // As LoRA trains: the base is frozen.
         for (int p = 0; p < golden.model->parameter_count; p++) golden.model->parameter[p].sink = (gradient_sink_t){0};
         tape_t *tape = parity_tape(golden.model, &golden.batch, RECOMPUTE_CHEAP, true);
         check(batch_forward(golden.model, tape, &golden.batch, 1.0F, false, &head));
-        check_logprobs(&golden, head, adapters[i]);
+        check_logprobs(&golden, head, adapters[i].name);
         float *wanted = parity_floats(golden.file, "loss.scale", NULL);
         assert_true(fabs(scale_loss(&golden, head) - (double)*wanted) <= 1e-4);
         free(wanted);
         check(tape_backward(tape));
         assert_int_equal(*sinks.flags, 0);
-        check_gradients(&golden, &sinks, adapters[i]);
+        check_gradients(&golden, &sinks, adapters[i].name);
         tape_close(tape);
         parity_free_sinks(&sinks);
         golden_close(&golden);

@@ -186,69 +186,6 @@ static void test_forced_equals_sampled(void **state) {
     fixture_close(&f);
 }
 
-// Rows of one learner launch over all completions, and how its log-probs compare.
-static void check_against_learner(const fixture_t *f, const fixture_results_t *results, float temperature,
-                                  bool recording, bool share) {
-    enum { MOST = FIXTURE_PROMPTS * FIXTURE_COMPLETIONS };
-    batch_sequence_t sequences[MOST];
-    int32_t *tokens[MOST];
-    int count = 0;
-    for (int p = 0; p < f->prompts; p++) {
-        for (int i = 0; i < FIXTURE_COMPLETIONS; i++, count++) {
-            const fixture_prompt_t *prompt = &f->prompt[p];
-            const fixture_result_t *result = &results->result[p][i];
-            int length = prompt->length + result->length;
-            tokens[count] = malloc((size_t)length * sizeof(int32_t));
-            memcpy(tokens[count], prompt->tokens, (size_t)prompt->length * sizeof(int32_t));
-            memcpy(tokens[count] + prompt->length, result->tokens, (size_t)result->length * sizeof(int32_t));
-            bool first = i == 0 || !share;
-            sequences[count] = (batch_sequence_t){.tokens = tokens[count],
-                                                  .length = length,
-                                                  .shared_with = first ? -1 : count - i,
-                                                  .shared_length = first ? 0 : prompt->length,
-                                                  .images = prompt->images,
-                                                  .image_count = first ? prompt->image_count : 0,
-                                                  .leaf = p,
-                                                  .first_target = prompt->length};
-        }
-    }
-    batch_t batch;
-    tape_t *tape;
-    head_output_t *head;
-    CHECK_OK(batch_build(f->model, sequences, count, &batch));
-    assert_true(batch.text.rows >= 64);
-    CHECK_OK(tape_open_measuring(f->device, RECOMPUTE_NONE, &tape));
-    tape_reset(tape, recording);
-    CHECK_OK(batch_forward(f->model, tape, &batch, temperature, true, &head));
-    tape_memory_t memory = tape_memory(tape);
-    tape_close(tape);
-    CHECK_OK(tape_open(f->device, &memory, RECOMPUTE_NONE, &tape));
-    tape_reset(tape, recording);
-    CHECK_OK(batch_forward(f->model, tape, &batch, temperature, true, &head));
-    float *logprob = malloc((size_t)head->count * sizeof(float)),
-          *entropy = malloc((size_t)head->count * sizeof(float));
-    size_t bytes = (size_t)head->count * sizeof(float);
-    CHECK_OK(f->device->table->download(f->device, logprob, head->logprob, bytes));
-    CHECK_OK(f->device->table->download(f->device, entropy, head->entropy, bytes));
-    int compared = 0;
-    float difference = 0;
-    for (int e = 0; e < batch.entry_count; e++, compared++) {
-        int sequence = batch.entry_sequence[e], p = sequence / FIXTURE_COMPLETIONS;
-        int position = batch.entry_position[e] - f->prompt[p].length;
-        const fixture_result_t *result = &results->result[p][sequence % FIXTURE_COMPLETIONS];
-        difference = fmaxf(difference, fabsf(result->logprobs[position] - logprob[e]));
-        assert_memory_equal(&result->logprobs[position], &logprob[e], sizeof(float));
-        assert_memory_equal(&result->entropy[position], &entropy[e], sizeof(float));
-    }
-    assert_true(difference == 0);
-    assert_true(compared > 200);
-    free(logprob);
-    free(entropy);
-    tape_close(tape);
-    batch_free(&batch);
-    for (int i = 0; i < count; i++) free(tokens[i]);
-}
-
 // What the engine records is what the learner computes, to the bit.
 static void test_learner(void **state) {
     const engine_options_t small = {.pages = 40, .batch_rows = 37, .prefill_chunk = 9, .feature_cache_bytes = 0};
@@ -268,8 +205,8 @@ static void test_learner(void **state) {
         fixture_run(engine, results);
         assert_true(engine_get_statistics(engine).preemptions > 0);
         engine_close(engine);
-        check_against_learner(&f, results, temperature, true, true);
-        check_against_learner(&f, results, temperature, false, false);
+        assert_true(fixture_check_learner(&f, results, temperature, true, true) > 200);
+        assert_true(fixture_check_learner(&f, results, temperature, false, false) > 200);
         free(results);
         fixture_close(&f);
     }
