@@ -266,10 +266,13 @@ static status_t finish_world(comm_t *world, watch_t *watch, int rank, status_t s
 }
 
 // A run that ends before its ranks have joined has no coordinator to write its result; launchers want one all the same.
-static void result_note(status_t status) {
-    const char *extra = getenv("POISE_RESULT");
-    const config_t nowhere = {.output = ""};
-    if (extra && !result_is_there()) status_free(result_write(&nowhere, false, status));
+// rank: whose failure it is; negative: of none among several.
+static void result_note(status_t status, int rank) {
+    if (!getenv("POISE_RESULT") || result_is_there()) return;
+    bool named = rank >= 0 && status_exit_code(status) == 1;
+    status_t said = named ? STATUS_NEW(status_kind(status), "[rank %d] %s", rank, status_message(status)) : status;
+    status_free(result_for_launcher(said));
+    if (named) status_free(said);
 }
 
 enum { RANK_0_SPEAKS_S = 10 };
@@ -280,7 +283,7 @@ void result_before_world(status_t status) {
         for (int tenths = 0; tenths < 10 * RANK_0_SPEAKS_S && !result_is_there(); tenths++) usleep(100000);
         if (result_is_there()) _exit(2);
     }
-    result_note(status);
+    result_note(status, comm_launcher_size() > 1 ? comm_launcher_rank() : -1);
 }
 
 status_t world_end(comm_t *world, watch_t *watch, status_t status) {
@@ -300,7 +303,7 @@ status_t world_end(comm_t *world, watch_t *watch, status_t status) {
     if ((rank <= 0 && !heard) || !result_is_there()) // another has said it
         status_print(status, stderr, code == 2 && rank <= 0 ? -1 : rank, getenv("POISE_TRACE") != NULL);
     fflush(stdout);
-    result_note(status);
+    result_note(status, rank);
     if (rank < 0) exit(code);
     _exit(code);
 }

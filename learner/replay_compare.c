@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static replay_difference_t nothing(const replay_t *replay, const char *quantity) {
     return (replay_difference_t){.quantity = quantity,
@@ -184,6 +185,26 @@ static status_t compare_tensors(replay_t *replay, const char *quantity, const in
     return STATUS_OK;
 }
 
+// Without one there is less to compare (NULL). One that is there and cannot be read is no agreement, unless it is that
+// of a step on the way.
+static status_t open_checkpoint(const replay_t *replay, store_t **out) {
+    const learner_t *learner = &replay->run.learner;
+    int64_t step = replay->trajectory.step;
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/checkpoints/step-%lld.h5", learner->config->output, (long long)step);
+    *out = NULL;
+    if (access(path, F_OK) != 0) return STATUS_OK;
+    status_t status = checkpoint_open_path(learner, path, "grpo", step, out);
+    if (!status) return STATUS_OK;
+    *out = NULL;
+    if (status_kind(status) == STATUS_MEMORY) return status;
+    if (step == replay->options->step)
+        return status_context(status, "the checkpoint of step %lld cannot be compared; move it away to do without",
+                              (long long)step);
+    status_free(status);
+    return STATUS_OK;
+}
+
 status_t replay_compare(replay_t *replay) {
     const trajectory_t *t = &replay->trajectory;
     const grpo_record_t *record = &replay->run.record;
@@ -195,10 +216,7 @@ status_t replay_compare(replay_t *replay) {
     TRY(compare_tensors(replay, "weights before the step", t->before, record->before, NULL));
     TRY(compare_sampler(replay));
     TRY(compare_updates(replay));
-    // A checkpoint that cannot be read only tells less.
-    status_t opened = checkpoint_open(learner, "grpo", t->step, &checkpoint);
-    if (opened) checkpoint = NULL;
-    status_free(opened);
+    TRY(open_checkpoint(replay, &checkpoint));
     replay->checkpoint_compared = checkpoint != NULL;
     status_t status = compare_tensors(replay, "weights after the step", t->after, record->after, checkpoint);
     store_close(checkpoint);

@@ -15,10 +15,8 @@ static void complain(journal_t *journal, const char *path) {
     journal->told = true;
 }
 
-static int open_lines(journal_t *journal, const char *path) {
-    int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (file < 0) complain(journal, path);
-    return file;
+static int open_lines(const char *path) {
+    return open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
 }
 
 void journal_open(journal_t *journal, const char *output) {
@@ -26,8 +24,12 @@ void journal_open(journal_t *journal, const char *output) {
     const char *extra = getenv("POISE_EVENTS");
     *journal = (journal_t){.file = {-1, -1}};
     snprintf(path, sizeof(path), "%s/events.jsonl", output);
-    if (*output) journal->file[0] = open_lines(journal, path);
-    if (extra && *extra) journal->file[1] = open_lines(journal, extra);
+    if (*output) journal->file[0] = open_lines(path);
+    if (*output && journal->file[0] < 0) complain(journal, path);
+    if (!extra || !*extra) return;
+    journal->file[1] = open_lines(extra);
+    // launch/run's folder is on its own machine; from others it reads what is in the output folder.
+    if (journal->file[1] < 0 && !(errno == ENOENT && getenv("POISE_SESSION"))) complain(journal, extra);
 }
 
 void journal_close(journal_t *journal) {

@@ -43,6 +43,11 @@ holds "$work/report" "and the step's checkpoint"
 agrees logged 5 "the checkpoint of step 4" --set device=cpu:portable
 mpirun -n 2 "$POISE" replay "$work/logged" --step 5 >"$work/report" 2>&1 || fail "replay by two processes ended with $?" "$work/report"
 holds "$work/report" "^bits agree"
+cp "$work/logged/checkpoints/step-5.h5" "$work/kept.h5"
+truncate -s 4000 "$work/logged/checkpoints/step-5.h5"
+replay logged 5 && fail "bits agree with a checkpoint that cannot be read" "$work/report"
+holds "$work/report" "^poise: the checkpoint of step 5 cannot be compared; move it away to do without: .*step-5.h5"
+mv "$work/kept.h5" "$work/logged/checkpoints/step-5.h5"
 replay logged 5 --json || fail "replay with --json ended with $?" "$work/report"
 holds "$work/report" '"agrees": true'
 # Keeping trajectories changes no weights.

@@ -66,6 +66,8 @@ must_job lora 1 sft save_model=true init_std=0 "model=$tiny" lora.rank=2 optimiz
 evaluating=(--set "model=$tiny" --set "data.test=$work/data/test.h5" --set eval.max_new_tokens=4 --set eval.limit=6)
 settings=("${evaluating[@]}")
 must_job evaluated 1 eval
+grpo_settings
+must_job logged 3 grpo optimizer.steps=1 grpo.prompts=2 grpo.max_new_tokens=8 metrics.trajectories=true
 
 if [ "${POISE_FAIL_NTH_PART:-single}" = single ]; then
     echo "== single processes"
@@ -73,6 +75,8 @@ if [ "${POISE_FAIL_NTH_PART:-single}" = single ]; then
     each tokenize 60 10 tokenize --model "$tiny" --input "$work/text.jsonl" --output @/ids.jsonl
     each score 20 10 score --model "$tiny" --input "$work/data/completed.jsonl" --output @/scored.jsonl
     each generate 20 10 generate --model "$tiny" --input "$work/data/ask.jsonl" --output @/generated.jsonl --max-tokens 4 --temperature 1 --num 2
+    each convert 20 10 convert "$POISE_SOURCE_DIR/tests/goldens/gguf/llama_pieces/model.gguf" @/converted
+    each replay "$(amount 6 0)" 10 replay "$work/logged" --step 1
     each pack 60 10 pack --prompts --model "$tiny" --input "$work/data/ask.jsonl" --output @/packed.h5
     each merge "$(amount 10 0)" 40 merge --model "$tiny" --adapter "$work/lora/adapter" --output @/merged
     for path in "$tiny" "$work/lora" "$work/lora/adapter" "$work/data/sft.h5" "$work/lora/checkpoints/step-2.h5" "$work/evaluated" "$tiny/model.safetensors"; do
@@ -148,9 +152,10 @@ if [ "${POISE_FAIL_NTH_PART:-mpi}" = mpi ]; then
         grep -Eq 'Segmentation|signal [0-9]+ \((Abort|Bus|Seg|Float)|Sanitizer|stack smashing|double free|corrupt' "$work/$name.log" &&
             fail "$kind, $fault: a process crashed" "$work/$name.log"
         # Who says it is the failing rank itself, or the one that has heard of it. mpirun can lose what a process wrote just before its
-        # end; the launcher reads the sentence from the result.
+        # end; then launch/run's last line, from the result, has to name the rank.
         said=$(grep -Ec "^poise: \[rank $rank\] |^poise: \[rank [0-9]+\] .*rank $rank " "$work/$name.log")
-        [ "$said" != 0 ] || said=$(grep -Ec "^launch/run: .{20}" "$work/$name.log")
+        [ "$said" != 0 ] || said=$(tail -n 1 "$work/$name.log" |
+            grep -Ec "^launch/run: (\[rank $rank\] |\[rank [0-9]+\] .*rank $rank |([a-z]+ )?rank $rank ).{20}")
         case $code in
         0) same_result "$kind" "$name" "$fault, harmless" ;;
         1)

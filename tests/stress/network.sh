@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A GRPO job over hosts with a network between them (tests/cluster/netlab): learners and reward rank on one, rollout workers on others. Cables
 # are pulled for a moment, for longer than a heartbeat, and for good; packets get lost and bandwidth falls. The weights must be those of the
-# same run on one quiet machine, every lost worker must be named, and ranks that are cut off must end by themselves. A job whose learners'
-# host is cut off ends within its deadlines, with one message.
+# same run on one quiet machine, every lost worker must be named, and ranks that are cut off must end by themselves. A worker
+# that dies while packets get lost is replaced. A job whose learners' host is cut off ends within its deadlines, with one message.
 . "$(dirname "$0")/../lib/jobs.sh"
 . "$(dirname "$0")/../lib/stress.sh"
 . "$(dirname "$0")/../lib/hosts.sh"
@@ -171,6 +171,34 @@ cut_learners_ended() { # NAME
     echo "$name: code $code, nothing left, $((SECONDS - cut_at)) s after the cut at most"
 }
 
+# ---- a worker dies while packets get lost ----
+# launch/run, on another host than the reward rank, replaces it, and the new one joins, gets its weights and delivers across the loss.
+replacement_works() { # NAME STEPS: it is here, and so many are done
+    grep -q "rollout rank 3 has joined from outside" "$work/$1.log" && has_steps "$1" "$2"
+}
+replaced() { # NAME
+    local name=$1 percent before code
+    random 11
+    percent=$((drawn + 5))
+    replace=2 start_on_hosts "$name" "h8 h7 h7" grpo
+    within "$limit" has_steps "$name" 1 || fail "$name did not get to step 1" "$work/$name.log"
+    "$netlab" drop h8 "0.$(printf %02d $percent)"
+    kill -KILL "$(rank_of_run "$name" 1)"
+    before=$(steps_of "$name")
+    # What the dead worker had delivered may be enough for one step.
+    within 90 replacement_works "$name" $((before + 2)) || fail "$name: no worker came in place of rank 1, with $percent % of the packets lost" "$work/$name.log"
+    "$netlab" undrop h8
+    { wait "$background"; code=$?; } 2>/dev/null
+    [ "$code" = 0 ] || fail "$name ended with $code" "$work/$name.log"
+    holds "$work/$name.log" "rollout rank 1 is gone while [^:]+: "
+    holds "$work/$name.log" "launch/run: starting a rollout worker in place of rank 1"
+    holds "$work/$name.log" "rollout rank 3 has joined from outside"
+    [ "$(steps_of "$name")" = "$steps" ] || fail "$name has $(steps_of "$name") steps" "$work/$name.log"
+    same "weights ($name, $percent % of the packets lost)" "$wanted" "$(hash_of "$name")"
+    within 90 nothing_left "$name" || fail "$name left processes: $(of_run "$name")" "$work/$name.log"
+    stress_count "network: worker killed and replaced while packets get lost" 1
+}
+
 # The reward rank, which writes the result, away from launch/run, on a host with temporary files of its own.
 start_on_hosts away "h7 h7 h8 h8" grpo roles.learners=2 optimizer.stop_after=2
 away_job=$background
@@ -194,7 +222,9 @@ for ((n = 1; n <= rounds; n++)); do
         { wait "$away_job"; code=$?; } 2>/dev/null
         [ "$code" = 0 ] || fail "a run whose reward rank is on another host ended with $code" "$work/away.log"
         has_hash away
+        grep "cannot write events" "$work/away.log" && fail "the reward rank looks for the folder of launch/run on its own host" "$work/away.log"
     fi
+    replaced "replaced-$n"
     cut_learners_ended "cut-learners-$n"
-    rm -rf "${work:?}/round-$n" "$work/cut-learners-$n"
+    rm -rf "${work:?}/round-$n" "$work/replaced-$n" "$work/cut-learners-$n"
 done

@@ -40,12 +40,21 @@ ended() { ! kill -0 "$background" 2>/dev/null; }
 here() { echo $(($(events "$1" worker_joined "") - $(events "$1" worker_gone "") - $(events "$1" worker_left ""))); }
 enough() { ended || [ "$(here "$1")" -ge "$2" ]; }
 more_than() { ended || [ "$(events "$1" "$3" "$4")" -gt "$2" ]; } # NAME COUNT KIND PATTERN
-came_back() { ended || [ $(($(events "$1" worker_back "") + $(events "$1" worker_gone "no heartbeat"))) -gt "$2" ]; }
+silences() { echo $(($(events "$1" worker_back "$2") + $(events "$1" worker_gone "$2.*no heartbeat"))); } # NAME RANK-PATTERN
+came_back() { ended || [ "$(silences "$1" "$3")" -gt "$2" ]; }
+# named_as PID: how a line of events names that worker; one that joined later has some number behind the run's five.
+named_as() {
+    local line number
+    line=$({ tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null)
+    number=$({ tr '\0' '\n' <"/proc/$1/environ"; } 2>/dev/null | sed -n 's/^OMPI_COMM_WORLD_RANK=//p')
+    case $line in *" --join "*) number='\([5-9]\|[1-9][0-9][0-9]*\)' ;; esac
+    echo "\"rank\":$number,"
+}
 
 # fault NAME: one fault, of each kind in turn, to a random worker; waits until the run's events name it. Sets `kind`; empty when the run was done
 # before that.
 fault() {
-    local name=$1 pids=() pid event=worker_gone pattern before gone
+    local name=$1 pids=() pid event=worker_gone pattern before gone who
     within "$limit" enough "$name" 2 || fail "$name: dead workers are not replaced" "$work/$name.log"
     within "$limit" some_work || fail "$name: no worker delivers anything" "$work/$name.log"
     mapfile -t pids < <(workers)
@@ -53,6 +62,13 @@ fault() {
     [ ${#pids[@]} -gt 0 ] || return
     random ${#pids[@]}
     pid=${pids[$drawn]}
+    who=$(named_as "$pid")
+    case $who in *:[0-9]*)
+        # Given up by now, on a busy machine: about to end by itself.
+        [ "$(events "$name" worker_gone "$who")" = 0 ] || { sleep 0.2; return; }
+        ;;
+    *'":,') return ;; # it is no more
+    esac
     case $(((faults + stress_seed) % 6)) in
     0) kind="SIGKILL at a random time" pattern="no \\(heartbeat\\|completion\\)" ;; # whichever deadline is first
     1) kind="SIGKILL while a group is partly delivered" pattern="no \\(heartbeat\\|completion\\)" ;; # whichever deadline is first
@@ -61,6 +77,7 @@ fault() {
     4) kind="work loop stuck while heartbeats go on" pattern="no completion" ;;
     *) kind="work loop alive, group never finished" pattern="no completion" ;;
     esac
+    pattern="$who.*$pattern"
     before=$(events "$name" $event "$pattern")
     case $kind in
     *random*) kill -KILL "$pid" 2>/dev/null ;;
@@ -68,21 +85,21 @@ fault() {
     *stuck*) kill -RTMIN+1 "$pid" 2>/dev/null ;;
     *alive*) kill -RTMIN+2 "$pid" 2>/dev/null ;;
     *within*)
-        before=$(($(events "$name" worker_back "") + $(events "$name" worker_gone "no heartbeat")))
-        gone=$(events "$name" worker_gone "no heartbeat")
+        before=$(silences "$name" "$who")
+        gone=$(events "$name" worker_gone "$who.*no heartbeat")
         kill -STOP "$pid" 2>/dev/null
         sleep 2.4
         kill -CONT "$pid" 2>/dev/null
-        within "$limit" came_back "$name" "$before" || fail "$name: $kind: no event names it" "$work/$name.log"
+        within "$limit" came_back "$name" "$before" "$who" || fail "$name: $kind: no event names it" "$work/$name.log"
         # On a busy machine it may have been given up.
-        [ "$(events "$name" worker_gone "no heartbeat")" = "$gone" ] || sleep 1
-        [ $(($(events "$name" worker_back "") + $(events "$name" worker_gone "no heartbeat"))) -gt "$before" ] || kind=""
+        [ "$(events "$name" worker_gone "$who.*no heartbeat")" = "$gone" ] || sleep 1
+        [ "$(silences "$name" "$who")" -gt "$before" ] || kind=""
         return
         ;;
     *) kill -STOP "$pid" 2>/dev/null ;;
     esac
     within "$limit" more_than "$name" "$before" $event "$pattern" ||
-        fail "$name: $kind (process $pid): no event names it" "$work/$name.log"
+        fail "$name: $kind (process $pid, $who): no event names it" "$work/$name.log"
     case $kind in
     *past*)
         kill -CONT "$pid" 2>/dev/null # it finds that it was given up, and ends
@@ -166,7 +183,17 @@ for ((round = 1; round <= rounds; round++)); do
     random 100000
     export POISE_FRAMES="lose=0.02,twice=0.03,delay=0.04,replay=0.03,seed=$((drawn + 1))" POISE_FRAMES_COUNTS=$work/$name.counts
     launch_disturbed "$name"
+    # Meanwhile a worker is killed: the one that replaces it joins, pulls weights and works through the same.
+    within "$limit" enough "$name" 3 || fail "$name: its workers do not come" "$work/$name.log"
+    joined=$(events "$name" worker_joined "")
+    faults=$((6 - stress_seed % 6)) # the first kind
+    kind=""
+    until [ -n "$kind" ] || ended; do fault "$name"; done
+    [ -n "$kind" ] && within "$limit" more_than "$name" "$joined" worker_joined "" && ! ended ||
+        fail "$name: no worker was replaced while frames were disturbed" "$work/$name.log"
+    stress_count "$kind while frames are disturbed" 1
     check "$name"
+    holds "$work/$name.log" "launch/run: starting a rollout worker in place of rank"
     unset POISE_FRAMES POISE_FRAMES_COUNTS
     read -r sent lost doubled delayed replayed <<<"$(od -An -v -w40 -N40 -td8 "$work/$name.counts")"
     [ "$lost" -gt 0 ] && [ "$doubled" -gt 0 ] && [ "$delayed" -gt 0 ] && [ "$replayed" -gt 0 ] || fail "$name: frames went undisturbed"
