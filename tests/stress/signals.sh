@@ -59,7 +59,8 @@ one_case() {
     words=("$command" "${settings[@]}" --set "output=$work/$name")
     export POISE_CASE=$name TMPDIR=$work/tmp/$name
     set -m # so that the background job does not ignore INT
-    POISE_FAULT=$point:stop@0 "$launch" -n $ranks "${words[@]}" >>"$log" 2>&1 </dev/null &
+    # nohup would have it ignore HUP, and a shell cannot trap what was ignored when it began.
+    POISE_FAULT=$point:stop@0 env --default-signal=HUP "$launch" -n $ranks "${words[@]}" >>"$log" 2>&1 </dev/null &
     child=$!
     set +m
     within "$limit" stands_still "$name" || fail "$name: rank 0 never stood still at $where ($point)" "$log"
