@@ -58,9 +58,9 @@ one_case() {
     mkdir -p "$work/tmp/$name"
     words=("$command" "${settings[@]}" --set "output=$work/$name")
     export POISE_CASE=$name TMPDIR=$work/tmp/$name
-    set -m # so that the background job does not ignore INT
-    # nohup would have it ignore HUP, and a shell cannot trap what was ignored when it began.
-    POISE_FAULT=$point:stop@0 env --default-signal=HUP "$launch" -n $ranks "${words[@]}" >>"$log" 2>&1 </dev/null &
+    set -m # a process group of its own
+    # What a caller ignores (nohup, a background job of a script) a shell could not trap.
+    POISE_FAULT=$point:stop@0 env --default-signal=HUP,INT "$launch" -n $ranks "${words[@]}" >>"$log" 2>&1 </dev/null &
     child=$!
     set +m
     within "$limit" stands_still "$name" || fail "$name: rank 0 never stood still at $where ($point)" "$log"
