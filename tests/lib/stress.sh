@@ -19,7 +19,7 @@ amount() { if [ "${POISE_STRESS:-short}" = full ]; then echo "$2"; else echo "$1
 time_left() { [ "${POISE_STRESS_SECONDS:-0}" = 0 ] || [ $((SECONDS - stress_begun + ${1:-0})) -lt "$POISE_STRESS_SECONDS" ]; }
 # random BOUND: sets `drawn` to 0 .. BOUND - 1 (not a command substitution, in which RANDOM would start anew each time).
 random() { drawn=$(((RANDOM * 32768 + RANDOM) % $1)); }
-# Puts the array `cases` into an order of the seed's.
+# Puts the array `cases` into an order of the seed's. POISE_STRESS_SKIP: that many of the first are left out, to go on where a run ended.
 shuffle_cases() {
     local i word
     for ((i = ${#cases[@]} - 1; i > 0; i--)); do
@@ -28,6 +28,7 @@ shuffle_cases() {
         cases[$i]=${cases[$drawn]}
         cases[$drawn]=$word
     done
+    cases=("${cases[@]:${POISE_STRESS_SKIP:-0}}")
 }
 # stress_count WHAT NUMBER: for the table at the end ("killed while a checkpoint is written" 3).
 stress_count() {
