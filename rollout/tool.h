@@ -74,8 +74,9 @@ typedef struct tool_item {
 // Reads `id` and `messages` or `prompt_ids`; with_completion also `completion` or `completion_ids`. Picture paths that
 // are relative start at the input file's folder, or, where there is no such file, at the working folder.
 status_t tool_item_read(tool_t *tool, const json_t *line, bool with_completion, tool_item_t *out) STATUS_CHECKED;
-// Tokens of a chat with its pictures; `generation` adds the assistant's opening.
-status_t tool_item_chat(tool_t *tool, const json_t *messages, bool generation, tool_item_t *item) STATUS_CHECKED;
+// Tokens of a line's chat (`messages` and what goes with them) with its pictures; `generation` adds the assistant's
+// opening.
+status_t tool_item_chat(tool_t *tool, const json_t *line, bool generation, tool_item_t *item) STATUS_CHECKED;
 void tool_item_free(tool_item_t *item);
 void tool_item_free_images(tool_item_t *item);
 

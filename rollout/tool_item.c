@@ -104,10 +104,10 @@ static status_t read_pictures(tool_t *tool, const chat_t *chat, tool_item_t *ite
     return STATUS_OK;
 }
 
-static status_t encode_chat(tool_t *tool, const json_t *messages, bool generation, tool_item_t *item, chat_t *chat,
+static status_t encode_chat(tool_t *tool, const json_t *line, bool generation, tool_item_t *item, chat_t *chat,
                             image_shape_t **shapes) {
     TRY(tool_need_tokenizer(tool));
-    TRY(chat_read(messages, chat));
+    TRY(chat_read_line(line, json_object_get(line, "messages"), chat));
     if (!tool->chat_template) TRY(chat_template_open(tool->options->model, &tool->chat_template));
     TRY(read_pictures(tool, chat, item));
     TRY(ALLOCATE(shapes, item->image_count));
@@ -116,10 +116,10 @@ static status_t encode_chat(tool_t *tool, const json_t *messages, bool generatio
                        item->image_count ? &tool->model->config.image : NULL, *shapes, &item->prompt);
 }
 
-status_t tool_item_chat(tool_t *tool, const json_t *messages, bool generation, tool_item_t *item) {
+status_t tool_item_chat(tool_t *tool, const json_t *line, bool generation, tool_item_t *item) {
     chat_t chat = {0};
     image_shape_t *shapes = NULL;
-    status_t status = encode_chat(tool, messages, generation, item, &chat, &shapes);
+    status_t status = encode_chat(tool, line, generation, item, &chat, &shapes);
     chat_free(&chat);
     free(shapes);
     return status;
@@ -155,7 +155,7 @@ static status_t read_item(tool_t *tool, const json_t *line, bool with_completion
     item->id = json_incref(id);
     if (!messages == !ids) FAIL(STATUS_INVALID, "the line must have either 'messages' or 'prompt_ids'");
     if (messages)
-        TRY(tool_item_chat(tool, messages, true, item));
+        TRY(tool_item_chat(tool, line, true, item));
     else
         TRY(read_ids(line, "prompt_ids", &item->prompt));
     if (!item->prompt.count) FAIL(STATUS_INVALID, "the prompt is empty");

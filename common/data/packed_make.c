@@ -40,7 +40,7 @@ typedef struct maker {
     tokenizer_t *tokenizer;
     chat_template_t *chat_template;
     char *folder; // image paths are relative to the input file's
-    int32_t end_of_turn;
+    chat_turn_t turn;
     growing_t tokens, segments, sample_start, prompt_length, image_use, image_use_start, option_start, string_start,
         string_data;
     growing_t image_start, image_hash;
@@ -143,9 +143,9 @@ static status_t image_read(maker_t *m, const char *name, line_data_t *line) {
 
 // ---- one line ----
 
-static status_t read_prompt(maker_t *m, const json_t *messages, line_data_t *line) {
+static status_t read_prompt(maker_t *m, const json_t *json, const json_t *messages, line_data_t *line) {
     chat_t chat;
-    TRY(chat_read(messages, &chat));
+    TRY(chat_read_line(json, messages, &chat));
     status_t status = STATUS_OK;
     if (chat.images && !m->model->config.has_vision)
         status = STATUS_NEW(STATUS_INVALID, "the sample has images and the model has no vision");
@@ -163,7 +163,8 @@ static status_t read_response(maker_t *m, line_data_t *line) {
     int32_t *offsets = NULL;
     size_t length;
     if (!line->response_text) return STATUS_OK;
-    TRY(tokenizer_encode(m->tokenizer, line->response_text, strlen(line->response_text), false, &line->response));
+    TRY(chat_encode_response(&m->turn, m->tokenizer, line->response_text, strlen(line->response_text),
+                             &line->response));
     int count = line->response.count;
     TRY(ALLOCATE(&line->segments, count + 1));
     TRY(ALLOCATE(&offsets, 2 * count + 2));
@@ -240,7 +241,7 @@ static status_t append_sample(maker_t *m, const json_t *json, int64_t number, co
     for (int i = 0; i < prompt; i++) TRY(append(&m->segments, &none, 1, 1));
     if (answer) {
         TRY(append(&m->tokens, line->response.id, (size_t)line->response.count, sizeof(int32_t)));
-        TRY(append(&m->tokens, &m->end_of_turn, 1, sizeof(int32_t)));
+        TRY(append(&m->tokens, &m->turn.end, 1, sizeof(int32_t)));
         TRY(append(&m->segments, line->segments, (size_t)answer, 1));
     }
     for (int i = 0; i < answer; i++) think += line->segments[i] == SEGMENT_THINK;
@@ -277,7 +278,7 @@ static status_t make_line(maker_t *m, const json_t *json, int64_t number, line_d
         free(line->response_text);
         line->response_text = NULL;
     }
-    if (!status) status = read_prompt(m, messages, line);
+    if (!status) status = read_prompt(m, json, messages, line);
     json_decref(messages);
     if (!status) status = read_response(m, line);
     TRY(status);
@@ -411,10 +412,9 @@ static status_t maker_open(maker_t *m) {
     TRY(model_open(m->options->model, NULL, &m->model));
     TRY(tokenizer_open(m->options->model, &m->tokenizer));
     TRY(chat_template_open(m->options->model, &m->chat_template));
-    TRY(chat_end_of_turn(m->chat_template, m->tokenizer, &m->end_of_turn));
-    if (m->end_of_turn < 0 && m->model->config.eos_token_count) m->end_of_turn = m->model->config.eos_tokens[0];
-    if (m->end_of_turn < 0)
-        FAIL(STATUS_INVALID, "%s names no token that ends a turn (eos_token_id)", m->options->model);
+    TRY(chat_turn_open(m->chat_template, m->tokenizer, &m->turn));
+    if (m->turn.end < 0 && m->model->config.eos_token_count) m->turn.end = m->model->config.eos_tokens[0];
+    if (m->turn.end < 0) FAIL(STATUS_INVALID, "%s names no token that ends a turn (eos_token_id)", m->options->model);
     TRY(memory_copy_string(m->options->input, &copy));
     status_t status = memory_copy_string(dirname(copy), &m->folder);
     free(copy);
@@ -436,6 +436,7 @@ static void maker_close(maker_t *m) {
     for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) free(lists[i]->data);
     free(m->table);
     free(m->folder);
+    chat_turn_close(&m->turn);
     tokenizer_close(m->tokenizer);
     chat_template_close(m->chat_template);
     model_close(m->model);

@@ -3,6 +3,7 @@
 #include "common/text/chat_template.h"
 #include "common/vision/image_text.h"
 #include <limits.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -104,16 +105,67 @@ status_t chat_read(const json_t *messages, chat_t *out) {
     return STATUS_OK;
 }
 
+// Variables that follow from the rest of the line or from what is asked of it.
+static status_t check_variable(const char *name) {
+    static const char *const taken[] = {
+        "messages", "conversation",          "tools", "add_generation_prompt", "chat_template",
+        "tokenize", "continue_final_message"};
+    for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++)
+        if (strcmp(name, taken[i]) == 0)
+            FAIL(STATUS_INVALID, "'chat_template_kwargs' cannot set '%s'; leave it out", name);
+    return STATUS_OK;
+}
+
+// Data sets whose columns have one type keep the list as a string of JSON.
+static status_t read_tools(const json_t *line, chat_t *chat) {
+    json_t *list = json_object_get(line, "tools"), *tool;
+    size_t i;
+    if (!list || json_is_null(list)) return STATUS_OK;
+    json_t *parsed = json_is_string(list) ? json_loads(json_string_value(list), 0, NULL) : json_incref(list);
+    bool array = json_is_array(parsed), failed = array && json_object_set(chat->variables, "tools", parsed);
+    json_decref(parsed);
+    if (failed) FAIL(STATUS_MEMORY, "out of memory while reading messages");
+    if (!array) FAIL(STATUS_INVALID, "'tools' must be a list of objects");
+    json_array_foreach(json_object_get(chat->variables, "tools"), i, tool) {
+        if (!json_is_object(tool)) FAIL(STATUS_INVALID, "element %zu of 'tools' is no object", i + 1);
+    }
+    return STATUS_OK;
+}
+
+static status_t read_variables(const json_t *line, chat_t *chat) {
+    const json_t *more = json_object_get(line, "chat_template_kwargs");
+    const char *name;
+    json_t *value;
+    chat->variables = json_object();
+    if (!chat->variables) FAIL(STATUS_MEMORY, "out of memory while reading messages");
+    TRY(read_tools(line, chat));
+    if (!more || json_is_null(more)) return STATUS_OK;
+    if (!json_is_object(more)) FAIL(STATUS_INVALID, "'chat_template_kwargs' must be an object");
+    json_object_foreach((json_t *)(uintptr_t)more, name, value) {
+        TRY(check_variable(name));
+        if (json_object_set(chat->variables, name, value)) FAIL(STATUS_MEMORY, "out of memory while reading messages");
+    }
+    return STATUS_OK;
+}
+
+status_t chat_read_line(const json_t *line, const json_t *messages, chat_t *out) {
+    TRY(chat_read(messages, out));
+    status_t status = read_variables(line, out);
+    if (status) chat_free(out);
+    return status;
+}
+
 void chat_free(chat_t *chat) {
     for (int i = 0; i < chat->images; i++) free(chat->image[i]);
     free(chat->image);
+    json_decref(chat->variables);
     json_decref(chat->messages);
     *chat = (chat_t){0};
 }
 
 status_t chat_render(const chat_template_t *chat_template, const chat_t *chat, bool generation_prompt, char **out) {
     template_text_t text;
-    TRY(chat_template_render(chat_template, chat->messages, generation_prompt, &text));
+    TRY(chat_template_render(chat_template, chat->messages, chat->variables, generation_prompt, &text));
     *out = text.text;
     free(text.given);
     return STATUS_OK;
@@ -232,7 +284,7 @@ status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *to
     expansion_t expansion = {.rules = rules, .shapes = shapes, .images = chat->images};
     template_text_t text;
     int count = out->count;
-    TRY(chat_template_render(chat_template, chat->messages, generation_prompt, &text));
+    TRY(chat_template_render(chat_template, chat->messages, chat->variables, generation_prompt, &text));
     status_t status = chat->images ? expand(tokenizer, &text, &expansion) : STATUS_OK;
     if (!status) status = tokenizer_encode_marked(tokenizer, text.text, text.given, text.length, out);
     template_text_free(&text);
@@ -245,19 +297,20 @@ status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *to
 
 static const char probe[] = "Zqxj";
 
-// Renders one exchange whose answer is the probe; *at is the probe in it, NULL where the template lost it.
-static status_t render_probe(const chat_template_t *chat_template, bool parts, template_text_t *out, const char **at) {
+// Renders one exchange whose answer is the probe, or, to be answered, its question alone.
+static status_t render_probe(const chat_template_t *chat_template, bool parts, bool answered, template_text_t *out) {
     json_t *messages =
         parts ? json_pack("[{s:s, s:[{s:s, s:s}]}, {s:s, s:[{s:s, s:s}]}]", "role", "user", "content", "type", "text",
                           "text", "a", "role", "assistant", "content", "type", "text", "text", probe)
               : json_pack("[{s:s, s:s}, {s:s, s:s}]", "role", "user", "content", "a", "role", "assistant", "content",
                           probe);
-    if (!messages) FAIL(STATUS_MEMORY, "out of memory while rendering a chat");
-    status_t status = chat_template_render(chat_template, messages, false, out);
+    if (!messages || (!answered && json_array_remove(messages, 1))) {
+        json_decref(messages);
+        FAIL(STATUS_MEMORY, "out of memory while rendering a chat");
+    }
+    status_t status = chat_template_render(chat_template, messages, NULL, !answered, out);
     json_decref(messages);
-    TRY(status);
-    *at = memmem(out->text, out->length, probe, strlen(probe));
-    return STATUS_OK;
+    return status;
 }
 
 // The special token that follows the probe at once, or -1.
@@ -275,21 +328,95 @@ static status_t find_end(const tokenizer_t *tokenizer, const template_text_t *te
     return status;
 }
 
-status_t chat_end_of_turn(const chat_template_t *chat_template, const tokenizer_t *tokenizer, int32_t *out) {
-    const char *at = NULL;
-    *out = -1;
-    for (int parts = 0; parts < 2 && !at; parts++) {
-        template_text_t text;
-        status_t status = render_probe(chat_template, parts, &text, &at);
-        if (status) { // templates that take no strings, or no lists, say so
-            status_free(status);
-            continue;
+// The opening is the generation prompt and the blanks that the template puts between it and the response. Anything else
+// there (an empty trace of reasoning, for one) is nothing that generation would begin with.
+static status_t find_opening(const tokenizer_t *tokenizer, const template_text_t *prompt, const char *whole,
+                             const char *at, chat_turn_t *turn) {
+    size_t blanks = 0;
+    if ((size_t)(at - whole) > prompt->length && memcmp(whole, prompt->text, prompt->length) == 0) {
+        blanks = (size_t)(at - whole) - prompt->length;
+        if (strspn(whole + prompt->length, " \t\r\n") < blanks) blanks = 0;
+    }
+    turn->length = prompt->length + blanks;
+    TRY(memory_allocate(turn->length + 1, 1, (void **)&turn->opening));
+    TRY(memory_allocate(turn->length + 1, 1, (void **)&turn->given));
+    memcpy(turn->opening, prompt->text, prompt->length);
+    memcpy(turn->given, prompt->given, prompt->length);
+    memcpy(turn->opening + prompt->length, whole + prompt->length, blanks);
+    return tokenizer_encode_marked(tokenizer, prompt->text, prompt->given, prompt->length, &turn->prompt);
+}
+
+static status_t read_turn(const chat_template_t *chat_template, const tokenizer_t *tokenizer, bool parts,
+                          chat_turn_t *turn) {
+    template_text_t whole, prompt;
+    TRY(render_probe(chat_template, parts, true, &whole));
+    const char *at = memmem(whole.text, whole.length, probe, strlen(probe));
+    status_t status = at ? find_end(tokenizer, &whole, at, &turn->end) : STATUS_OK;
+    if (!status && at) {
+        status = render_probe(chat_template, parts, false, &prompt);
+        if (!status) {
+            status = find_opening(tokenizer, &prompt, whole.text, at, turn);
+            template_text_free(&prompt);
         }
-        if (at) status = find_end(tokenizer, &text, at, out);
-        template_text_free(&text);
-        TRY(status);
+    }
+    template_text_free(&whole);
+    return status;
+}
+
+status_t chat_turn_open(const chat_template_t *chat_template, const tokenizer_t *tokenizer, chat_turn_t *out) {
+    *out = (chat_turn_t){.end = -1};
+    for (int parts = 0; parts < 2 && !out->opening; parts++) {
+        status_t status = read_turn(chat_template, tokenizer, parts, out);
+        if (!status) continue;
+        // Templates that take no strings, or no lists, say so.
+        chat_turn_close(out);
+        out->end = -1;
+        if (status_kind(status) == STATUS_MEMORY) return status;
+        status_free(status);
     }
     const char *eos = json_string_value(json_object_get(chat_template->tokens, "eos_token"));
-    if (*out < 0 && eos) *out = tokenizer_find(tokenizer, eos);
+    if (out->end < 0 && eos) out->end = tokenizer_find(tokenizer, eos);
     return STATUS_OK;
+}
+
+void chat_turn_close(chat_turn_t *turn) {
+    free(turn->opening);
+    free(turn->given);
+    token_list_free(&turn->prompt);
+    *turn = (chat_turn_t){0};
+}
+
+// Ids of opening and response together; they count where they begin with the generation prompt's.
+static status_t encode_behind(const chat_turn_t *turn, const tokenizer_t *tokenizer, const char *text, size_t length,
+                              token_list_t *list) {
+    char *joined, *given;
+    size_t all = turn->length + length;
+    if (all < length) FAIL(STATUS_INVALID, "the response is too long");
+    TRY(memory_allocate(all + 1, 1, (void **)&joined));
+    status_t status = memory_allocate(all + 1, 1, (void **)&given);
+    if (!status) {
+        memcpy(joined, turn->opening, turn->length);
+        memcpy(joined + turn->length, text, length);
+        memcpy(given, turn->given, turn->length);
+        memset(given + turn->length, 1, length);
+        status = tokenizer_encode_marked(tokenizer, joined, given, all, list);
+        free(given);
+    }
+    free(joined);
+    return status;
+}
+
+status_t chat_encode_response(const chat_turn_t *turn, const tokenizer_t *tokenizer, const char *text, size_t length,
+                              token_list_t *out) {
+    token_list_t list = {0};
+    int skip = turn->prompt.count;
+    if (!turn->opening) return tokenizer_encode(tokenizer, text, length, false, out);
+    status_t status = encode_behind(turn, tokenizer, text, length, &list);
+    bool follows = !status && list.count >= skip &&
+                   (!skip || memcmp(list.id, turn->prompt.id, sizeof(*list.id) * (size_t)skip) == 0);
+    if (!status && !follows) status = tokenizer_encode(tokenizer, text, length, false, out);
+    for (int i = skip; follows && !status && i < list.count; i++)
+        status = token_list_add(out, list.id[i], list.offset[2 * i], list.offset[2 * i + 1]);
+    token_list_free(&list);
+    return status;
 }

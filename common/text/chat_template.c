@@ -2,6 +2,7 @@
 #include "common/text/chat_template.h"
 
 #include "common/store/store.h"
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -202,12 +203,20 @@ void chat_template_close(chat_template_t *chat_template) {
     free(chat_template);
 }
 
-status_t chat_template_render(const chat_template_t *chat_template, const json_t *messages, bool generation_prompt,
-                              template_text_t *out) {
+status_t chat_template_render(const chat_template_t *chat_template, const json_t *messages, const json_t *variables,
+                              bool generation_prompt, template_text_t *out) {
     json_t *given = json_pack("{s:O, s:n, s:n, s:b}", "messages", messages, "tools", "documents",
                               "add_generation_prompt", (int)generation_prompt);
-    if (!given) FAIL(STATUS_MEMORY, "out of memory while rendering a chat");
-    status_t status = template_render(chat_template->parsed, given, chat_template->tokens, out);
+    json_t *own = json_copy(chat_template->tokens), *value;
+    const char *name;
+    bool whole = given && own;
+    json_object_foreach((json_t *)(uintptr_t)variables, name, value) {
+        whole = whole && json_object_set(given, name, value) == 0;
+        json_object_del(own, name);
+    }
+    status_t status = whole ? template_render(chat_template->parsed, given, own, out)
+                            : STATUS_NEW(STATUS_MEMORY, "out of memory while rendering a chat");
     json_decref(given);
+    json_decref(own);
     return status_context(status, "the chat template in %s", chat_template->place);
 }

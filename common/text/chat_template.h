@@ -11,7 +11,9 @@ struct chat_template {
     json_t *tokens; // bos_token and its like, by their names
 };
 
-status_t chat_template_render(const chat_template_t *chat_template, const json_t *messages, bool generation_prompt,
-                              template_text_t *out) STATUS_CHECKED;
+// variables: an object of what else the template is given, before the folder's special tokens where both have a name;
+// may be NULL. Errors name the template's file.
+status_t chat_template_render(const chat_template_t *chat_template, const json_t *messages, const json_t *variables,
+                              bool generation_prompt, template_text_t *out) STATUS_CHECKED;
 
 #endif

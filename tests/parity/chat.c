@@ -149,9 +149,10 @@ static void test_pictures(void **state) {
             const json_t *shape = json_array_get(json_object_get(item, "shapes"), 0);
             crops += json_integer_value(json_object_get(shape, "runs")) > 1;
         }
-        int32_t end;
-        CHECK_OK(chat_end_of_turn(chat_template, tokenizer, &end));
-        assert_int_equal(end, tokenizer_find(tokenizer, gemma ? "<end_of_turn>" : "</s>"));
+        chat_turn_t turn;
+        CHECK_OK(chat_turn_open(chat_template, tokenizer, &turn));
+        assert_int_equal(turn.end, tokenizer_find(tokenizer, gemma ? "<end_of_turn>" : "</s>"));
+        chat_turn_close(&turn);
         chat_template_close(chat_template);
         tokenizer_close(tokenizer);
         check_remove_folder(folder);

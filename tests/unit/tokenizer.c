@@ -309,9 +309,10 @@ static void test_chat(void **state) {
     CHECK_FAILS(chat_encode(chat_template, tokenizer, &chat, true, &rules, &shape, &list), "3 image marks");
     rules.image_token = 1 << 20;
     CHECK_FAILS(chat_encode(chat_template, tokenizer, &chat, true, &rules, &shape, &list), "does not belong");
-    int32_t end;
-    CHECK_OK(chat_end_of_turn(chat_template, tokenizer, &end));
-    assert_int_equal(end, tokenizer_find(tokenizer, "<|im_end|>"));
+    chat_turn_t turn;
+    CHECK_OK(chat_turn_open(chat_template, tokenizer, &turn));
+    assert_int_equal(turn.end, tokenizer_find(tokenizer, "<|im_end|>"));
+    chat_turn_close(&turn);
     chat_template_close(chat_template);
     assert_int_equal(list.count, count);
     token_list_free(&list);

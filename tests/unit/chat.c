@@ -1,0 +1,180 @@
+// What a line gives its chat template beside messages, and how responses follow the generation prompt.
+#include "common/text/chat.h"
+#include "tests/lib/check.h"
+
+#include <jansson.h>
+
+typedef struct scene {
+    char folder[1024];
+    tokenizer_t *tokenizer;
+    chat_template_t *chat_template;
+} scene_t;
+
+static void write_file(const char *folder, const char *name, const char *text) {
+    char path[2048];
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    fputs(text, file);
+    assert_int_equal(fclose(file), 0);
+}
+
+// A small Llama tokenizer, which puts a blank before a text, with the template.
+static void scene_open(scene_t *scene, const char *template) {
+    json_t *tokenizer = json_load_file(POISE_SOURCE_DIR "/tests/goldens/tokenizers/spm_first/tokenizer.json", 0, NULL);
+    assert_non_null(tokenizer);
+    char *text = json_dumps(tokenizer, 0);
+    check_make_folder(scene->folder, sizeof(scene->folder));
+    write_file(scene->folder, "tokenizer.json", text);
+    write_file(scene->folder, "tokenizer_config.json", "{\"bos_token\": \"<s>\", \"eos_token\": \"</s>\"}");
+    write_file(scene->folder, "chat_template.jinja", template);
+    CHECK_OK(tokenizer_open(scene->folder, &scene->tokenizer));
+    CHECK_OK(chat_template_open(scene->folder, &scene->chat_template));
+    free(text);
+    json_decref(tokenizer);
+}
+
+static void scene_close(scene_t *scene) {
+    chat_template_close(scene->chat_template);
+    tokenizer_close(scene->tokenizer);
+    check_remove_folder(scene->folder);
+}
+
+// ---- responses ----
+
+// The response's ids are those that the whole conversation has behind the generation prompt's, and begin as said.
+static void check_response(const char *template, const char *response, const char *first) {
+    scene_t scene;
+    chat_turn_t turn;
+    chat_t asked, answered;
+    token_list_t prompt = {0}, whole = {0}, list = {0};
+    scene_open(&scene, template);
+    json_t *messages = json_pack("[{s:s, s:s}, {s:s, s:s}]", "role", "user", "content", "on the lot", "role",
+                                 "assistant", "content", response);
+    CHECK_OK(chat_read(messages, &answered));
+    json_array_remove(messages, 1);
+    CHECK_OK(chat_read(messages, &asked));
+    CHECK_OK(chat_encode(scene.chat_template, scene.tokenizer, &asked, true, NULL, NULL, &prompt));
+    CHECK_OK(chat_encode(scene.chat_template, scene.tokenizer, &answered, false, NULL, NULL, &whole));
+    CHECK_OK(chat_turn_open(scene.chat_template, scene.tokenizer, &turn));
+    assert_int_equal(turn.end, tokenizer_find(scene.tokenizer, "</s>"));
+    CHECK_OK(chat_encode_response(&turn, scene.tokenizer, response, strlen(response), &list));
+    assert_string_equal(tokenizer_spelling(scene.tokenizer, list.id[0], NULL), first);
+    assert_int_equal(prompt.count + list.count + 1, whole.count);
+    assert_memory_equal(whole.id, prompt.id, sizeof(int32_t) * (size_t)prompt.count);
+    assert_memory_equal(whole.id + prompt.count, list.id, sizeof(int32_t) * (size_t)list.count);
+    assert_int_equal(whole.id[whole.count - 1], turn.end);
+    token_list_free(&prompt);
+    token_list_free(&whole);
+    token_list_free(&list);
+    chat_turn_close(&turn);
+    chat_free(&asked);
+    chat_free(&answered);
+    json_decref(messages);
+    scene_close(&scene);
+}
+
+#define LINES                                                                                                          \
+    "{% for m in messages %}|{{ m['role'] }}|\n{{ m['content'] }}</s>{% endfor %}"                                     \
+    "{% if add_generation_prompt %}|assistant|\n{{ '' }}{% endif %}"
+#define BRACKETS                                                                                                       \
+    "{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]{% else %} {{ m['content'] }}</s>"         \
+    "{% endif %}{% endfor %}"
+#define REASONING                                                                                                      \
+    "{% for m in messages %}|{{ m['role'] }}|\n{% if m['role'] == 'assistant' and not m['content'].startswith('<') %}" \
+    "<think>\n{% endif %}{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}|assistant|\n{{ '' }}"        \
+    "{% endif %}"
+
+static void test_responses(void **state) {
+    (void)state;
+    check_response(LINES, "no", "n");
+    check_response(LINES, " no", "\xe2\x96\x81");
+    check_response(LINES, "</s>", "</"); // what users spell is text
+    check_response(BRACKETS, "no", "\xe2\x96\x81");
+    // What the template writes of its own before a response is no part of it.
+    check_response(REASONING, "<think>no", "<think>");
+}
+
+// Where a template cannot be asked, and where prompt and response would share a token, a response stands by itself.
+static void test_alone(void **state) {
+    (void)state;
+    static const char *const templates[] = {
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m['content'] }}{{ 't' if m['role'] == 'user' }}{% endfor %}"};
+    for (int i = 0; i < 2; i++) {
+        scene_t scene;
+        chat_turn_t turn;
+        token_list_t list = {0};
+        scene_open(&scene, templates[i]);
+        CHECK_OK(chat_turn_open(scene.chat_template, scene.tokenizer, &turn));
+        assert_int_equal(turn.opening != NULL, i);
+        assert_int_equal(turn.end, tokenizer_find(scene.tokenizer, "</s>"));
+        CHECK_OK(chat_encode_response(&turn, scene.tokenizer, "h", 1, &list)); // "th" is one token
+        assert_int_equal(list.count, 1);
+        assert_string_equal(tokenizer_spelling(scene.tokenizer, list.id[0], NULL), "\xe2\x96\x81h");
+        token_list_free(&list);
+        chat_turn_close(&turn);
+        scene_close(&scene);
+    }
+}
+
+// ---- variables ----
+
+#define ASK                                                                                                            \
+    "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% if enable_thinking is defined %}"                  \
+    "{{ enable_thinking }}{% endif %}{{ messages[0]['content'] }}"
+
+static status_t render_line(const char *json, char **out) {
+    scene_t scene;
+    chat_t chat;
+    json_t *line = json_loads(json, 0, NULL);
+    assert_non_null(line);
+    *out = NULL;
+    scene_open(&scene, ASK);
+    status_t status = chat_read_line(line, json_object_get(line, "messages"), &chat);
+    if (!status) {
+        status = chat_render(scene.chat_template, &chat, true, out);
+        chat_free(&chat);
+    }
+    scene_close(&scene);
+    json_decref(line);
+    return status;
+}
+
+static void check_line(const char *json, const char *expected) {
+    char *text;
+    CHECK_OK(render_line(json, &text));
+    assert_string_equal(text, expected);
+    free(text);
+}
+
+static void check_line_fails(const char *json, const char *part) {
+    char *text;
+    CHECK_FAILS(render_line(json, &text), part);
+}
+
+#define MESSAGES "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]"
+
+static void test_variables(void **state) {
+    (void)state;
+    check_line(MESSAGES "}", "<s>a");
+    check_line(MESSAGES ",\"tools\":null,\"chat_template_kwargs\":null}", "<s>a");
+    check_line(MESSAGES ",\"tools\":[{\"type\":\"function\",\"b\":1}]}", "<s>[{\"type\": \"function\", \"b\": 1}]a");
+    check_line(MESSAGES ",\"tools\":\"[{\\\"b\\\": 1}]\"}", "<s>[{\"b\": 1}]a");
+    check_line(MESSAGES ",\"chat_template_kwargs\":{\"enable_thinking\":false}}", "<s>Falsea");
+    check_line(MESSAGES ",\"chat_template_kwargs\":{\"bos_token\":\"b\"}}", "ba");
+    check_line_fails(MESSAGES ",\"tools\":{}}", "'tools' must be a list");
+    check_line_fails(MESSAGES ",\"tools\":\"none\"}", "'tools' must be a list");
+    check_line_fails(MESSAGES ",\"tools\":[1]}", "element 1 of 'tools'");
+    check_line_fails(MESSAGES ",\"chat_template_kwargs\":[]}", "must be an object");
+    check_line_fails(MESSAGES ",\"chat_template_kwargs\":{\"messages\":[]}}", "cannot set 'messages'");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_responses),
+        cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_variables),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
