@@ -2,6 +2,7 @@
 #include "common/text/chat_template.h"
 
 #include "common/store/store.h"
+#include "common/text/tokenizer_parts.h"
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,68 +29,36 @@ static status_t read_file(const char *directory, const char *name, char **out, s
 
 // A JSON object of the folder; *out NULL where there is no such file.
 static status_t read_object(const char *directory, const char *name, json_t **out) {
-    char *text;
-    size_t length;
-    json_error_t error;
+    char *path;
     *out = NULL;
-    TRY(read_file(directory, name, &text, &length));
-    if (!text) return STATUS_OK;
-    *out = json_loadb(text, length, JSON_ALLOW_NUL, &error);
-    free(text);
-    if (!*out) FAIL(STATUS_INVALID, "%s/%s:%d: not valid JSON: %s", directory, name, error.line, error.text);
-    if (json_is_object(*out)) return STATUS_OK;
-    json_decref(*out);
-    *out = NULL;
-    FAIL(STATUS_INVALID, "%s/%s is no JSON object", directory, name);
+    TRY(path_in(directory, name, &path));
+    status_t status = tokenizer_read_object(path, out);
+    free(path);
+    return status;
 }
 
 // ---- special tokens ----
 
-static const char *const token_names[] = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                          "pad_token", "cls_token", "mask_token"};
-enum { TOKEN_NAMES = sizeof(token_names) / sizeof(token_names[0]) };
-
-// What the reference's classes name their tokens where the folder says nothing, in the order of token_names.
-static const struct {
-    const char *class, *token[TOKEN_NAMES];
-} defaults[] = {
-    {"LlamaTokenizer", {"<s>", "</s>", "<unk>"}},
-    {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", NULL, "<pad>", NULL, "<mask>"}},
-    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", NULL, "<|endoftext|>"}},
-    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}},
-};
-
-static void add_defaults(const json_t *config, json_t *tokens) {
-    const char *class = json_string_value(json_object_get(config, "tokenizer_class"));
-    for (size_t d = 0; class && d < sizeof(defaults) / sizeof(defaults[0]); d++) {
-        size_t length = strlen(defaults[d].class);
-        if (strncmp(class, defaults[d].class, length) != 0 || (class[length] && strcmp(class + length, "Fast") != 0))
-            continue;
-        for (int i = 0; i < TOKEN_NAMES; i++)
-            if (defaults[d].token[i]) json_object_set_new(tokens, token_names[i], json_string(defaults[d].token[i]));
-    }
-}
-
 // A token is a string, or an object that holds it; null takes a default away.
 static void add_tokens(const json_t *from, json_t *tokens) {
-    for (int i = 0; i < TOKEN_NAMES; i++) {
-        json_t *token = json_object_get(from, token_names[i]);
-        if (json_is_null(token)) json_object_del(tokens, token_names[i]);
+    for (int i = 0; i < NAMED_TOKENS; i++) {
+        const char *name = tokenizer_named_tokens[i];
+        json_t *token = json_object_get(from, name);
+        if (json_is_null(token)) json_object_del(tokens, name);
         if (json_is_object(token)) token = json_object_get(token, "content");
-        if (json_is_string(token)) json_object_set(tokens, token_names[i], token);
+        if (json_is_string(token)) json_object_set(tokens, name, token);
     }
 }
 
-static status_t read_tokens(const char *directory, const json_t *config, json_t **out) {
+static status_t read_tokens(const tokenizer_config_t *files, json_t **out) {
+    const char *const *standard;
+    TRY(tokenizer_config_names(files, &standard));
     *out = json_object();
     if (!*out) FAIL(STATUS_MEMORY, "out of memory while reading a chat template");
-    add_defaults(config, *out);
-    add_tokens(config, *out);
-    if (json_object_get(config, "added_tokens_decoder")) return STATUS_OK;
-    json_t *map;
-    TRY(read_object(directory, "special_tokens_map.json", &map));
-    add_tokens(map, *out);
-    json_decref(map);
+    for (int i = 0; standard && i < NAMED_TOKENS; i++)
+        if (standard[i]) json_object_set_new(*out, tokenizer_named_tokens[i], json_string(standard[i]));
+    add_tokens(files->config, *out);
+    if (!json_object_get(files->config, "added_tokens_decoder")) add_tokens(files->map, *out);
     return STATUS_OK;
 }
 
@@ -182,12 +151,12 @@ static status_t read_template(chat_template_t *made, const char *directory, cons
 
 status_t chat_template_open(const char *directory, chat_template_t **out) {
     chat_template_t *made;
-    json_t *config = NULL;
+    tokenizer_config_t files;
     TRY(ALLOCATE(&made, 1));
-    status_t status = read_object(directory, "tokenizer_config.json", &config);
-    if (!status) status = read_template(made, directory, config);
-    if (!status) status = read_tokens(directory, config, &made->tokens);
-    json_decref(config);
+    status_t status = tokenizer_config_read(directory, &files);
+    if (!status) status = read_template(made, directory, files.config);
+    if (!status) status = read_tokens(&files, &made->tokens);
+    tokenizer_config_free(&files);
     if (status)
         chat_template_close(made);
     else

@@ -9,16 +9,15 @@
 
 enum { CONFIG_LIMIT = 64 << 20 };
 
-static const char *const named_tokens[] = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                           "pad_token", "cls_token", "mask_token"};
-enum { NAMED_TOKENS = sizeof(named_tokens) / sizeof(named_tokens[0]) };
+const char *const tokenizer_named_tokens[NAMED_TOKENS] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                                          "pad_token", "cls_token", "mask_token"};
 
 // A class that builds the tokenizer anew from the vocabulary. The texts are JSON; NULL fields stand for null.
 typedef struct rebuild {
     const char *name;
     const char *normalizer, *pre_tokenizer, *decoder;
     bool fuse_unknown, byte_fallback, keeps_unknown;
-    const char *defaults[NAMED_TOKENS]; // in the order of named_tokens
+    const char *defaults[NAMED_TOKENS]; // in the order of tokenizer_named_tokens
 } rebuild_t;
 
 #define SPACE_DECODERS                                                                                                 \
@@ -240,10 +239,10 @@ static status_t list_named(const rebuild_t *class, const json_t *config, const j
     const char *key;
     size_t i;
     for (i = 0; i < NAMED_TOKENS; i++) {
-        const json_t *token = json_object_get(map, named_tokens[i]);
-        bool given = token || json_object_get(config, named_tokens[i]);
-        if (!token) token = json_object_get(config, named_tokens[i]);
-        if (!given && !class) token = json_object_get(root, named_tokens[i]);
+        const json_t *token = json_object_get(map, tokenizer_named_tokens[i]);
+        bool given = token || json_object_get(config, tokenizer_named_tokens[i]);
+        if (!token) token = json_object_get(config, tokenizer_named_tokens[i]);
+        if (!given && !class) token = json_object_get(root, tokenizer_named_tokens[i]);
         json_t *standard = !given && class && class->defaults[i] ? json_string(class->defaults[i]) : NULL;
         status_t status = token || standard ? put_token(out, token ? token : standard, true) : STATUS_OK;
         json_decref(standard);
@@ -252,7 +251,7 @@ static status_t list_named(const rebuild_t *class, const json_t *config, const j
     json_object_foreach((json_t *)(uintptr_t)config, key, item) {
         size_t length = strlen(key);
         bool known = length < 6 || strcmp(key + length - 6, "_token") != 0 || !json_is_string(item);
-        for (i = 0; i < NAMED_TOKENS && !known; i++) known = strcmp(key, named_tokens[i]) == 0;
+        for (i = 0; i < NAMED_TOKENS && !known; i++) known = strcmp(key, tokenizer_named_tokens[i]) == 0;
         if (!known) TRY(put_token(out, item, true));
     }
     if (map) extra = json_object_get(map, "extra_special_tokens");
@@ -397,6 +396,13 @@ status_t tokenizer_config_builds(const tokenizer_config_t *config, const json_t 
     const rebuild_t *class;
     TRY(choose_class(config->model, config->config, root, &class));
     *out = class != NULL;
+    return STATUS_OK;
+}
+
+status_t tokenizer_config_names(const tokenizer_config_t *config, const char *const **out) {
+    const rebuild_t *class;
+    TRY(choose_class(config->model, config->config, NULL, &class));
+    *out = class ? class->defaults : NULL;
     return STATUS_OK;
 }
 

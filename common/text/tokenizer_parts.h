@@ -223,11 +223,17 @@ status_t tokenizer_read_cuts(tokenizer_t *tokenizer, const json_t *value, int de
 status_t tokenizer_read_decoder(tokenizer_t *tokenizer, const json_t *value, int depth) STATUS_CHECKED;
 
 // What stands beside the vocabulary in a folder; fields are NULL where the file is missing.
+enum { NAMED_TOKENS = 7 };
+extern const char *const tokenizer_named_tokens[NAMED_TOKENS]; // bos_token, ...
+
 typedef struct tokenizer_config {
     json_t *model, *config, *map; // config.json, tokenizer_config.json, special_tokens_map.json
 } tokenizer_config_t;
 status_t tokenizer_config_read(const char *directory, tokenizer_config_t *out) STATUS_CHECKED;
 void tokenizer_config_free(tokenizer_config_t *config);
+// What the folder's class calls its named tokens where the folder does not say: [NAMED_TOKENS], NULL for none; *out
+// NULL where the class calls none anything.
+status_t tokenizer_config_names(const tokenizer_config_t *config, const char *const **out) STATUS_CHECKED;
 // Whether the reference's class builds the tokenizer anew from its vocabulary, by its own rules.
 status_t tokenizer_config_builds(const tokenizer_config_t *config, const json_t *root, bool *out) STATUS_CHECKED;
 // Changes `root` (a whole tokenizer.json) to what the reference makes of it. `converted`: it was made of a

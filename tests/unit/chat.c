@@ -26,7 +26,9 @@ static void scene_open(scene_t *scene, const char *template) {
     char *text = json_dumps(tokenizer, 0);
     check_make_folder(scene->folder, sizeof(scene->folder));
     write_file(scene->folder, "tokenizer.json", text);
-    write_file(scene->folder, "tokenizer_config.json", "{\"bos_token\": \"<s>\", \"eos_token\": \"</s>\"}");
+    write_file(
+        scene->folder, "tokenizer_config.json",
+        "{\"bos_token\": \"<s>\", \"eos_token\": \"</s>\", \"model_max_length\": 1000000000000000019884624838656}");
     write_file(scene->folder, "chat_template.jinja", template);
     CHECK_OK(tokenizer_open(scene->folder, &scene->tokenizer));
     CHECK_OK(chat_template_open(scene->folder, &scene->chat_template));
