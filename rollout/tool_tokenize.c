@@ -20,7 +20,8 @@ static status_t encode(tool_t *tool, const json_t *line, tool_item_t *item) {
     if (!messages == !text) FAIL(STATUS_INVALID, "the line must have either 'text' or 'messages'");
     if (messages) return tool_item_chat(tool, line, wants_reply(messages), item);
     if (!json_is_string(text)) FAIL(STATUS_INVALID, "'text' must be a string");
-    return tokenizer_encode_whole(tool->tokenizer, json_string_value(text), json_string_length(text), &item->prompt);
+    return tokenizer_encode_whole(tool->tokenizer, json_string_value(text), NULL, json_string_length(text),
+                                  &item->prompt);
 }
 
 static status_t write_line(tool_t *tool, const tool_item_t *item, tool_text_t *out) {

@@ -278,6 +278,17 @@ static status_t count_tokens(const token_list_t *list, int from, const expansion
     return STATUS_OK;
 }
 
+// Tokenizers take a template's text as it is. Processors put a beginning-of-text token before it, and whatever else the
+// tokenizer puts around a text, unless the template has begun with that token: LLaVA-NeXT's leaves it to them.
+static status_t encode_text(const chat_template_t *chat_template, const tokenizer_t *tokenizer,
+                            const template_text_t *text, token_list_t *out) {
+    const char *first = json_string_value(json_object_get(chat_template->tokens, "bos_token"));
+    bool begun = first && strncmp(text->text, first, strlen(first)) == 0 && (!*first || !text->given[0]);
+    return chat_template->processor && !begun
+               ? tokenizer_encode_whole(tokenizer, text->text, text->given, text->length, out)
+               : tokenizer_encode_marked(tokenizer, text->text, text->given, text->length, out);
+}
+
 status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *tokenizer, const chat_t *chat,
                      bool generation_prompt, const image_rules_t *rules, const image_shape_t *shapes,
                      token_list_t *out) {
@@ -286,7 +297,7 @@ status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *to
     int count = out->count;
     TRY(chat_template_render(chat_template, chat->messages, chat->variables, generation_prompt, &text));
     status_t status = chat->images ? expand(tokenizer, &text, &expansion) : STATUS_OK;
-    if (!status) status = tokenizer_encode_marked(tokenizer, text.text, text.given, text.length, out);
+    if (!status) status = encode_text(chat_template, tokenizer, &text, out);
     template_text_free(&text);
     if (!status && chat->images) status = count_tokens(out, count, &expansion);
     if (status) out->count = count;

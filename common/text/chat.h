@@ -35,9 +35,11 @@ void chat_free(chat_t *chat);
 // Rendered text with one mark a picture; malloc'd, 0-terminated. generation_prompt adds the assistant's opening.
 status_t chat_render(const chat_template_t *chat_template, const chat_t *chat, bool generation_prompt,
                      char **out) STATUS_CHECKED;
-// Appends the ids. The processor's text of every picture is put in place of its mark before the text is tokenised.
-// rules, shapes [chat->images]: not read without pictures (may be NULL). Errors: the template writes another number of
-// marks than there are pictures; a picture does not become as many image tokens as its shape says.
+// Appends the ids. In folders with a processor the tokenizer's beginning-of-text token comes first, as processors have
+// it, unless the template's text begins with it. The processor's text of every picture is put in place of its mark
+// before the text is tokenised. rules, shapes [chat->images]: not read without pictures (may be NULL). Errors: the
+// template writes another number of marks than there are pictures; a picture does not become as many image tokens as
+// its shape says.
 status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *tokenizer, const chat_t *chat,
                      bool generation_prompt, const image_rules_t *rules, const image_shape_t *shapes,
                      token_list_t *out) STATUS_CHECKED;

@@ -133,8 +133,8 @@ static bool has_file(const char *directory, const char *name) {
 
 static status_t read_template(chat_template_t *made, const char *directory, const json_t *config) {
     // Processors and tokenizers look in other places first.
-    bool processor = has_file(directory, "preprocessor_config.json") || has_file(directory, "processor_config.json");
-    if (processor) {
+    made->processor = has_file(directory, "preprocessor_config.json") || has_file(directory, "processor_config.json");
+    if (made->processor) {
         TRY(from_json_file(made, directory, "processor_config.json"));
         TRY(from_json_file(made, directory, "chat_template.json"));
     }

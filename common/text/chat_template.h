@@ -9,6 +9,7 @@ struct chat_template {
     char *place; // the file it is from
     template_t *parsed;
     json_t *tokens; // bos_token and its like, by their names
+    bool processor; // the folder has one, for pictures
 };
 
 // variables: an object of what else the template is given, before the folder's special tokens where both have a name;

@@ -69,11 +69,12 @@ status_t tokenizer_encode_marked(const tokenizer_t *tokenizer, const char *text,
     return encode(tokenizer, text, length, true, given, out);
 }
 
-status_t tokenizer_encode_whole(const tokenizer_t *tokenizer, const char *text, size_t length, token_list_t *out) {
+status_t tokenizer_encode_whole(const tokenizer_t *tokenizer, const char *text, const char *given, size_t length,
+                                token_list_t *out) {
     int count = out->count;
     status_t status = STATUS_OK;
     for (int i = 0; i < tokenizer->befores && !status; i++) status = token_list_add(out, tokenizer->before[i], 0, 0);
-    if (!status) status = tokenizer_encode(tokenizer, text, length, true, out);
+    if (!status) status = encode(tokenizer, text, length, true, given, out);
     int32_t end = out->count ? out->offset[2 * out->count - 1] : 0;
     for (int i = 0; i < tokenizer->afters && !status; i++) status = token_list_add(out, tokenizer->after[i], end, end);
     if (status) out->count = count;

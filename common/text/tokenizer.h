@@ -40,8 +40,8 @@ status_t tokenizer_encode(const tokenizer_t *tokenizer, const char *text, size_t
 status_t tokenizer_encode_marked(const tokenizer_t *tokenizer, const char *text, const char *given, size_t length,
                                  token_list_t *out) STATUS_CHECKED;
 // The same as encode() of transformers with its defaults: special tokens are found, and what the post-processor puts
-// around a text (a beginning-of-text token, for one) is there.
-status_t tokenizer_encode_whole(const tokenizer_t *tokenizer, const char *text, size_t length,
+// around a text (a beginning-of-text token, for one) is there. given: marks as above, or NULL.
+status_t tokenizer_encode_whole(const tokenizer_t *tokenizer, const char *text, const char *given, size_t length,
                                 token_list_t *out) STATUS_CHECKED;
 // Text of ids, malloc'd, 0-terminated. skip_special leaves special tokens out. Bytes that are no UTF-8 become U+FFFD
 // as in HF, and ids that no token has are left out as in HF.

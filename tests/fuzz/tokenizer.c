@@ -32,7 +32,7 @@ static void check_decoded(const tokenizer_t *tokenizer, const int32_t *ids, int 
 static void use(const tokenizer_t *tokenizer, const char *text, size_t length) {
     for (int special = 0; special < 2; special++) {
         token_list_t list = {0};
-        status_t status = special ? tokenizer_encode_whole(tokenizer, text, length, &list)
+        status_t status = special ? tokenizer_encode_whole(tokenizer, text, NULL, length, &list)
                                   : tokenizer_encode(tokenizer, text, length, false, &list);
         for (int i = 0; i < list.count; i++) {
             FUZZ_CHECK(list.id[i] >= 0);

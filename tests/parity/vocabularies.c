@@ -141,7 +141,7 @@ static void check_blocks(const tokenizer_t *tokenizer, const char *name, const j
             token_list_t list = {0};
             int32_t ids[12];
             make_string(groups, number, &string);
-            CHECK_OK(tokenizer_encode_whole(tokenizer, string.data, string.length, &list));
+            CHECK_OK(tokenizer_encode_whole(tokenizer, string.data, NULL, string.length, &list));
             add_record(tokenizer, list.id, list.count, &record);
             token_list_free(&list);
             uint64_t state = ((UINT64_C(1) << 32) + number) * 0x9E3779B97F4A7C15u;

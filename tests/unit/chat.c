@@ -19,10 +19,15 @@ static void write_file(const char *folder, const char *name, const char *text) {
     assert_int_equal(fclose(file), 0);
 }
 
-// A small Llama tokenizer, which puts a blank before a text, with the template.
+// A small Llama tokenizer, which puts a blank before a text, and <s> before a whole one, with the template.
 static void scene_open(scene_t *scene, const char *template) {
     json_t *tokenizer = json_load_file(POISE_SOURCE_DIR "/tests/goldens/tokenizers/spm_first/tokenizer.json", 0, NULL);
     assert_non_null(tokenizer);
+    json_object_set_new(tokenizer, "post_processor",
+                        json_loads("{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\","
+                                   "\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],"
+                                   "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[1],\"tokens\":[\"<s>\"]}}}",
+                                   0, NULL));
     char *text = json_dumps(tokenizer, 0);
     check_make_folder(scene->folder, sizeof(scene->folder));
     write_file(scene->folder, "tokenizer.json", text);
@@ -120,6 +125,39 @@ static void test_alone(void **state) {
     }
 }
 
+// ---- the beginning of a text ----
+
+static void check_beginning(const char *template, bool processor, const char *first, const char *second) {
+    scene_t scene;
+    chat_t chat;
+    token_list_t list = {0};
+    scene_open(&scene, template);
+    if (processor) {
+        chat_template_close(scene.chat_template);
+        write_file(scene.folder, "preprocessor_config.json", "{}");
+        CHECK_OK(chat_template_open(scene.folder, &scene.chat_template));
+    }
+    json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "<s>");
+    CHECK_OK(chat_read(messages, &chat));
+    CHECK_OK(chat_encode(scene.chat_template, scene.tokenizer, &chat, true, NULL, NULL, &list));
+    assert_string_equal(tokenizer_spelling(scene.tokenizer, list.id[0], NULL), first);
+    assert_string_equal(tokenizer_spelling(scene.tokenizer, list.id[1], NULL), second);
+    for (int i = 2; i < list.count; i++) assert_int_not_equal(list.id[i], list.id[0]); // the user's is text
+    token_list_free(&list);
+    chat_free(&chat);
+    json_decref(messages);
+    scene_close(&scene);
+}
+
+static void test_beginning(void **state) {
+    (void)state;
+    check_beginning("aa{{ messages[0]['content'] }}", false, "\xe2\x96\x81", "aa");
+    check_beginning("aa{{ messages[0]['content'] }}", true, "<s>", "\xe2\x96\x81");
+    check_beginning("{{ bos_token }}aa{{ messages[0]['content'] }}", false, "<s>", "aa");
+    check_beginning("{{ bos_token }}aa{{ messages[0]['content'] }}", true, "<s>", "aa");
+    check_beginning("{{ messages[0]['content'] }}", true, "<s>", "\xe2\x96\x81<");
+}
+
 // ---- variables ----
 
 #define ASK                                                                                                            \
@@ -176,6 +214,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_responses),
         cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_beginning),
         cmocka_unit_test(test_variables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
