@@ -33,7 +33,8 @@ static status_t read_object(const char *directory, const char *name, json_t **ou
     *out = NULL;
     TRY(read_file(directory, name, &text, &length));
     if (!text) return STATUS_OK;
-    *out = json_loadb(text, length, JSON_ALLOW_NUL, &error);
+    // Version 5 writes model_max_length as 10^30, which no integer of the library holds.
+    *out = json_loadb(text, length, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &error);
     free(text);
     if (!*out) FAIL(STATUS_INVALID, "%s/%s:%d: not valid JSON: %s", directory, name, error.line, error.text);
     if (json_is_object(*out)) return STATUS_OK;
