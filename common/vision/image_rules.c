@@ -3,6 +3,7 @@
 #include "common/vision/image.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -256,7 +257,15 @@ static status_t read_gemma3(config_reader_t *reader, image_rules_t *rules) {
         FAIL(STATUS_INVALID, "%s: 'size' is a shortest edge; this model needs one fixed height and width",
              reader->where);
     TRY(check_side(reader, rules, "size", size.height, size.width));
-    TRY(read_flag(reader, "do_pan_and_scan", &rules->pan_and_scan.on));
+    bool asked = false;
+    TRY(read_flag(reader, "do_pan_and_scan", &asked));
+    TRY(read_flag(reader, "always_pan_and_scan", &rules->pan_and_scan.on));
+    if (asked && !rules->pan_and_scan.on)
+        fprintf(
+            stderr,
+            "poise: warning: %s: 'do_pan_and_scan' is ignored, as transformers' Gemma3Processor ignores it there; add "
+            "'always_pan_and_scan': true to have the crops\n",
+            reader->where);
     TRY(config_integer(reader, "pan_and_scan_min_crop_size", 1, INT32_MAX, &rules->pan_and_scan.min_crop));
     TRY(config_integer(reader, "pan_and_scan_max_num_crops", 1, INT32_MAX, &rules->pan_and_scan.max_crops));
     return config_number(reader, "pan_and_scan_min_ratio_to_activate", -1e9, 1e9, &rules->pan_and_scan.min_ratio);

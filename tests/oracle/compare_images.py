@@ -87,7 +87,7 @@ def gemma_case(rng):
     settings["size"] = [side, {"height": side, "width": side}, [side, side]][rng.integers(0, 3)]
     maybe(rng, 0.3, settings, "do_pan_and_scan", None)
     if rng.random() < 0.6:
-        settings |= {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": int(rng.integers(1, 60)),
+        settings |= {"do_pan_and_scan": True, "always_pan_and_scan": True, "pan_and_scan_min_crop_size": int(rng.integers(1, 60)),
                      "pan_and_scan_max_num_crops": int(rng.integers(1, 9)),
                      "pan_and_scan_min_ratio_to_activate": float(rng.uniform(0.9, 2.5))}
     return Gemma3ImageProcessorPil, settings, {"processor": 2, "patch": patch, "merge": 1, "temporal": 1, "side": side, "tokens": 5}

@@ -154,6 +154,7 @@ def preprocessor(case_name):
                 "image_std": CLIP_STD, "resample": 3, "rescale_factor": 1 / 255, "size": {"shortest_edge": side}}
     crop, most, ratio = case.get("pan_and_scan", (None, None, None))
     return {"image_processor_type": "Gemma3ImageProcessor", "processor_class": "Gemma3Processor",
+            **({"always_pan_and_scan": True} if crop is not None else {}),
             "do_convert_rgb": None, "do_normalize": True, "do_pan_and_scan": crop is not None or None, "do_rescale": True,
             "do_resize": True, "image_mean": [0.5, 0.5, 0.5], "image_seq_length": soft_tokens(case_name),
             "image_std": [0.5, 0.5, 0.5], "pan_and_scan_max_num_crops": most, "pan_and_scan_min_crop_size": crop,
@@ -163,7 +164,7 @@ def preprocessor(case_name):
 
 def image_processor(case_name):
     settings = {k: v for k, v in preprocessor(case_name).items() if v is not None and k not in (
-        "image_processor_type", "processor_class", "aspect_ratio_setting", "image_seq_length")}
+        "image_processor_type", "processor_class", "aspect_ratio_setting", "image_seq_length", "always_pan_and_scan")}
     return (LlavaNextImageProcessorPil if is_llava(case_name) else Gemma3ImageProcessorPil)(**settings)
 
 

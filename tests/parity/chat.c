@@ -162,10 +162,34 @@ static void test_pictures(void **state) {
     json_decref(root);
 }
 
+// tokenizer_config.json as save_pretrained writes it: a length that no integer holds.
+static void test_huge_length(void **state) {
+    (void)state;
+    char folder[1024];
+    chat_template_t *chat_template;
+    chat_t chat;
+    char *text;
+    check_make_folder(folder, sizeof(folder));
+    write_file(folder, "tokenizer_config.json",
+               "{\"model_max_length\": 1000000000000000019884624838656, \"bos_token\": \"<s>\","
+               " \"chat_template\": \"{{ bos_token }}{{ messages[0]['content'] }}\"}");
+    CHECK_OK(chat_template_open(folder, &chat_template));
+    json_t *messages = json_pack("[{ssss}]", "role", "user", "content", "hi");
+    CHECK_OK(chat_read(messages, &chat));
+    CHECK_OK(chat_render(chat_template, &chat, false, &text));
+    assert_string_equal(text, "<s>hi");
+    free(text);
+    chat_free(&chat);
+    json_decref(messages);
+    chat_template_close(chat_template);
+    check_remove_folder(folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_templates),
         cmocka_unit_test(test_pictures),
+        cmocka_unit_test(test_huge_length),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

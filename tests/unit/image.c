@@ -235,10 +235,10 @@ static void test_absurd_rules(void **state) {
         {llava, 3, 4, 0, "{\"crop_size\": 28, \"image_grid_pinpoints\": [[28, 29]]}", "cannot be cut"},
         {gemma, 3, 4, 30000, "{\"size\": 30000}", "too much"},
         {gemma, 1, 9000, 0,
-         "{\"size\": 56, \"do_pan_and_scan\": true, \"pan_and_scan_min_crop_size\": 1, "
+         "{\"size\": 56, \"always_pan_and_scan\": true, \"pan_and_scan_min_crop_size\": 1, "
          "\"pan_and_scan_max_num_crops\": 1000000000}",
          "too much"},
-        {gemma, 1, 5, 0, "{\"size\": 56, \"do_pan_and_scan\": true, \"pan_and_scan_min_crop_size\": 1}",
+        {gemma, 1, 5, 0, "{\"size\": 56, \"always_pan_and_scan\": true, \"pan_and_scan_min_crop_size\": 1}",
          "too small for 4 crops"},
     };
     char folder[256];
@@ -302,7 +302,11 @@ static void test_rules(void **state) {
                 "{\"size\": {\"height\": 56, \"width\": 56}, \"do_pan_and_scan\": true, \"do_convert_rgb\": null}");
     CHECK_OK(image_rules_read(folder, &rules));
     assert_int_equal(rules.filter, FILTER_BILINEAR);
-    assert_true(rules.pan_and_scan.on && rules.pan_and_scan.min_ratio == 1.2 && rules.mean[2] == 0.5f);
+    assert_true(rules.mean[2] == 0.5f && rules.whiten);
+    assert_false(rules.pan_and_scan.on); // Gemma3Processor does not follow its file there
+    write_rules(folder, "preprocessor_config.json", "{\"size\": 56, \"always_pan_and_scan\": true}");
+    CHECK_OK(image_rules_read(folder, &rules));
+    assert_true(rules.pan_and_scan.on && rules.pan_and_scan.min_ratio == 1.2);
     check_remove_folder(folder);
 }
 
