@@ -21,6 +21,7 @@ status_t command_generate(int argc, char **argv) STATUS_CHECKED;
 status_t command_tokenize(int argc, char **argv) STATUS_CHECKED;
 status_t command_pack(int argc, char **argv) STATUS_CHECKED;
 status_t command_convert(int argc, char **argv) STATUS_CHECKED;
+status_t command_compose(int argc, char **argv) STATUS_CHECKED;
 status_t command_merge(int argc, char **argv) STATUS_CHECKED;
 status_t command_inspect(int argc, char **argv) STATUS_CHECKED;
 status_t command_replay(int argc, char **argv) STATUS_CHECKED;
@@ -29,6 +30,7 @@ status_t command_doctor(int argc, char **argv) STATUS_CHECKED;
 status_t command_config(int argc, char **argv) STATUS_CHECKED;
 status_t command_scorer(int argc, char **argv) STATUS_CHECKED;
 status_t command_quickstart_data(int argc, char **argv) STATUS_CHECKED;
+status_t command_word_problems(int argc, char **argv) STATUS_CHECKED;
 status_t command_canary(int argc, char **argv) STATUS_CHECKED;
 
 // What sft, grpo and eval share: -c FILE, --set KEY=VALUE ..., --dry-run.

@@ -30,6 +30,8 @@ static const command_t commands[] = {
     {"tokenize", "--model DIR --input FILE --output FILE", "token ids of text or messages", command_tokenize},
     {"merge", "--model DIR --adapter DIR --output DIR [--threads N]", "adapter into weights", command_merge},
     {"convert", "FILE.gguf DIR", "a GGUF file into a Hugging Face folder", command_convert},
+    {"compose", "--language DIR --vision FILE.json --output DIR [--seed N] [--init-std S] [--image-token TEXT]",
+     "a vision tower and projector of random weights before a language model", command_compose},
     {"replay", "RUN --step N|--bad-step N [--json] [--set KEY=VALUE]...",
      "repeat a logged GRPO step and compare bits, or find a bad step's first NaN (alone or mpirun)", command_replay},
     {"inspect", "PATH [--model DIR] [--sample N]", "what a model, adapter, data file, checkpoint or run holds",
@@ -41,8 +43,11 @@ static const command_t commands[] = {
     {"config", "[-c FILE] [--set KEY=VALUE]... [--reference]", "print the resolved configuration, or its reference",
      command_config},
     {"quickstart-data",
-     "--output DIR [--seed N] [--fashion DIR] [--base N] [--text N] [--sft N] [--rl N] [--dev N] [--test N]",
+     "--output DIR [--seed N] [--fashion DIR] [--base N] [--text N] [--captions N] [--sft N] [--rl N] [--dev N] "
+     "[--test N]",
      "make the quickstart's pictures and questions", command_quickstart_data},
+    {"word-problems", "--output DIR [--seed N] [--sft N] [--rl N] [--dev N] [--test N]",
+     "make arithmetic word problems with simulated traces", command_word_problems},
     {"__scorer", NULL, NULL, command_scorer},
 };
 enum { COMMANDS = sizeof(commands) / sizeof(commands[0]) };

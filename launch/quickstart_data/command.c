@@ -1,6 +1,7 @@
 // `poise quickstart-data`: pictures and questions as JSON Lines + PNG, from Fashion-MNIST.
 //
 // base.jsonl   pre-training: captions, bare answers (no tags), and questions about listings given as text
+// captions.jsonl   captions alone, where they are asked for (--captions)
 // sft.jsonl    the simulated teacher's traces, only those whose own conclusion is right
 // rl.jsonl     prompts with verified answers, no traces
 // dev.jsonl    questions for choosing settings, from the train split
@@ -17,11 +18,11 @@
 #include <string.h>
 #include <unistd.h>
 
-typedef enum split { SPLIT_BASE = 1, SPLIT_TEXT, SPLIT_SFT, SPLIT_RL, SPLIT_DEV, SPLIT_TEST } split_t;
+typedef enum split { SPLIT_BASE = 1, SPLIT_TEXT, SPLIT_SFT, SPLIT_RL, SPLIT_DEV, SPLIT_TEST, SPLIT_CAPTIONS } split_t;
 
 typedef struct data_options {
     const char *output, *fashion;
-    int64_t seed, base, text, sft, rl, dev, test;
+    int64_t seed, base, text, captions, sft, rl, dev, test;
 } data_options_t;
 
 typedef struct writer {
@@ -141,6 +142,23 @@ static status_t make_base(const data_options_t *options, const fashion_t *fashio
     return writer_close(&writer, status);
 }
 
+static status_t make_captions(const data_options_t *options, const fashion_t *fashion) {
+    writer_t writer = {0};
+    TRY(writer_open(&writer, options, "captions"));
+    status_t status = STATUS_OK;
+    char image[64];
+    for (int64_t i = 0; !status && i < options->captions; i++) {
+        draws_t draws = {.seed = (uint64_t)options->seed, .item = (uint64_t)i, .split = SPLIT_CAPTIONS};
+        scene_t scene;
+        question_t question;
+        draw_question(&draws, fashion, ASK_CAPTION, &scene, &question);
+        status = writer_image(&writer, &scene, fashion, i, image, sizeof(image));
+        if (!status)
+            status = writer_line(&writer, i, image, &question, question.text, question.answer, question.answer);
+    }
+    return writer_close(&writer, status);
+}
+
 // Traces of the teacher. Rejection: a trace is kept only when its own conclusion is the right answer.
 static status_t make_sft(const data_options_t *options, const fashion_t *fashion) {
     writer_t writer = {0};
@@ -207,6 +225,7 @@ static status_t data_make(const data_options_t *options) {
     TRY(file_make_directory(images));
     TRY(fashion_read(options->fashion, "train", &train));
     status_t status = make_base(options, &train);
+    if (!status && options->captions) status = make_captions(options, &train);
     if (!status) status = make_sft(options, &train);
     if (!status) status = make_prompts(options, &train, "rl", SPLIT_RL, options->rl, 1);
     if (!status) status = make_prompts(options, &train, "dev", SPLIT_DEV, options->dev, 3);
@@ -226,12 +245,12 @@ status_t command_quickstart_data(int argc, char **argv) {
                         .rl = 4096,
                         .dev = 200,
                         .test = 500};
-    static const struct option options[] = {{"output", 1, NULL, 'o'}, {"fashion", 1, NULL, 'f'}, {"seed", 1, NULL, 's'},
-                                            {"base", 1, NULL, 'b'},   {"text", 1, NULL, 'x'},    {"sft", 1, NULL, 't'},
-                                            {"rl", 1, NULL, 'r'},     {"dev", 1, NULL, 'd'},     {"test", 1, NULL, 'e'},
-                                            {NULL, 0, NULL, 0}};
-    int64_t *number[128] = {['s'] = &o.seed, ['b'] = &o.base, ['x'] = &o.text, ['t'] = &o.sft,
-                            ['r'] = &o.rl,   ['d'] = &o.dev,  ['e'] = &o.test};
+    static const struct option options[] = {
+        {"output", 1, NULL, 'o'}, {"fashion", 1, NULL, 'f'}, {"seed", 1, NULL, 's'},     {"base", 1, NULL, 'b'},
+        {"text", 1, NULL, 'x'},   {"sft", 1, NULL, 't'},     {"captions", 1, NULL, 'c'}, {"rl", 1, NULL, 'r'},
+        {"dev", 1, NULL, 'd'},    {"test", 1, NULL, 'e'},    {NULL, 0, NULL, 0}};
+    int64_t *number[128] = {['s'] = &o.seed, ['b'] = &o.base, ['x'] = &o.text, ['c'] = &o.captions,
+                            ['t'] = &o.sft,  ['r'] = &o.rl,   ['d'] = &o.dev,  ['e'] = &o.test};
     int index = 0;
     opterr = 0;
     optind = 1;

@@ -1,6 +1,5 @@
 #include "launch/quickstart_data/scene.h"
 
-#include "kernels/base/philox.h"
 #include <stdarg.h>
 #include <string.h>
 
@@ -8,14 +7,6 @@ enum { TSHIRT, TROUSER, PULLOVER, DRESS, SANDAL, SNEAKER, BAG, BOOT };
 
 static const int cluster[2][3] = {{BOOT, SANDAL, SNEAKER}, {PULLOVER, DRESS, TSHIRT}};
 static const double teacher_error = 0.6;
-
-int draws_below(draws_t *draws, int bound) {
-    return (int)philox_below(draws->seed, PHILOX_DATA, draws->item, draws->split, draws->next++, (uint32_t)bound);
-}
-
-bool draws_chance(draws_t *draws, double probability) {
-    return draws_below(draws, 1 << 24) < (int)(probability * (1 << 24));
-}
 
 // Appends formatted text; silently full, which the fixed sizes of what is written rule out.
 static void append(char *out, size_t bytes, const char *format, ...) __attribute__((format(printf, 3, 4)));

@@ -1,21 +1,12 @@
 // Scenes and questions of the quickstart: a grid of 2x3 pictures, what is asked about it, and how the simulated teacher
 // answers.
-//
-// Every draw comes from a keyed stream, so item i of a split is the same whatever else is made.
 #ifndef LAUNCH_QUICKSTART_DATA_SCENE_H
 #define LAUNCH_QUICKSTART_DATA_SCENE_H
 
+#include "launch/draws.h"
 #include "launch/quickstart_data/fashion.h"
 
 enum { SCENE_ROWS = 2, SCENE_COLUMNS = 3, SCENE_CELLS = 6, TEXT_BYTES = 1024 };
-
-typedef struct draws {
-    uint64_t seed, item;
-    uint32_t split, next;
-} draws_t;
-// A whole number in [0, bound).
-int draws_below(draws_t *draws, int bound);
-bool draws_chance(draws_t *draws, double probability);
 
 typedef struct scene {
     int kind[SCENE_CELLS];    // row by row

@@ -55,7 +55,7 @@ wrong "generate does not take '--prompts'" "$POISE" generate "${files[@]}" --pro
 wrong "merge does not take '--input'" "$POISE" merge "${files[@]}" --adapter x
 wrong "'--seed' wants a value" "$POISE" generate "${files[@]}" --seed
 for command in score generate; do
-    wrong "type bf16 is not available.*use --dtype fp32" "$POISE" $command "${files[@]}" --input "$work/no-id.jsonl" --dtype bf16
+    wrong "no weight type .int8.; use fp32 or bf16" "$POISE" $command "${files[@]}" --input "$work/no-id.jsonl" --dtype int8
 done
 many=()
 for i in {1..65}; do many+=(--set "seed=$i"); done
