@@ -58,11 +58,8 @@ static status_t device_find(const char *name, const device_table_t **table, cons
          "there is no device '%s'; the known ones are cpu, cpu:portable, cpu:avx2, cpu:avx512, cuda and sim", name);
 }
 
-status_t device_open(const char *name, int threads, device_t **out) {
+status_t device_open_table(const device_table_t *table, const char *kernels, int threads, device_t **out) {
     *out = NULL;
-    const device_table_t *table;
-    const char *kernels;
-    TRY(device_find(name, &table, &kernels));
     if (threads < 1 || threads > DEVICE_MAX_THREADS)
         FAIL(STATUS_INVALID, "the number of threads must be 1 to %d, not %d", DEVICE_MAX_THREADS, threads);
     device_t *device;
@@ -78,6 +75,14 @@ status_t device_open(const char *name, int threads, device_t **out) {
     }
     *out = device;
     return STATUS_OK;
+}
+
+status_t device_open(const char *name, int threads, device_t **out) {
+    *out = NULL;
+    const device_table_t *table;
+    const char *kernels;
+    TRY(device_find(name, &table, &kernels));
+    return device_open_table(table, kernels, threads, out);
 }
 
 void device_close(device_t *device) {

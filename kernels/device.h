@@ -375,6 +375,9 @@ struct device {
 // STATUS_UNAVAILABLE for a kernel set or a GPU this machine lacks. Sets flush-to-zero and denormals-are-zero OFF in the
 // calling thread and its pool, so every rank rounds alike.
 status_t device_open(const char *name, int threads, device_t **out) STATUS_CHECKED;
+// The same for a table that is at hand; kernels: what follows the colon of a name, or "". Must outlive the device.
+status_t device_open_table(const device_table_t *table, const char *kernels, int threads,
+                           device_t **out) STATUS_CHECKED;
 void device_close(device_t *device);
 // At least `bytes` of scratch, 64-byte aligned, valid until the next op. In measuring mode *out is NULL.
 status_t device_workspace(device_t *device, size_t bytes, void **out) STATUS_CHECKED;

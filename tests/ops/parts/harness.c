@@ -199,6 +199,21 @@ int compare_bits(const op_case_t *row, const char *set, const problem_t *a, cons
     return failures;
 }
 
+static status_t compare_problem(const op_case_t *row, const char *set, device_t *device, problem_t *problem,
+                                int *failures) {
+    double *value[OP_TENSORS] = {0};
+    TRY(problem_open(problem, row, 1));
+    status_t status = real_open(problem, value);
+    if (!status) status = problem_run(problem, device);
+    if (!status) {
+        row->op->reference(problem, value);
+        *failures += compare_reference(row, set, problem, value);
+    }
+    real_close(value);
+    if (status) problem_close(problem);
+    return status;
+}
+
 static status_t compare_set(const op_case_t *row, const char *set, int threads, problem_t *first, bool *have_first,
                             int *failures) {
     device_t *device;
@@ -209,24 +224,26 @@ static status_t compare_set(const op_case_t *row, const char *set, int threads, 
     }
     if (status) return status;
     problem_t problem;
-    double *value[OP_TENSORS] = {0};
-    status = problem_open(&problem, row, 1);
-    if (!status) status = real_open(&problem, value);
-    if (!status) status = problem_run(&problem, device);
-    if (!status) {
-        row->op->reference(&problem, value);
-        *failures += compare_reference(row, set, &problem, value);
-        if (*have_first) *failures += compare_bits(row, set, first, &problem);
-    }
-    real_close(value);
+    status = compare_problem(row, set, device, &problem, failures);
     device_close(device);
-    if (status || *have_first) {
+    if (status) return status;
+    if (*have_first) {
+        *failures += compare_bits(row, set, first, &problem);
         problem_close(&problem);
-        return status;
+        return STATUS_OK;
     }
     *first = problem;
     *have_first = true;
     return STATUS_OK;
+}
+
+int harness_compare_on(const op_case_t *row, device_t *device) {
+    problem_t problem;
+    int failures = 0;
+    status_t status = compare_problem(row, device->table->name, device, &problem, &failures);
+    if (status) return failures + harness_fail(row, device->table->name, status);
+    problem_close(&problem);
+    return failures;
 }
 
 int harness_compare(const op_case_t *row) {
@@ -340,14 +357,21 @@ static int gradients_of(const op_case_t *row, const problem_t *problem, double *
 }
 
 int harness_gradients(const op_case_t *row) {
+    device_t *device;
+    status_t status = device_open("cpu", 1, &device);
+    if (status) return harness_fail(row, "gradients", status);
+    int failures = harness_gradients_on(row, device);
+    device_close(device);
+    return failures;
+}
+
+int harness_gradients_on(const op_case_t *row, device_t *device) {
     if (!row->op->run_backward) return 0;
-    device_t *device = NULL;
     problem_t problem = {0};
     double *start[OP_TENSORS] = {0};
     int failures = 0;
     status_t status = problem_open(&problem, row, 2);
     if (!status) status = real_open(&problem, start);
-    if (!status) status = device_open("cpu", 1, &device);
     if (!status) status = problem_run(&problem, device);
     for (int i = 0; !status && i < problem.tensors; i++) {
         const op_tensor_t *t = &problem.tensor[i];
@@ -356,7 +380,6 @@ int harness_gradients(const op_case_t *row) {
     }
     real_close(start);
     problem_close(&problem);
-    device_close(device);
     return failures + (status ? harness_fail(row, "gradients", status) : 0);
 }
 
@@ -420,9 +443,17 @@ static status_t invariance_batch(const op_case_t *row, const problem_t *whole, c
 
 // Ops with rows that stand alone; attention has a check of its own.
 int harness_invariance(const op_case_t *row) {
+    device_t *device;
+    status_t status = device_open("cpu", 2, &device);
+    if (status) return harness_fail(row, "invariance", status);
+    int failures = harness_invariance_on(row, device);
+    device_close(device);
+    return failures;
+}
+
+int harness_invariance_on(const op_case_t *row, device_t *device) {
     static const int batches[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 33, 63, 64, 65, 100, 127, 130};
     problem_t whole = {0}, done = {0};
-    device_t *device = NULL;
     int failures = 0, by_row = 0;
     status_t status = problem_open(&whole, row, 3);
     for (int i = 0; !status && i < whole.tensors; i++) by_row += whole.tensor[i].by_row;
@@ -431,14 +462,12 @@ int harness_invariance(const op_case_t *row) {
         return 0;
     }
     if (!status) status = problem_open(&done, row, 3);
-    if (!status) status = device_open("cpu", 2, &device);
     if (!status) status = row->op->run(&done, device);
     problem_settle(&done);
     for (size_t i = 0; !status && i < sizeof(batches) / sizeof(batches[0]); i++)
         status = invariance_batch(row, &whole, &done, batches[i], device, &failures);
     problem_close(&whole);
     problem_close(&done);
-    device_close(device);
     return failures + (status ? harness_fail(row, "invariance", status) : 0);
 }
 

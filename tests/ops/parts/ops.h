@@ -102,6 +102,10 @@ int harness_compare(const op_case_t *row);
 int harness_half(const op_case_t *row); // bf16 against fp32 on the same values, and every kernel set to the bit
 int harness_gradients(const op_case_t *row);
 int harness_invariance(const op_case_t *row);
+// The same checks on a device that is open.
+int harness_compare_on(const op_case_t *row, device_t *device);
+int harness_gradients_on(const op_case_t *row, device_t *device);
+int harness_invariance_on(const op_case_t *row, device_t *device);
 int harness_threads(const op_case_t *row); // several thread counts, the same bits
 int harness_fail(const op_case_t *row, const char *what, status_t status);
 // Forward, then backward where the op has one, and what they wrote.
