@@ -3,6 +3,7 @@
 
 #include "common/comm/clock.h"
 #include "common/comm/comm.h"
+#include "common/text/utf8.h"
 #include "common/wire/transport.h"
 #include <fcntl.h>
 #include <stdlib.h>
@@ -66,17 +67,14 @@ void watch_role(watch_t *watch, const char *role) {
 
 // By launch/run: "RANK SENTENCE" in session/lost.
 bool watch_notice(const watch_t *watch, int *rank, char sentence[SENTENCE_BYTES]) {
-    char text[512];
+    char text[512], said[SENTENCE_BYTES];
     if (!watch->notice) return false;
-    int file = open(watch->notice, O_RDONLY | O_CLOEXEC), at = 0;
+    int file = open(watch->notice, O_RDONLY | O_CLOEXEC);
     if (file < 0) return false;
-    ssize_t size = read(file, text, sizeof(text) - 1);
+    ssize_t size = read(file, text, sizeof(text));
     close(file);
-    if (size <= 0) return false;
-    text[size] = 0;
-    text[strcspn(text, "\n")] = 0;
-    if (sscanf(text, "%d %n", rank, &at) != 1 || !at) return false;
-    snprintf(sentence, SENTENCE_BYTES, "%s; start the run again to go on from its last checkpoint", text + at);
+    if (size <= 0 || !watch_lost_read(text, (size_t)size, rank, said)) return false;
+    snprintf(sentence, SENTENCE_BYTES, "%.1900s; start the run again to go on from its last checkpoint", said);
     return true;
 }
 
@@ -91,10 +89,12 @@ void watch_tell_launcher(const watch_t *watch, const char *sentence) {
 }
 
 void watch_say(int rank, const char *sentence) {
+    char line[SENTENCE_BYTES];
+    utf8_printable(sentence, strlen(sentence), line, sizeof(line));
     if (rank < 0)
-        dprintf(STDERR_FILENO, "poise: %s\n", sentence);
+        dprintf(STDERR_FILENO, "poise: %s\n", line);
     else
-        dprintf(STDERR_FILENO, "poise: [rank %d] %s\n", rank, sentence);
+        dprintf(STDERR_FILENO, "poise: [rank %d] %s\n", rank, line);
 }
 
 // ---- what the main thread says ----
