@@ -62,7 +62,8 @@ struct watch {
     double sent_at;
     // Time that this process itself did not run (stopped, or starved) counts for nobody.
     double ticked, skipped, skipped_since;
-    double opened; // when the watch began
+    double opened;    // when the watch began
+    double parted_at; // when the host left after all was done; 0: it has not
 };
 
 // Ends the process; the board says that it ended by itself.

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { EVENTS_A_TURN = 64, LONGEST_CONCLUSION_S = 20, ENDPOINT_BYTES = 512, STUCK_S = 1 };
+enum { EVENTS_A_TURN = 64, LONGEST_CONCLUSION_S = 20, ENDPOINT_BYTES = 512, STUCK_S = 1, PARTING_S = 5 };
 static const double turn_s = 0.1, beat_s = 0.25, settle_s = 1.0, answer_s = 4.0;
 
 static status_t frame_buffer(const char *frame, size_t size, link_buffer_t *out) {
@@ -369,7 +369,10 @@ static void peer_turn(watch_t *watch) {
     bool done = watch->done, finished = watch->finished, lost = watch->lost;
     int code = watch->exit_code;
     pthread_mutex_unlock(&watch->mutex);
-    if (done && finished && (lost || status)) watch_exit(watch, code);
+    // The host has closed MPI by the time it leaves; this rank has a moment to do the same, and to end in order.
+    if (status && done && watch->parted_at == 0) watch->parted_at = clock_seconds();
+    bool stuck = watch->parted_at > 0 && clock_seconds() - watch->parted_at > PARTING_S;
+    if (done && finished && (lost || stuck)) watch_exit(watch, code);
     char sentence[SENTENCE_BYTES];
     int rank;
     if (!done && watch_notice(watch, &rank, sentence) && rank == watch->options.host) host_noticed(watch, sentence);
