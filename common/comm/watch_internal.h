@@ -26,6 +26,10 @@ typedef struct watch_peer { // the host's view of a rank
     char role[ROLE_BYTES], phase[PHASE_BYTES];
 } watch_peer_t;
 
+typedef struct watch_where {
+    char name[PHASE_BYTES];
+} watch_where_t;
+
 typedef struct board board_t; // session/rank.R
 
 struct watch {
@@ -35,7 +39,6 @@ struct watch {
     int rank, size;
     // Set by the main thread. A reader takes the limit first and a writer sets it last, so that a new limit is never
     // held against an old beginning.
-    _Atomic(const char *) phase, collective;
     _Atomic double since, limit;
     atomic_ullong collectives;
     atomic_bool waits;
@@ -43,8 +46,10 @@ struct watch {
     double phase_limit; // the main thread's own
     board_t *board;
     int local, local_size; // socket to the ranks of this machine until all have joined; -1: none. Ranks of the job
-    pthread_mutex_t board_mutex; // held for one write to the board; the innermost
-    char *notice;                // path of session/lost, NULL without a session
+    pthread_mutex_t where_mutex;     // innermost, as is the next: held for a copy of these two
+    watch_where_t phase, collective; // collective: "" outside of one
+    pthread_mutex_t board_mutex;     // held for one write to the board
+    char *notice;                    // path of session/lost, NULL without a session
     // Under the mutex:
     bool closing, joined, finished; // finished: this rank's part is done
     bool start_failed;              // a wait before all had joined has failed
@@ -73,7 +78,7 @@ bool watch_notice(const watch_t *watch, int *rank, char sentence[SENTENCE_BYTES]
 // Names this rank's role on the board.
 void watch_role(watch_t *watch, const char *role);
 // What the main thread is in, for messages.
-const char *watch_where(watch_t *watch);
+watch_where_t watch_where(watch_t *watch);
 // Prints the sentence as rank `rank`'s, in one write and as one line: part of it may be another process's.
 void watch_say(int rank, const char *sentence);
 // What launch/run is to end with (session/said).

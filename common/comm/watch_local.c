@@ -54,7 +54,7 @@ static bool local_send(const watch_t *watch, int to, local_kind_t kind) {
     socklen_t length = local_address(to, &address);
     local_message_t message = {
         .kind = (int32_t)kind, .rank = watch->rank, .waits = atomic_load(&((watch_t *)(uintptr_t)watch)->waits)};
-    snprintf(message.phase, sizeof(message.phase), "%s", watch_where((watch_t *)(uintptr_t)watch));
+    snprintf(message.phase, sizeof(message.phase), "%s", watch_where((watch_t *)(uintptr_t)watch).name);
     return sendto(watch->local, &message, sizeof(message), 0, (struct sockaddr *)&address, length) ==
            (ssize_t)sizeof(message);
 }
@@ -146,20 +146,20 @@ void watch_local_overdue(watch_t *watch, double seconds) {
     char who[SENTENCE_BYTES / 2], sentence[SENTENCE_BYTES];
     local_view_t *view = NULL;
     snprintf(who, sizeof(who), "rank %d waits in \"%s\" for ranks that have died or hang", watch->rank,
-             watch_where(watch));
+             watch_where(watch).name);
     bool asks = watch->local >= 0;
     status_t status = asks ? ALLOCATE(&view, watch->local_size) : STATUS_OK;
     asks = asks && !status;
     status_free(status);
     if (asks) {
         view[watch->rank].state = atomic_load(&watch->waits) ? LOCAL_WAITS : LOCAL_HANGS;
-        snprintf(view[watch->rank].phase, PHASE_BYTES, "%s", watch_where(watch));
+        snprintf(view[watch->rank].phase, PHASE_BYTES, "%s", watch_where(watch).name);
         for (int rank = 0; rank < watch->local_size; rank++)
             if (rank != watch->rank && local_send(watch, rank, LOCAL_ASK)) view[rank].state = LOCAL_SILENT;
         local_take(watch, clock_seconds() + answer_s, view);
         if (watch_local_speaker(view, watch->local_size) != watch->rank)
             local_take(watch, clock_seconds() + verdict_s, NULL); // ends the process when the speaker has spoken
-        watch_local_sentence(view, watch->local_size, watch_where(watch), who, sizeof(who));
+        watch_local_sentence(view, watch->local_size, watch_where(watch).name, who, sizeof(who));
         for (int rank = 0; rank < watch->local_size; rank++)
             if (rank != watch->rank) local_send(watch, rank, LOCAL_SAID);
     }

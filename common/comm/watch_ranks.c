@@ -179,7 +179,7 @@ static void name_missing(watch_t *watch, failure_t *failure) {
     self->collectives = atomic_load(&watch->collectives);
     self->essential = strcmp(watch->options.role, "reward") != 0; // it has no part in the others' collectives
     snprintf(self->role, sizeof(self->role), "%s", watch->options.role);
-    snprintf(self->phase, sizeof(self->phase), "%s", watch_where(watch));
+    snprintf(self->phase, sizeof(self->phase), "%s", watch_where(watch).name);
     for (int rank = 0; rank < watch->size; rank++)
         if (watch->peer[rank].essential && watch->peer[rank].collectives > most) most = watch->peer[rank].collectives;
     for (int rank = 0; rank < watch->size; rank++) {
@@ -200,7 +200,7 @@ static void name_stuck(watch_t *watch, failure_t *failure) {
     if (strcmp(watch->options.role, "reward") != 0 || failure->rank == watch->rank || seconds < STUCK_S) return;
     char sentence[SENTENCE_BYTES];
     snprintf(sentence, sizeof(sentence), "reward rank %d has hung in \"%s\" for %.0f s: %.1500s", watch->rank,
-             watch_where(watch), seconds, failure->sentence);
+             watch_where(watch).name, seconds, failure->sentence);
     memcpy(failure->sentence, sentence, sizeof(sentence));
 }
 
@@ -300,7 +300,7 @@ static _Noreturn void host_lost(watch_t *watch, const char *why) {
              "%s rank %d is gone (%s) while rank %d was in \"%s\"; start the run again to go on from its last "
              "checkpoint",
              watch->options.host_role, watch->options.host, reason && reason[1] ? reason + 2 : why, watch->rank,
-             watch_where(watch));
+             watch_where(watch).name);
     conclude(watch, &failure);
     watch_exit(watch, 1);
 }
@@ -321,10 +321,10 @@ static void peer_message(watch_t *watch, const link_buffer_t *frame) {
 }
 
 static void peer_beat(watch_t *watch) {
-    const char *where = watch_where(watch);
+    watch_where_t where = watch_where(watch);
     watch_message_t beat = {
         .kind = WATCH_BEAT, .waiting = atomic_load(&watch->waits), .collectives = atomic_load(&watch->collectives)};
-    utf8_printable(where, strlen(where), beat.phase, sizeof(beat.phase));
+    utf8_printable(where.name, strlen(where.name), beat.phase, sizeof(beat.phase));
     const watch_message_t *sent = &watch->sent;
     double now = clock_seconds();
     bool same = watch->sent_at > 0 && beat.waiting == sent->waiting && beat.collectives == sent->collectives &&
