@@ -130,5 +130,6 @@ status_t command_inspect(int argc, char **argv) {
         if (sample >= 0) FAIL(STATUS_INVALID, "--sample is for packed data files; %s is a folder", path);
         return inspect_folder(path);
     }
+    if (!S_ISREG(about.st_mode)) FAIL(STATUS_INVALID, "%s is neither a file nor a folder", path);
     return inspect_file(path, model, sample);
 }

@@ -14,6 +14,9 @@ typedef struct join_file {
 
 // Whole or absent. The endpoint is the one of the job's hub.
 status_t join_file_write(const job_t *job, const char *endpoint, const char *path) STATUS_CHECKED;
+// The file's text. False: it is none. Keys have their 40 characters of Z85, both or neither; the other texts can be
+// printed.
+bool join_file_parse(const char *text, size_t size, join_file_t *out);
 // STATUS_INVALID: it is not there, or is none.
 status_t join_file_read(const char *path, join_file_t *out) STATUS_CHECKED;
 

@@ -3,6 +3,7 @@
 
 #include "common/comm/clock.h"
 #include "common/comm/comm.h"
+#include "common/text/utf8.h"
 #include "common/wire/transport.h"
 #include <fcntl.h>
 #include <stdlib.h>
@@ -66,17 +67,14 @@ void watch_role(watch_t *watch, const char *role) {
 
 // By launch/run: "RANK SENTENCE" in session/lost.
 bool watch_notice(const watch_t *watch, int *rank, char sentence[SENTENCE_BYTES]) {
-    char text[512];
+    char text[512], said[SENTENCE_BYTES];
     if (!watch->notice) return false;
-    int file = open(watch->notice, O_RDONLY | O_CLOEXEC), at = 0;
+    int file = open(watch->notice, O_RDONLY | O_CLOEXEC);
     if (file < 0) return false;
-    ssize_t size = read(file, text, sizeof(text) - 1);
+    ssize_t size = read(file, text, sizeof(text));
     close(file);
-    if (size <= 0) return false;
-    text[size] = 0;
-    text[strcspn(text, "\n")] = 0;
-    if (sscanf(text, "%d %n", rank, &at) != 1 || !at) return false;
-    snprintf(sentence, SENTENCE_BYTES, "%s; start the run again to go on from its last checkpoint", text + at);
+    if (size <= 0 || !watch_lost_read(text, (size_t)size, rank, said)) return false;
+    snprintf(sentence, SENTENCE_BYTES, "%.1900s; start the run again to go on from its last checkpoint", said);
     return true;
 }
 
@@ -91,40 +89,50 @@ void watch_tell_launcher(const watch_t *watch, const char *sentence) {
 }
 
 void watch_say(int rank, const char *sentence) {
+    char line[SENTENCE_BYTES];
+    utf8_printable(sentence, strlen(sentence), line, sizeof(line));
     if (rank < 0)
-        dprintf(STDERR_FILENO, "poise: %s\n", sentence);
+        dprintf(STDERR_FILENO, "poise: %s\n", line);
     else
-        dprintf(STDERR_FILENO, "poise: [rank %d] %s\n", rank, sentence);
+        dprintf(STDERR_FILENO, "poise: [rank %d] %s\n", rank, line);
 }
 
 // ---- what the main thread says ----
 
+// Keeps a copy: the thread reads it after the caller's own text is gone.
+static void name_where(watch_t *watch, watch_where_t *where, const char *name) {
+    pthread_mutex_lock(&watch->where_mutex);
+    snprintf(where->name, sizeof(where->name), "%s", name);
+    pthread_mutex_unlock(&watch->where_mutex);
+    board_put(watch, BOARD_PHASE, PHASE_BYTES, watch_where(watch).name);
+}
+
 void watch_phase(watch_t *watch, const char *phase, double limit_s) {
     if (!watch) return;
     watch->phase_limit = limit_s;
-    atomic_store(&watch->phase, phase);
+    name_where(watch, &watch->phase, phase);
     atomic_store(&watch->since, clock_seconds());
     atomic_store(&watch->limit, limit_s);
-    board_put(watch, BOARD_PHASE, PHASE_BYTES, phase);
 }
 
 void watch_collective(watch_t *watch, const char *phase, double limit_s) {
     if (!watch) return;
     atomic_store(&watch->waits, false);
     if (phase) atomic_fetch_add(&watch->collectives, 1);
-    atomic_store(&watch->collective, phase);
+    name_where(watch, &watch->collective, phase ? phase : "");
     atomic_store(&watch->since, clock_seconds());
     atomic_store(&watch->limit, phase ? limit_s : watch->phase_limit);
-    board_put(watch, BOARD_PHASE, PHASE_BYTES, phase ? phase : atomic_load(&watch->phase));
 }
 
 void watch_waits(watch_t *watch) {
     if (watch) atomic_store(&watch->waits, true);
 }
 
-const char *watch_where(watch_t *watch) {
-    const char *collective = atomic_load(&watch->collective);
-    return collective ? collective : atomic_load(&watch->phase);
+watch_where_t watch_where(watch_t *watch) {
+    pthread_mutex_lock(&watch->where_mutex);
+    watch_where_t where = watch->collective.name[0] ? watch->collective : watch->phase;
+    pthread_mutex_unlock(&watch->where_mutex);
+    return where;
 }
 
 // ---- the thread ----
@@ -137,7 +145,7 @@ static void overdue(watch_t *watch, double seconds) {
         snprintf(failure.sentence, sizeof(failure.sentence),
                  "%s rank %d hangs in \"%s\": nothing has moved for %.0f s; start the run again to go on from its last "
                  "checkpoint, or raise the deadline if it is only slow (docs/manual.md, Deadlines)",
-                 role, watch->rank, watch_where(watch), seconds);
+                 role, watch->rank, watch_where(watch).name, seconds);
         if (watch->failure.weight < FAILURE_CAUSE) watch->failure = failure;
         return;
     }
@@ -211,6 +219,7 @@ status_t watch_open(watch_t **out) {
     TRY(ALLOCATE(&watch, 1));
     watch->rank = comm_launcher_rank();
     watch->ticked = watch->opened = clock_seconds();
+    pthread_mutex_init(&watch->where_mutex, NULL);
     pthread_mutex_init(&watch->board_mutex, NULL);
     board_open(watch);
     watch_local_open(watch);
@@ -227,6 +236,7 @@ status_t watch_open(watch_t **out) {
         pthread_cond_destroy(&watch->changed);
         pthread_mutex_destroy(&watch->mutex);
         pthread_mutex_destroy(&watch->board_mutex);
+        pthread_mutex_destroy(&watch->where_mutex);
         watch_local_close(watch);
         if (watch->board) munmap(watch->board, BOARD_BYTES);
         free(watch->notice);
@@ -254,6 +264,7 @@ void watch_close(watch_t *watch) {
     pthread_cond_destroy(&watch->changed);
     pthread_mutex_destroy(&watch->mutex);
     pthread_mutex_destroy(&watch->board_mutex);
+    pthread_mutex_destroy(&watch->where_mutex);
     free(watch->peer);
     free(watch->notice);
     free(watch);
@@ -269,7 +280,7 @@ void watch_fail(watch_t *watch, status_t status) {
     if (watch->joined || watch->start_failed) {
         failure_t failure = {.weight = FAILURE_CAUSE, .rank = watch->rank, .since = clock_seconds()};
         failure.code = status_exit_code(status);
-        failure.overdue = kind == STATUS_TIMEOUT && atomic_load(&watch->collective) != NULL;
+        failure.overdue = kind == STATUS_TIMEOUT && watch->collective.name[0];
         if (kind == STATUS_PEER || kind == STATUS_TIMEOUT) failure.weight = FAILURE_CONSEQUENCE;
         snprintf(failure.sentence, sizeof(failure.sentence), "%s", status_message(status));
         if (watch->joined && watch->failure.weight < failure.weight) watch->failure = failure;

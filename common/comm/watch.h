@@ -20,7 +20,7 @@ status_t watch_open(watch_t **out) STATUS_CHECKED;
 // Leaves the others (who must be done too, see watch_finish) and frees.
 void watch_close(watch_t *watch);
 
-// What the main thread does from now on ("writing a checkpoint"; a static string), and for how many seconds without
+// What the main thread does from now on ("writing a checkpoint"; a copy is kept), and for how many seconds without
 // another call before it counts as hanging. Cheap.
 void watch_phase(watch_t *watch, const char *phase, double limit_s);
 // The same around a collective, by comm; NULL ends it and counts the phase before it anew.

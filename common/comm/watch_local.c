@@ -18,20 +18,6 @@ enum { MOST_RANKS = 65536 };
 // How long the others have to answer, and how long one that another speaks for waits to hear that it has.
 static const double answer_s = 1.5, verdict_s = 5.0;
 
-// What a rank is found to be in. A stopped process has its socket and does not answer.
-typedef enum local_state { LOCAL_ABSENT, LOCAL_SILENT, LOCAL_HANGS, LOCAL_WAITS } local_state_t;
-
-typedef enum local_kind { LOCAL_ASK = 'A', LOCAL_ANSWER = 'R', LOCAL_SAID = 'S' } local_kind_t;
-typedef struct local_message {
-    int32_t kind, rank, waits;
-    char phase[PHASE_BYTES];
-} local_message_t;
-
-typedef struct local_view {
-    local_state_t state;
-    char phase[PHASE_BYTES];
-} local_view_t;
-
 static socklen_t local_address(int rank, struct sockaddr_un *out) {
     const char *job = getenv("OMPI_MCA_ess_base_jobid"), *step = getenv("SLURM_STEP_ID");
     if (!job) job = getenv("SLURM_JOB_ID");
@@ -68,7 +54,7 @@ static bool local_send(const watch_t *watch, int to, local_kind_t kind) {
     socklen_t length = local_address(to, &address);
     local_message_t message = {
         .kind = (int32_t)kind, .rank = watch->rank, .waits = atomic_load(&((watch_t *)(uintptr_t)watch)->waits)};
-    snprintf(message.phase, sizeof(message.phase), "%s", watch_where((watch_t *)(uintptr_t)watch));
+    snprintf(message.phase, sizeof(message.phase), "%s", watch_where((watch_t *)(uintptr_t)watch).name);
     return sendto(watch->local, &message, sizeof(message), 0, (struct sockaddr *)&address, length) ==
            (ssize_t)sizeof(message);
 }
@@ -79,7 +65,8 @@ static bool local_receive(watch_t *watch, local_message_t *out) {
         struct cmsghdr header;
         char bytes[CMSG_SPACE(sizeof(struct ucred))];
     } control;
-    struct iovec data = {out, sizeof(*out)};
+    char bytes[sizeof(*out) + 1]; // one more, so that a longer one is seen to be
+    struct iovec data = {bytes, sizeof(bytes)};
     struct msghdr message = {
         .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
     for (;;) {
@@ -90,10 +77,8 @@ static bool local_receive(watch_t *watch, local_message_t *out) {
         struct ucred sender;
         if (!header || header->cmsg_type != SCM_CREDENTIALS || header->cmsg_len != CMSG_LEN(sizeof(sender))) continue;
         memcpy(&sender, CMSG_DATA(header), sizeof(sender));
-        bool known = out->rank >= 0 && out->rank < watch->local_size && out->rank != watch->rank;
-        if (size != (ssize_t)sizeof(*out) || sender.uid != geteuid() || !known) continue;
-        out->phase[PHASE_BYTES - 1] = 0;
-        return true;
+        if (sender.uid != geteuid()) continue;
+        if (local_message_read(bytes, (size_t)size, watch->local_size, watch->rank, out)) return true;
     }
 }
 
@@ -121,7 +106,7 @@ void watch_local_turn(watch_t *watch) {
 }
 
 // The lowest rank of the best state speaks: one that waits, else one that hangs.
-static int local_speaker(const local_view_t *view, int size) {
+int watch_local_speaker(const local_view_t *view, int size) {
     for (local_state_t state = LOCAL_WAITS; state >= LOCAL_HANGS; state--)
         for (int rank = 0; rank < size; rank++)
             if (view[rank].state == state) return rank;
@@ -129,7 +114,7 @@ static int local_speaker(const local_view_t *view, int size) {
 }
 
 // Names who hangs, or stands still, or else is missing: the worst that was found. All of them, but one where all hang.
-static void local_sentence(const local_view_t *view, int size, const char *where, char *out, size_t bytes) {
+void watch_local_sentence(const local_view_t *view, int size, const char *where, char *out, size_t bytes) {
     static const char *const what[] = {"is not there (it has died, or runs on another machine)",
                                        "stands still or cannot be reached", "hangs"};
     bool waits = false;
@@ -161,20 +146,20 @@ void watch_local_overdue(watch_t *watch, double seconds) {
     char who[SENTENCE_BYTES / 2], sentence[SENTENCE_BYTES];
     local_view_t *view = NULL;
     snprintf(who, sizeof(who), "rank %d waits in \"%s\" for ranks that have died or hang", watch->rank,
-             watch_where(watch));
+             watch_where(watch).name);
     bool asks = watch->local >= 0;
     status_t status = asks ? ALLOCATE(&view, watch->local_size) : STATUS_OK;
     asks = asks && !status;
     status_free(status);
     if (asks) {
         view[watch->rank].state = atomic_load(&watch->waits) ? LOCAL_WAITS : LOCAL_HANGS;
-        snprintf(view[watch->rank].phase, PHASE_BYTES, "%s", watch_where(watch));
+        snprintf(view[watch->rank].phase, PHASE_BYTES, "%s", watch_where(watch).name);
         for (int rank = 0; rank < watch->local_size; rank++)
             if (rank != watch->rank && local_send(watch, rank, LOCAL_ASK)) view[rank].state = LOCAL_SILENT;
         local_take(watch, clock_seconds() + answer_s, view);
-        if (local_speaker(view, watch->local_size) != watch->rank)
+        if (watch_local_speaker(view, watch->local_size) != watch->rank)
             local_take(watch, clock_seconds() + verdict_s, NULL); // ends the process when the speaker has spoken
-        local_sentence(view, watch->local_size, watch_where(watch), who, sizeof(who));
+        watch_local_sentence(view, watch->local_size, watch_where(watch).name, who, sizeof(who));
         for (int rank = 0; rank < watch->local_size; rank++)
             if (rank != watch->rank) local_send(watch, rank, LOCAL_SAID);
     }

@@ -3,52 +3,39 @@
 
 #include "common/comm/clock.h"
 #include "common/comm/comm.h"
+#include "common/text/utf8.h"
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-// Frames are text, in the payloads of a stream of common/wire:
-//   hello   RANK ESSENTIAL ROLE             B WAITING COLLECTIVES PHASE   a rank's phase (waiting: in a collective)
-//   F WEIGHT CODE OVERDUE SENTENCE          a rank has failed
-//   E CODE                                  from the host: end, with this exit code
-//   S                                       some rank was asked to stop; the host passes it on
-//   D LOST                                  from the host: the result is written; LOST 1: MPI cannot be closed
-enum {
-    FRAME_BYTES = SENTENCE_BYTES + 64,
-    EVENTS_A_TURN = 64,
-    LONGEST_CONCLUSION_S = 20,
-    ENDPOINT_BYTES = 512,
-    STUCK_S = 1
-};
+enum { EVENTS_A_TURN = 64, LONGEST_CONCLUSION_S = 20, ENDPOINT_BYTES = 512, STUCK_S = 1, PARTING_S = 5 };
 static const double turn_s = 0.1, beat_s = 0.25, settle_s = 1.0, answer_s = 4.0;
 
-static status_t text_buffer(const char *text, link_buffer_t *out) {
-    size_t size = strlen(text);
-    TRY(memory_allocate(size + 1, 1, (void **)&out->data));
-    memcpy(out->data, text, size + 1);
-    out->size = size + 1;
+static status_t frame_buffer(const char *frame, size_t size, link_buffer_t *out) {
+    TRY(memory_allocate(size, 1, (void **)&out->data));
+    memcpy(out->data, frame, size);
+    out->size = size;
     return STATUS_OK;
 }
 
-// The frame's text, or NULL when it is none.
-static const char *frame_text(const link_buffer_t *buffer) {
-    bool ends = buffer->size > 0 && buffer->size <= FRAME_BYTES && buffer->data[buffer->size - 1] == 0;
-    return ends ? (const char *)buffer->data : NULL;
+static status_t message_buffer(const watch_message_t *message, link_buffer_t *out) {
+    char frame[FRAME_BYTES];
+    return frame_buffer(frame, watch_message_write(message, frame), out);
 }
 
 // What cannot be sent now is of no use later: who does not answer is found by its silence.
-static void link_tell(link_t *link, const char *text) {
+static void link_tell(link_t *link, const watch_message_t *message) {
     link_buffer_t buffer;
-    status_t status = text_buffer(text, &buffer);
+    status_t status = message_buffer(message, &buffer);
     if (!status) status = link_send(link, buffer, 0);
     status_free(status);
 }
 
-static void host_tell(watch_t *watch, const char *text) {
+static void host_tell(watch_t *watch, const watch_message_t *message) {
     for (int rank = 0; rank < watch->size; rank++) {
         link_buffer_t buffer;
         if (!watch->peer[rank].here) continue;
-        status_t status = text_buffer(text, &buffer);
+        status_t status = message_buffer(message, &buffer);
         if (!status) status = hub_send(watch->hub, watch->peer[rank].number, buffer);
         status_free(status);
     }
@@ -64,11 +51,12 @@ static status_t host_open(watch_t *watch, char endpoint[ENDPOINT_BYTES]) {
 }
 
 static status_t peer_open(watch_t *watch, const char *endpoint) {
-    char hello[64], name[32];
+    char frame[FRAME_BYTES], name[32];
     link_buffer_t buffer;
-    snprintf(hello, sizeof(hello), "%d %d %s", watch->rank, watch->options.essential, watch->options.role);
+    watch_hello_t hello = {.rank = watch->rank, .essential = watch->options.essential};
+    snprintf(hello.role, sizeof(hello.role), "%s", watch->options.role);
     snprintf(name, sizeof(name), "rank %d", watch->rank);
-    TRY(text_buffer(hello, &buffer));
+    TRY(frame_buffer(frame, watch_hello_write(&hello, frame), &buffer));
     return link_open(endpoint, name, buffer, watch->options.start_s, &watch->options.link, &watch->link);
 }
 
@@ -118,17 +106,15 @@ static void conclude(watch_t *watch, const failure_t *failure) {
 // ---- the host ----
 
 static void host_joined(watch_t *watch, const hub_event_t *event) {
-    const char *text = frame_text(&event->message);
-    int rank, essential;
-    char role[ROLE_BYTES];
-    if (!text || sscanf(text, "%d %d %15s", &rank, &essential, role) != 3 || rank < 0 || rank >= watch->size) return;
-    watch_peer_t *peer = &watch->peer[rank];
+    watch_hello_t hello;
+    if (!watch_hello_read(event->message.data, event->message.size, watch->size, watch->options.host, &hello)) return;
+    watch_peer_t *peer = &watch->peer[hello.rank];
     *peer = (watch_peer_t){.number = event->peer,
                            .here = true,
-                           .essential = essential != 0,
+                           .essential = hello.essential,
                            .since = clock_seconds(),
                            .phase = "starting"};
-    memcpy(peer->role, role, sizeof(role));
+    memcpy(peer->role, hello.role, sizeof(peer->role));
 }
 
 static int host_rank_of(const watch_t *watch, uint32_t number) {
@@ -148,22 +134,24 @@ static void take(watch_t *watch, const failure_t *failure) {
     known->since = since;
 }
 
-static void host_message(watch_t *watch, int rank, const char *text) {
+static void host_message(watch_t *watch, int rank, const link_buffer_t *frame) {
     watch_peer_t *peer = &watch->peer[rank];
-    int waiting, weight, overdue, at = 0;
-    unsigned long long collectives;
-    failure_t failure = {.rank = rank, .since = clock_seconds()};
-    if (sscanf(text, "B %d %llu %n", &waiting, &collectives, &at) == 2 && at > 0) {
-        peer->waiting = waiting != 0;
-        peer->collectives = collectives;
+    watch_message_t message;
+    if (!watch_message_read(frame->data, frame->size, &message)) return;
+    if (message.kind == WATCH_BEAT) {
+        peer->waiting = message.waiting;
+        peer->collectives = message.collectives;
         peer->since = clock_seconds();
-        snprintf(peer->phase, sizeof(peer->phase), "%s", text + at);
-    } else if (!strcmp(text, "S")) {
+        memcpy(peer->phase, message.phase, sizeof(peer->phase));
+    } else if (message.kind == WATCH_STOP) {
         atomic_store(&watch->stop, true);
-    } else if (sscanf(text, "F %d %d %d %n", &weight, &failure.code, &overdue, &at) == 3 && at > 0) {
-        failure.weight = weight == FAILURE_CAUSE ? FAILURE_CAUSE : FAILURE_CONSEQUENCE;
-        failure.overdue = overdue != 0;
-        snprintf(failure.sentence, sizeof(failure.sentence), "%s", text + at);
+    } else if (message.kind == WATCH_FAILED) {
+        failure_t failure = {.weight = message.weight,
+                             .code = message.code,
+                             .rank = rank,
+                             .since = clock_seconds(),
+                             .overdue = message.overdue};
+        memcpy(failure.sentence, message.sentence, sizeof(failure.sentence));
         take(watch, &failure);
     }
 }
@@ -191,7 +179,7 @@ static void name_missing(watch_t *watch, failure_t *failure) {
     self->collectives = atomic_load(&watch->collectives);
     self->essential = strcmp(watch->options.role, "reward") != 0; // it has no part in the others' collectives
     snprintf(self->role, sizeof(self->role), "%s", watch->options.role);
-    snprintf(self->phase, sizeof(self->phase), "%s", watch_where(watch));
+    snprintf(self->phase, sizeof(self->phase), "%s", watch_where(watch).name);
     for (int rank = 0; rank < watch->size; rank++)
         if (watch->peer[rank].essential && watch->peer[rank].collectives > most) most = watch->peer[rank].collectives;
     for (int rank = 0; rank < watch->size; rank++) {
@@ -212,18 +200,17 @@ static void name_stuck(watch_t *watch, failure_t *failure) {
     if (strcmp(watch->options.role, "reward") != 0 || failure->rank == watch->rank || seconds < STUCK_S) return;
     char sentence[SENTENCE_BYTES];
     snprintf(sentence, sizeof(sentence), "reward rank %d has hung in \"%s\" for %.0f s: %.1500s", watch->rank,
-             watch_where(watch), seconds, failure->sentence);
+             watch_where(watch).name, seconds, failure->sentence);
     memcpy(failure->sentence, sentence, sizeof(sentence));
 }
 
 // Called without the mutex. Does not return.
 static _Noreturn void host_end(watch_t *watch, failure_t *failure) {
-    char text[32];
+    watch_message_t end = {.kind = WATCH_END, .code = failure->code};
     if (failure->overdue) name_missing(watch, failure);
     if (failure->weight == FAILURE_CONSEQUENCE && !failure->overdue) name_stuck(watch, failure);
     conclude(watch, failure);
-    snprintf(text, sizeof(text), "E %d", failure->code);
-    host_tell(watch, text);
+    host_tell(watch, &end);
     hub_close(watch->hub); // flushes
     watch_exit(watch, failure->code);
 }
@@ -257,9 +244,8 @@ static void host_turn(watch_t *watch) {
         if (event.kind == HUB_NOTHING) break;
         pthread_mutex_lock(&watch->mutex);
         int rank = event.kind == HUB_JOINED ? -1 : host_rank_of(watch, event.peer);
-        const char *text = frame_text(&event.message);
         if (event.kind == HUB_JOINED) host_joined(watch, &event);
-        if (event.kind == HUB_MESSAGE && rank >= 0 && text) host_message(watch, rank, text);
+        if (event.kind == HUB_MESSAGE && rank >= 0) host_message(watch, rank, &event.message);
         if (event.kind == HUB_GONE && rank >= 0) host_gone(watch, rank, event.reason);
         pthread_mutex_unlock(&watch->mutex);
         link_buffer_free(&event.message);
@@ -271,11 +257,11 @@ static void host_turn(watch_t *watch) {
     int code = watch->exit_code;
     pthread_mutex_unlock(&watch->mutex);
     if (atomic_load(&watch->stop) && !watch->told_stop) {
-        host_tell(watch, "S");
+        host_tell(watch, &(watch_message_t){.kind = WATCH_STOP});
         watch->told_stop = true;
     }
     if (done && (!watch->told_done || (lost && !watch->told_lost))) {
-        host_tell(watch, lost ? "D 1" : "D 0");
+        host_tell(watch, &(watch_message_t){.kind = WATCH_DONE, .lost = lost});
         watch->told_done = true;
         watch->told_lost = lost;
     }
@@ -314,38 +300,42 @@ static _Noreturn void host_lost(watch_t *watch, const char *why) {
              "%s rank %d is gone (%s) while rank %d was in \"%s\"; start the run again to go on from its last "
              "checkpoint",
              watch->options.host_role, watch->options.host, reason && reason[1] ? reason + 2 : why, watch->rank,
-             watch_where(watch));
+             watch_where(watch).name);
     conclude(watch, &failure);
     watch_exit(watch, 1);
 }
 
-static void peer_message(watch_t *watch, const char *text) {
-    int number;
-    if (sscanf(text, "E %d", &number) == 1) watch_exit(watch, number);
-    if (!strcmp(text, "S")) {
+static void peer_message(watch_t *watch, const link_buffer_t *frame) {
+    watch_message_t message;
+    if (!watch_message_read(frame->data, frame->size, &message)) return;
+    if (message.kind == WATCH_END) watch_exit(watch, message.code);
+    if (message.kind == WATCH_STOP) {
         watch->told_stop = true;
         atomic_store(&watch->stop, true);
     }
-    if (sscanf(text, "D %d", &number) != 1) return;
+    if (message.kind != WATCH_DONE) return;
     pthread_mutex_lock(&watch->mutex);
     watch->done = true;
-    watch->lost = watch->lost || number;
+    watch->lost = watch->lost || message.lost;
     pthread_mutex_unlock(&watch->mutex);
 }
 
 static void peer_beat(watch_t *watch) {
-    char text[sizeof(watch->sent)];
-    snprintf(text, sizeof(text), "B %d %llu %s", atomic_load(&watch->waits),
-             (unsigned long long)atomic_load(&watch->collectives), watch_where(watch));
+    watch_where_t where = watch_where(watch);
+    watch_message_t beat = {
+        .kind = WATCH_BEAT, .waiting = atomic_load(&watch->waits), .collectives = atomic_load(&watch->collectives)};
+    utf8_printable(where.name, strlen(where.name), beat.phase, sizeof(beat.phase));
+    const watch_message_t *sent = &watch->sent;
     double now = clock_seconds();
-    if (now - watch->sent_at < beat_s || !strcmp(text, watch->sent)) return;
-    memcpy(watch->sent, text, sizeof(text));
+    bool same = watch->sent_at > 0 && beat.waiting == sent->waiting && beat.collectives == sent->collectives &&
+                !strcmp(beat.phase, sent->phase);
+    if (now - watch->sent_at < beat_s || same) return;
+    watch->sent = beat;
     watch->sent_at = now;
-    link_tell(watch->link, text);
+    link_tell(watch->link, &beat);
 }
 
 static void peer_failed(watch_t *watch, const failure_t *failure) {
-    char text[FRAME_BYTES];
     double waited = clock_seconds() - failure->since;
     if (!watch->options.essential) { // the reward rank has heard of it, or is itself gone
         if (waited < answer_s && failure->weight == FAILURE_CONSEQUENCE) return;
@@ -354,9 +344,10 @@ static void peer_failed(watch_t *watch, const failure_t *failure) {
     }
     if (!watch->told) {
         peer_beat(watch);
-        snprintf(text, sizeof(text), "F %d %d %d %s", failure->weight, failure->code, failure->overdue,
-                 failure->sentence);
-        link_tell(watch->link, text);
+        watch_message_t message = {
+            .kind = WATCH_FAILED, .weight = failure->weight, .code = failure->code, .overdue = failure->overdue};
+        memcpy(message.sentence, failure->sentence, sizeof(message.sentence));
+        link_tell(watch->link, &message);
         watch->told = true;
     }
     if (waited < answer_s) return;
@@ -367,11 +358,10 @@ static void peer_failed(watch_t *watch, const failure_t *failure) {
 static void peer_turn(watch_t *watch) {
     link_buffer_t buffer = {0};
     status_t status = link_receive(watch->link, turn_s, &buffer);
-    const char *text = status ? NULL : frame_text(&buffer);
-    if (text) peer_message(watch, text);
+    if (!status) peer_message(watch, &buffer);
     link_buffer_free(&buffer);
     if (!status && atomic_load(&watch->stop) && !watch->told_stop) {
-        link_tell(watch->link, "S");
+        link_tell(watch->link, &(watch_message_t){.kind = WATCH_STOP});
         watch->told_stop = true;
     }
     pthread_mutex_lock(&watch->mutex);
@@ -379,7 +369,10 @@ static void peer_turn(watch_t *watch) {
     bool done = watch->done, finished = watch->finished, lost = watch->lost;
     int code = watch->exit_code;
     pthread_mutex_unlock(&watch->mutex);
-    if (done && finished && (lost || status)) watch_exit(watch, code);
+    // The host has closed MPI by the time it leaves; this rank has a moment to do the same, and to end in order.
+    if (status && done && watch->parted_at == 0) watch->parted_at = clock_seconds();
+    bool stuck = watch->parted_at > 0 && clock_seconds() - watch->parted_at > PARTING_S;
+    if (done && finished && (lost || stuck)) watch_exit(watch, code);
     char sentence[SENTENCE_BYTES];
     int rank;
     if (!done && watch_notice(watch, &rank, sentence) && rank == watch->options.host) host_noticed(watch, sentence);

@@ -1,7 +1,10 @@
 #include "common/model/config_reader.h"
+#include "common/store/store.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { CONFIG_FILE_BYTES = 64 << 20 };
 
@@ -10,16 +13,13 @@ status_t config_load(const char *directory, const char *name, bool missing_allow
     *out = NULL;
     if (snprintf(path, sizeof(path), "%s/%s", directory, name) >= (int)sizeof(path))
         FAIL(STATUS_INVALID, "the path %s/%s is too long", directory, name);
-    FILE *file = fopen(path, "rb");
-    if (!file && errno == ENOENT && missing_allowed) return STATUS_OK;
-    if (!file) FAIL(STATUS_INVALID, "cannot read %s: %s", path, strerror(errno));
+    if (missing_allowed && access(path, F_OK) != 0 && errno == ENOENT) return STATUS_OK;
+    char *text;
+    size_t size;
+    TRY(file_read_whole(path, CONFIG_FILE_BYTES, &text, &size));
     json_error_t error;
-    json_t *json = NULL;
-    bool too_large = fseek(file, 0, SEEK_END) || ftell(file) > CONFIG_FILE_BYTES;
-    rewind(file);
-    if (!too_large) json = json_loadf(file, JSON_REJECT_DUPLICATES, &error);
-    fclose(file);
-    if (too_large) FAIL(STATUS_INVALID, "%s is not a configuration: it has more than 64 MiB", path);
+    json_t *json = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
+    free(text);
     if (!json) FAIL(STATUS_INVALID, "%s is not valid JSON: line %d: %s", path, error.line, error.text);
     if (!json_is_object(json)) {
         json_decref(json);

@@ -256,7 +256,7 @@ static status_t place_tensors(gguf_t *file, size_t start, size_t alignment) {
 
 static status_t map_file(gguf_t *file, const char *path) {
     struct stat info;
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe would be waited for
     if (descriptor < 0) FAIL(STATUS_INVALID, "cannot open it: %s", strerror(errno));
     if (fstat(descriptor, &info) || !S_ISREG(info.st_mode) || info.st_size < 24) {
         close(descriptor);

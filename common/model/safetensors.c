@@ -1,5 +1,6 @@
 #include "common/model/safetensors.h"
 #include "common/model/half.h"
+#include "common/store/store.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_HEADER_BYTES = 100000000, MAX_FILES = 4096, MAX_PATH = 4096 };
+enum { MAX_HEADER_BYTES = 100000000, INDEX_BYTES = 64 << 20, MAX_FILES = 4096, MAX_PATH = 4096 };
 
 typedef struct mapping {
     void *memory;
@@ -31,7 +32,7 @@ static const struct {
               {"I64", DTYPE_I64}, {"U8", DTYPE_U8},     {"BOOL", DTYPE_U8}};
 
 static status_t map_file(const char *path, mapping_t *out) {
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe would be waited for
     if (file < 0) FAIL(STATUS_INVALID, "cannot open %s: %s", path, strerror(errno));
     struct stat info;
     if (fstat(file, &info) || !S_ISREG(info.st_mode) || info.st_size < 8) {
@@ -206,7 +207,11 @@ done:
 
 static status_t open_index(const char *directory, const char *path, safetensors_t **out) {
     json_error_t error;
-    json_t *json = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
+    char *text;
+    size_t size;
+    TRY(file_read_whole(path, INDEX_BYTES, &text, &size));
+    json_t *json = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
+    free(text);
     if (!json) FAIL(STATUS_INVALID, "cannot read %s: %s", path, error.text);
     const json_t *map = json_object_get(json, "weight_map");
     safetensors_t *file = NULL;

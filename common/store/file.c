@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,6 +137,10 @@ static status_t file_read_all(int fd, size_t expected, size_t limit, const char 
         if (status) break;
         ssize_t got = read(fd, buffer + used, capacity - used - 1);
         if (got < 0 && errno == EINTR) continue;
+        if (got < 0 && errno == EAGAIN) { // a pipe whose writer is slow
+            (void)poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, -1);
+            continue;
+        }
         if (got < 0) status = STATUS_NEW(STATUS_IO, "cannot read '%s': %s", path, strerror(errno));
         if (got <= 0) break;
         used += (size_t)got;
@@ -155,7 +160,8 @@ static status_t file_read_all(int fd, size_t expected, size_t limit, const char 
 status_t file_read_whole(const char *path, size_t limit, char **out, size_t *size) {
     *out = NULL;
     if (size) *size = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    // A pipe in a stranger's folder has no writer, and would be waited for; opened like this it ends at once.
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
         int why = errno;
         FAIL(why == ENOENT || why == ENOTDIR || why == EACCES ? STATUS_INVALID : STATUS_IO, "cannot open '%s': %s",
@@ -165,6 +171,8 @@ status_t file_read_whole(const char *path, size_t limit, char **out, size_t *siz
     status_t status = STATUS_OK;
     if (fstat(fd, &about) != 0) FAIL_GOTO(status, done, STATUS_IO, "cannot look at '%s': %s", path, strerror(errno));
     if (S_ISDIR(about.st_mode)) FAIL_GOTO(status, done, STATUS_INVALID, "'%s' is a folder, not a file", path);
+    if (!S_ISREG(about.st_mode) && !S_ISFIFO(about.st_mode))
+        FAIL_GOTO(status, done, STATUS_INVALID, "'%s' is a device, not a file", path);
     size_t expected = S_ISREG(about.st_mode) && about.st_size > 0 ? (size_t)about.st_size : 0;
     if (expected > limit)
         FAIL_GOTO(status, done, STATUS_INVALID, "'%s' has %zu bytes, more than the %zu allowed here", path, expected,

@@ -22,8 +22,8 @@ status_t store_commit(store_t *store) STATUS_CHECKED;
 status_t store_open(const char *path, store_t **out) STATUS_CHECKED;
 // Closes a reader, or drops a file that was not committed (its temporary file is removed). NULL is allowed.
 void store_close(store_t *store);
-// Removes NAME.tmp.HOST.PID files, and folders with nothing but files in them, from a folder: of this host, when the process no longer runs; of other hosts, when
-// untouched for a day. What cannot be removed stays.
+// Removes NAME.tmp.HOST.PID files, and folders with nothing but files in them, from a folder: of this host, when the
+// process no longer runs; of other hosts, when untouched for a day. What cannot be removed stays.
 void store_sweep(const char *directory);
 // Sweeps the folder that `path` lies in.
 void store_sweep_beside(const char *path);
@@ -65,7 +65,8 @@ status_t file_writer_finish(file_writer_t *writer) STATUS_CHECKED; // fails, too
 void file_writer_close(file_writer_t *writer);
 // PATH.tmp.HOST.PID, malloc'd: a name that store_sweep knows, for a file or a folder.
 status_t file_temporary_name(const char *path, char **out) STATUS_CHECKED;
-// Reads a whole file (malloc'd, 0-terminated); refuses more than `limit` bytes.
+// Reads a whole file (malloc'd, 0-terminated); refuses more than `limit` bytes, folders and devices. A pipe is read to
+// its end; one that nobody writes into is empty.
 status_t file_read_whole(const char *path, size_t limit, char **out, size_t *size) STATUS_CHECKED;
 // mkdir -p.
 status_t file_make_directory(const char *path) STATUS_CHECKED;

@@ -6,6 +6,7 @@
 #include "common/store/store.h"
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { CONFIG_LIMIT = 64 << 20 };
 
@@ -355,9 +356,7 @@ status_t tokenizer_read_object(const char *path, json_t **out) {
     size_t size;
     json_error_t error;
     *out = NULL;
-    FILE *file = fopen(path, "rb");
-    if (!file) return STATUS_OK;
-    fclose(file);
+    if (access(path, R_OK) != 0) return STATUS_OK;
     TRY(file_read_whole(path, CONFIG_LIMIT, &text, &size));
     // model_max_length is often written as 10^30, which is no whole number for the parser.
     *out = json_loadb(text, size, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &error);

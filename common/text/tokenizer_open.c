@@ -4,6 +4,7 @@
 #include "common/store/store.h"
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     FILE_LIMIT = 512 << 20,
@@ -144,9 +145,7 @@ static status_t load_proto(const char *path, const tokenizer_config_t *config, j
 }
 
 static bool is_there(const char *path) {
-    FILE *file = fopen(path, "rb");
-    if (file) fclose(file);
-    return file != NULL;
+    return access(path, R_OK) == 0;
 }
 
 static status_t open_folder(tokenizer_t *tokenizer, const char *directory, char *path, size_t bytes) {

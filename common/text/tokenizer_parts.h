@@ -38,6 +38,7 @@ status_t buffer_append_code(buffer_t *buffer, uint32_t code) STATUS_CHECKED;
 // ---- words and tries (tokenizer_table.c) ----
 
 // A trie over bytes in one hash table of edges. Node 0 is the root.
+enum { TRIE_MAX_DEPTH = 1024 }; // bytes of a Unigram or added token; the longest of real vocabularies have some hundred
 typedef struct trie_edge {
     uint32_t from, to; // to == 0: empty
     uint8_t byte;

@@ -69,6 +69,10 @@ static status_t trie_new_node(trie_t *trie) {
 
 status_t trie_add(trie_t *trie, const char *bytes, size_t length, int32_t value) {
     uint32_t node = 0;
+    // Each place of a text is walked from as far as a token may go.
+    if (length > TRIE_MAX_DEPTH)
+        FAIL(STATUS_INVALID, "a token of %zu bytes is too long: at most %d bytes are possible here", length,
+             TRIE_MAX_DEPTH);
     if (!trie->nodes) TRY(trie_new_node(trie));
     for (size_t i = 0; i < length; i++) {
         if (2 * (trie->edges + 1) > trie->slots) TRY(trie_widen(trie));

@@ -1,5 +1,7 @@
 #include "common/text/utf8.h"
 
+#include <string.h>
+
 // The range of the second byte depends on the first (Unicode table 3-7); all others are 80..BF.
 static size_t utf8_lead(uint8_t lead, uint8_t *low, uint8_t *high) {
     *low = 0x80;
@@ -53,4 +55,26 @@ size_t utf8_valid(const char *text, size_t length) {
         at += step;
     }
     return length;
+}
+
+static bool is_control(uint32_t code) {
+    return code < 0x20 || (code >= 0x7f && code < 0xa0) || (code >= 0x200e && code <= 0x200f) ||
+           (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069);
+}
+
+void utf8_printable(const char *text, size_t length, char *out, size_t bytes) {
+    size_t used = 0;
+    for (size_t at = 0; at < length;) {
+        uint32_t code = 0;
+        size_t bad, step = utf8_next(text + at, length - at, &code, &bad, NULL);
+        bool shown = step > 0 && !is_control(code), blank = step == 1 && code >= '\t' && code <= '\r';
+        if (used + (shown ? step : 1) >= bytes) break;
+        if (shown)
+            memcpy(out + used, text + at, step);
+        else
+            out[used] = blank ? ' ' : '?';
+        used += shown ? step : 1;
+        at += step ? step : bad;
+    }
+    out[used] = 0;
 }

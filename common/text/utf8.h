@@ -12,5 +12,9 @@
 size_t utf8_next(const char *text, size_t left, uint32_t *code, size_t *bad, bool *cut);
 // The offset of the first byte that is no UTF-8, or `length`.
 size_t utf8_valid(const char *text, size_t length);
+// Text of a stranger as a terminal and a log may have it, in `out` (bytes >= 1; ends with 0), cut where it is too long,
+// but within no character: tabs and ends of lines become spaces; other controls, marks that turn the direction of text,
+// and what is no UTF-8 become '?'.
+void utf8_printable(const char *text, size_t length, char *out, size_t bytes);
 
 #endif

@@ -1,4 +1,5 @@
 #include "common/comm/clock.h"
+#include "common/text/utf8.h"
 #include "common/wire/stream.h"
 #include "common/wire/transport.h"
 
@@ -99,7 +100,8 @@ static void refuse_frame(link_t *link, const char *why) {
 static void end_link(link_t *link, const char *prefix, const char *text, size_t length) {
     if (link->state == LINK_OVER) return;
     link->state = LINK_OVER;
-    snprintf(link->reason, sizeof(link->reason), "%s%.*s", prefix, (int)(length < 100 ? length : 100), text);
+    size_t used = (size_t)snprintf(link->reason, sizeof(link->reason), "%s", prefix);
+    utf8_printable(text, length < 100 ? length : 100, link->reason + used, sizeof(link->reason) - used);
     pthread_cond_broadcast(&link->gate.condition);
 }
 

@@ -107,7 +107,9 @@ status_t memory_allocate(size_t count, size_t size, void **out) {
         FAIL(STATUS_MEMORY, "cannot allocate %zu items of %zu bytes: the size overflows", count, size);
     size_t bytes = count * size;
     *out = calloc(1, bytes ? bytes : 1);
-    if (!*out) FAIL(STATUS_MEMORY, "out of memory while allocating %zu bytes; use a machine with more memory, or a smaller batch", bytes);
+    if (!*out)
+        FAIL(STATUS_MEMORY,
+             "out of memory while allocating %zu bytes; use a machine with more memory, or a smaller batch", bytes);
     return STATUS_OK;
 }
 

@@ -32,11 +32,12 @@ poise=${POISE:-$root/build/release/poise}
 export POISE=$poise
 mkdir -p "$out/log" || exit 1
 
+exec 9>&2 # a trap that runs inside a stage would write to the stage's log
 job=""
 stopping=0
 on_stop() {
     stopping=1
-    echo "$name: stopping; the same command goes on from here" >&2
+    echo "$name: stopping; the same command goes on from here" >&9
     [ -z "$job" ] || kill -TERM "$job" 2>/dev/null
 }
 trap on_stop INT TERM
@@ -59,7 +60,7 @@ stage() {
 }
 # In the background and waited for, so that a signal to the recipe is passed on at once.
 run_job() {
-    "$root/launch/run" "$@" &
+    "$root/launch/run" "$@" 9>&- &
     job=$!
     while kill -0 "$job" 2>/dev/null; do wait "$job"; done # a trapped signal ends a wait early
     wait "$job"

@@ -40,6 +40,7 @@ gone() { ! kill -0 "$background" 2>/dev/null; }
 within "$limit" gone || fail "the recipe does not end after Ctrl-C" "$work/stopped.err"
 wait "$background"
 same "exit code of the stopped recipe" 130 "$?"
+holds "$work/stopped.err" 'stopping; the same command goes on'
 [ ! -e "$out/report.json" ] || fail "the stopped recipe has a report"
 
 echo "== arithmetic, again"

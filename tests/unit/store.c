@@ -393,6 +393,40 @@ static void test_equal_bytes(void **state) {
     free(a), free(b);
 }
 
+// A pipe that nobody writes into is not waited for; one with a slow writer is read to its end, up to the limit.
+static void test_pipes(const place_t *place) {
+    char path[512], *text;
+    size_t size;
+    int ends[2];
+    snprintf(path, sizeof(path), "%s/pipe", place->folder);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    CHECK_OK(file_read_whole(path, 100, &text, &size));
+    assert_int_equal(size, 0);
+    free(text);
+    unlink(path);
+    for (size_t limit = 5; limit < 7; limit++) {
+        assert_int_equal(pipe(ends), 0);
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (!child) {
+            usleep(50000);
+            _exit(write(ends[1], "123456", 6) != 6);
+        }
+        close(ends[1]);
+        snprintf(path, sizeof(path), "/dev/fd/%d", ends[0]);
+        if (limit == 5) {
+            CHECK_FAILS(file_read_whole(path, limit, &text, &size), "larger than the 5");
+        } else {
+            CHECK_OK(file_read_whole(path, limit, &text, &size));
+            assert_int_equal(size, 6);
+            assert_string_equal(text, "123456");
+            free(text);
+        }
+        close(ends[0]);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+    }
+}
+
 static void test_files(void **state) {
     place_t *place = *state;
     char path[400], *text;
@@ -409,12 +443,13 @@ static void test_files(void **state) {
     CHECK_FAILS(file_read_whole(path, 4, &text, &size), "more than the 4");
     CHECK_FAILS(file_make_directory(path), "in the way");
     CHECK_FAILS(file_read_whole(place->folder, 100, &text, &size), "folder");
-    CHECK_FAILS(file_read_whole("/dev/zero", 100000, &text, &size), "larger than");
+    CHECK_FAILS(file_read_whole("/dev/zero", 100000, &text, &size), "device");
     CHECK_FAILS(file_read_whole("/no/such", 100, &text, &size), "/no/such");
     CHECK_OK(file_write_whole(path, "", 0));
     CHECK_OK(file_read_whole(path, 4, &text, &size));
     assert_int_equal(size, 0);
     free(text);
+    test_pipes(place);
 }
 
 static void touch(const char *folder, const char *name) {
