@@ -16,6 +16,10 @@
 //    (element i in lane i mod 16, in order) folded 8-4-2-1. The portable, AVX2 and AVX-512 kernels agree to the bit, in
 //    f32 and in bf16.
 //  - Errors: wrong shapes or an unsupported dtype give STATUS_INVALID or STATUS_UNAVAILABLE; nothing is written then.
+//    An index out of range gives STATUS_INVALID: on the CPU at once, with nothing written; on a GPU, where the host
+//    cannot look, the kernel reads and writes nothing for that index and the next download or synchronize fails.
+//  - Order: ops, uploads and zeros happen in the order of the calls. On a GPU they may still be under way when the call
+//    returns; an upload's source may be used again at once, and a download has ended when it returns.
 //  - Memory: kernels take scratch from the device's workspace only. With `measuring` set they record what they would
 //    take and return without touching a tensor; that is how the dry run works.
 //  - None is collective. One thread at a time may use a device; kernels use the device's own thread pool.
@@ -317,6 +321,7 @@ typedef struct device device_t;
 
 typedef struct device_table {
     const char *name; // "cpu", "cuda", "sim"
+    bool host_memory; // the device's memory is the host's: kernels may be given host pointers and the host reads results
     status_t (*open)(device_t *device);
     void (*close)(device_t *device);
     status_t (*allocate)(device_t *device, size_t bytes, void **out); // zeroed

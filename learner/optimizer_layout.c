@@ -107,7 +107,7 @@ status_t optimizer_open(const config_t *config, model_t *model, comm_t *learners
     optimizer->model = model;
     optimizer->device = model->device;
     optimizer->comm = learners;
-    optimizer->host_memory = strcmp(model->device->table->name, "cuda") != 0;
+    optimizer->host_memory = model->device->table->host_memory;
     status_t status = layout_tensors(optimizer);
     if (!status) status = layout_owners(optimizer);
     if (!status) status = layout_memory(optimizer);

@@ -13,7 +13,7 @@ static status_t tape_create(device_t *device, recompute_t recompute, bool measur
     tape->device = device;
     tape->recompute = recompute;
     tape->measuring = measuring;
-    tape->host_memory = !strcmp(device->table->name, "cpu");
+    tape->host_memory = device->table->host_memory;
     tape->device_was_measuring = device->measuring;
     *out = tape;
     return STATUS_OK;

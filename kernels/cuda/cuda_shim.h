@@ -17,7 +17,8 @@
 #include <cstdint>
 #include <cstring>
 extern "C" {
-#include "kernels/device.h"
+#include "kernels/check.h"
+#include "kernels/cuda/cuda_device.h"
 }
 
 #if defined(__CUDACC__)
@@ -25,7 +26,6 @@ extern "C" {
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define CUDA_NAME(name) cuda_##name
 #define CUDA_SHARED(type, name, dimensions)                                                                            \
     typedef type name##_shared_t dimensions;                                                                           \
     __shared__ __align__(16) name##_shared_t name
@@ -67,7 +67,6 @@ static __device__ __forceinline__ void cuda_mma_bf16(float (&d)[4], const unsign
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #else
-#define CUDA_NAME(name) sim_##name
 #include "kernels/sim/sim_cuda.h"
 #endif
 
@@ -103,6 +102,13 @@ static __device__ __forceinline__ void cuda_put(float *at, float value) {
 }
 static __device__ __forceinline__ void cuda_put(bf16_t *at, float value) {
     *at = __float2bfloat16_rn(value);
+}
+
+// Whether an index may be used; else the fault word says whose it was.
+static __device__ __forceinline__ bool cuda_index(int index, int bound, uint32_t *fault, cuda_fault_t op) {
+    if (index >= 0 && index < bound) return true;
+    *(volatile uint32_t *)fault = op;
+    return false;
 }
 
 // The sum over a warp, the same in every lane: lane i with lane i ^ 16, then ^ 8, 4, 2, 1.

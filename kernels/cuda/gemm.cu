@@ -1,7 +1,7 @@
 // y = x W^T + bias. One block makes one tile of y and goes through all of K by itself, in order: no split of K, so a
 // row's bits depend on that row and W alone.
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_shim.h"
-#include "kernels/cuda/launchers.h"
 
 // Tensor cores: 4 warps, each 32 x 32 of the 64 x 64 tile; two tiles of K in shared memory, one in use while the other
 // is on its way. The padding of a row by 8 elements keeps ldmatrix free of bank conflicts.
@@ -136,7 +136,13 @@ template <typename y_t> static status_t gemm_to(const linear_args_t *args, void 
     return w_half ? gemm_plain<float, bf16_t, y_t>(args, stream) : gemm_plain<float, float, y_t>(args, stream);
 }
 
-extern "C" status_t CUDA_NAME(linear_launch)(const linear_args_t *args, void *stream) {
-    if (args->y.rows == 0 || args->y.columns == 0) return STATUS_OK;
+extern "C" status_t CUDA_NAME(linear)(device_t *device, const linear_args_t *args) {
+    int m = args->x.rows, n = args->weight.rows, k = args->x.columns;
+    TRY(check_values("linear", "x", &args->x, m, k));
+    TRY(check_values("linear", "weight", &args->weight, n, k));
+    TRY(check_values("linear", "y", &args->y, m, n));
+    if (args->lora_a.data) FAIL(STATUS_UNAVAILABLE, "linear: there is no kernel for an adapter yet");
+    if (device->measuring || m == 0 || n == 0) return STATUS_OK;
+    void *stream = cuda_stream(device);
     return args->y.dtype == DTYPE_BF16 ? gemm_to<bf16_t>(args, stream) : gemm_to<float>(args, stream);
 }

@@ -1,7 +1,7 @@
 // rmsnorm and its backward. A row belongs to one block of NORM_THREADS threads, however many rows there are: thread t
 // sums the columns t, t + NORM_THREADS, ... in order; a warp folds by halves; the warps' sums are added in order.
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/cuda_shim.h"
-#include "kernels/cuda/launchers.h"
 
 enum { NORM_THREADS = 128, NORM_WARPS = NORM_THREADS / 32, FOLD_COLUMNS = 32, FOLD_ROWS = 8 };
 
@@ -102,7 +102,10 @@ template <typename x_t, typename y_t> static status_t rmsnorm_typed(const rmsnor
                        one_plus, y, y_stride, rstd, columns);
 }
 
-extern "C" status_t CUDA_NAME(rmsnorm_launch)(const rmsnorm_args_t *args, void *stream) {
+extern "C" status_t CUDA_NAME(rmsnorm)(device_t *device, const rmsnorm_args_t *args) {
+    TRY(check_rmsnorm(args));
+    if (device->measuring) return STATUS_OK;
+    void *stream = cuda_stream(device);
     bool x_half = args->x.dtype == DTYPE_BF16, y_half = args->y.dtype == DTYPE_BF16;
     if (x_half)
         return y_half ? rmsnorm_typed<bf16_t, bf16_t>(args, stream) : rmsnorm_typed<bf16_t, float>(args, stream);
@@ -137,8 +140,10 @@ static status_t rmsnorm_backward_typed(const rmsnorm_args_t *args, const rmsnorm
     return STATUS_OK;
 }
 
-extern "C" status_t CUDA_NAME(rmsnorm_backward_launch)(const rmsnorm_args_t *args, const rmsnorm_gradients_t *gradients,
-                                                       void *stream) {
-    if (args->x.dtype == DTYPE_BF16) return rmsnorm_backward_typed<bf16_t>(args, gradients, stream);
-    return rmsnorm_backward_typed<float>(args, gradients, stream);
+extern "C" status_t CUDA_NAME(rmsnorm_backward)(device_t *device, const rmsnorm_args_t *args,
+                                                const rmsnorm_gradients_t *gradients) {
+    TRY(check_rmsnorm_backward(args, gradients));
+    if (device->measuring) return STATUS_OK;
+    if (args->x.dtype == DTYPE_BF16) return rmsnorm_backward_typed<bf16_t>(args, gradients, cuda_stream(device));
+    return rmsnorm_backward_typed<float>(args, gradients, cuda_stream(device));
 }

@@ -1,16 +1,12 @@
 #include "kernels/sim/sim_device.h"
 
-#include "kernels/check.h"
 #include "kernels/sim/sim.h"
 #include <stdlib.h>
 
-#define CUDA_NAME(name) sim_##name
-#include "kernels/cuda/launchers.h"
+#include "kernels/cuda/cuda_ops.h"
 
-static status_t sim_open(device_t *device) {
-    const char *name = device->kernels;
+static status_t sim_choose_order(const char *name) {
     char *end;
-    device->state = NULL;
     if (!*name || !strcmp(name, "forward")) {
         sim_set_order(SIM_FORWARD, 0);
         return STATUS_OK;
@@ -26,8 +22,21 @@ static status_t sim_open(device_t *device) {
     return STATUS_OK;
 }
 
+static status_t sim_open(device_t *device) {
+    TRY(sim_choose_order(device->kernels));
+    cuda_state_t *state;
+    TRY(ALLOCATE(&state, 1));
+    status_t status = ALLOCATE(&state->fault, 1);
+    if (status) free(state);
+    if (status) PASS_ON(status);
+    device->state = state;
+    return STATUS_OK;
+}
+
 static void sim_close(device_t *device) {
-    (void)device;
+    free(cuda_fault(device));
+    free(device->state);
+    device->state = NULL;
     sim_set_order(SIM_FORWARD, 0);
 }
 
@@ -44,65 +53,27 @@ static void sim_release(device_t *device, void *memory) {
     free(memory);
 }
 
-static status_t sim_copy(device_t *device, void *to, const void *from, size_t bytes) {
+static status_t sim_upload(device_t *device, void *to, const void *from, size_t bytes) {
     (void)device;
     if (bytes) memmove(to, from, bytes);
     return STATUS_OK;
+}
+
+static status_t sim_synchronize(device_t *device) {
+    uint32_t fault = *cuda_fault(device); // a launch has ended when it returns
+    *cuda_fault(device) = CUDA_FAULT_NONE;
+    return cuda_fault_status(fault);
+}
+
+static status_t sim_download(device_t *device, void *to, const void *from, size_t bytes) {
+    if (bytes) memmove(to, from, bytes);
+    return sim_synchronize(device);
 }
 
 static status_t sim_zero(device_t *device, void *memory, size_t bytes) {
     (void)device;
     if (bytes) memset(memory, 0, bytes);
     return STATUS_OK;
-}
-
-static status_t sim_synchronize(device_t *device) {
-    (void)device; // a launch has ended when it returns
-    return STATUS_OK;
-}
-
-static status_t sim_rmsnorm(device_t *device, const rmsnorm_args_t *args) {
-    TRY(check_rmsnorm(args));
-    if (device->measuring) return STATUS_OK;
-    return sim_rmsnorm_launch(args, NULL);
-}
-
-static status_t sim_rmsnorm_backward(device_t *device, const rmsnorm_args_t *args,
-                                     const rmsnorm_gradients_t *gradients) {
-    TRY(check_rmsnorm_backward(args, gradients));
-    if (device->measuring) return STATUS_OK;
-    return sim_rmsnorm_backward_launch(args, gradients, NULL);
-}
-
-static status_t sim_embedding(device_t *device, const embedding_args_t *args) {
-    TRY(check_embedding(args));
-    if (device->measuring) return STATUS_OK;
-    TRY(check_indices("embedding", "token", args->token, args->y.rows, 0, args->table.rows));
-    return sim_embedding_launch(args, NULL);
-}
-
-static status_t sim_embedding_backward(device_t *device, const embedding_args_t *args,
-                                       const embedding_gradients_t *gradients) {
-    TRY(check_embedding_backward(args, gradients));
-    if (device->measuring) return STATUS_OK;
-    TRY(check_indices("embedding backward", "token", args->token, args->y.rows, 0, args->table.rows));
-    return sim_embedding_backward_launch(args, gradients, NULL);
-}
-
-static status_t sim_add(device_t *device, const add_args_t *args) {
-    TRY(check_add(args));
-    if (device->measuring) return STATUS_OK;
-    return sim_add_launch(args, NULL);
-}
-
-static status_t sim_linear(device_t *device, const linear_args_t *args) {
-    int m = args->x.rows, n = args->weight.rows, k = args->x.columns;
-    TRY(check_values("linear", "x", &args->x, m, k));
-    TRY(check_values("linear", "weight", &args->weight, n, k));
-    TRY(check_values("linear", "y", &args->y, m, n));
-    if (args->lora_a.data) FAIL(STATUS_UNAVAILABLE, "linear: the simulator has no kernel for an adapter");
-    if (device->measuring) return STATUS_OK;
-    return sim_linear_launch(args, NULL);
 }
 
 static size_t sim_packed_bytes(device_t *device, matrix_t weight) {
@@ -112,12 +83,13 @@ static size_t sim_packed_bytes(device_t *device, matrix_t weight) {
 
 const device_table_t device_sim_table = {
     .name = "sim",
+    .host_memory = true,
     .open = sim_open,
     .close = sim_close,
     .allocate = sim_allocate,
     .release = sim_release,
-    .upload = sim_copy,
-    .download = sim_copy,
+    .upload = sim_upload,
+    .download = sim_download,
     .zero = sim_zero,
     .synchronize = sim_synchronize,
     .packed_bytes = sim_packed_bytes,

@@ -1,0 +1,50 @@
+// What the ops of the CUDA member know of their device: kernels/cuda/cuda_device.c makes it. The host code and the .cu
+// files are compiled twice, for a GPU and for the simulator; CUDA_NAME gives each its prefix, cuda_ or sim_.
+#ifndef KERNELS_CUDA_CUDA_DEVICE_H
+#define KERNELS_CUDA_CUDA_DEVICE_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#include "kernels/check.h"
+
+#if defined(__CUDACC__) || defined(POISE_CUDA_HOST) // the host's C files are compiled for a GPU with the latter
+#define CUDA_NAME(name) cuda_##name
+#else
+#define CUDA_NAME(name) sim_##name
+#endif
+
+// Where an index was out of range. A kernel that meets one writes the op's number into *fault (any one of several wins)
+// and neither reads nor writes through the index; download and synchronize look at it and name the op.
+typedef enum cuda_fault {
+    CUDA_FAULT_NONE,
+    CUDA_FAULT_EMBEDDING,
+    CUDA_FAULT_GATHER,
+    CUDA_FAULT_SCATTER,
+    CUDA_FAULT_POOL,
+    CUDA_FAULT_ATTENTION,
+    CUDA_FAULT_LOGPROBS,
+    CUDA_FAULT_SAMPLE,
+    CUDA_FAULT_ROPE,
+    CUDA_FAULT_COUNT
+} cuda_fault_t;
+
+// The failure that a fault word tells of.
+status_t cuda_fault_status(uint32_t fault) STATUS_CHECKED;
+
+typedef struct cuda_state {
+    void *stream;    // every op launches here, in order
+    uint32_t *fault; // device memory, one word
+} cuda_state_t;
+
+static inline void *cuda_stream(const device_t *device) {
+    return ((const cuda_state_t *)device->state)->stream;
+}
+static inline uint32_t *cuda_fault(const device_t *device) {
+    return ((const cuda_state_t *)device->state)->fault;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif
