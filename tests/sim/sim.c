@@ -219,12 +219,31 @@ static void test_numbers(void **state) {
     assert_true(isnan(fault_exp(NAN)));
 }
 
-int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_races),    cmocka_unit_test(test_barriers),      cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_bounds),   cmocka_unit_test(test_launches),      cmocka_unit_test(test_right),
-        cmocka_unit_test(test_numbers),  cmocka_unit_test(test_ops_reference), cmocka_unit_test(test_ops_gradients),
-        cmocka_unit_test(test_ops_rows), cmocka_unit_test(test_ops_cpu_bits),
-    };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+// The parts that ctest runs one by one, and side by side.
+static const struct {
+    const char *name;
+    CMUnitTestFunction test;
+} parts[] = {
+    {"simulator", test_races},         {"simulator", test_barriers},  {"simulator", test_masks},
+    {"simulator", test_bounds},        {"simulator", test_launches},  {"simulator", test_right},
+    {"simulator", test_numbers},       {"missing", test_ops_missing}, {"reference", test_ops_reference},
+    {"gradients", test_ops_gradients}, {"rows", test_ops_rows},       {"half", test_ops_half},
+    {"bits", test_ops_cpu_bits},
+};
+enum { PARTS = sizeof(parts) / sizeof(parts[0]) };
+
+// unit_sim [PART [WORD]]: PART "all" is each of them; rows of the op list whose name has WORD.
+int main(int count, char **argument) {
+    struct CMUnitTest tests[PARTS];
+    size_t chosen = 0;
+    const char *part = count > 1 ? argument[1] : "all";
+    for (int i = 0; i < PARTS; i++)
+        if (!strcmp(part, "all") || !strcmp(part, parts[i].name))
+            tests[chosen++] = (struct CMUnitTest){
+                .name = parts[i].name, .test_func = parts[i].test, .initial_state = count > 2 ? argument[2] : NULL};
+    if (!chosen) {
+        fprintf(stderr, "unit_sim [PART [WORD]]: there is no part '%s'\n", part);
+        return 2;
+    }
+    return _cmocka_run_group_tests("sim", tests, chosen, NULL, NULL);
 }

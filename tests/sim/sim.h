@@ -1,8 +1,10 @@
 #ifndef TESTS_SIM_SIM_H
 #define TESTS_SIM_SIM_H
-// tests/sim/ops.c: rows of the op list on the simulator.
+// tests/sim/ops.c: the op list on the simulator. *state: NULL, or a word that the rows' names must have.
+void test_ops_missing(void **state);
 void test_ops_reference(void **state);
 void test_ops_gradients(void **state);
 void test_ops_rows(void **state);
+void test_ops_half(void **state);
 void test_ops_cpu_bits(void **state);
 #endif

@@ -8,16 +8,21 @@
 static const char *const sets[] = {"cpu:portable", "cpu:avx2", "cpu:avx512"};
 enum { SETS = 3, PRINTED = 4 };
 
-static status_t half_run(const op_case_t *row, bool half, const char *set, int threads, problem_t *out) {
-    device_t *device = NULL;
+static status_t half_run_on(const op_case_t *row, bool half, device_t *device, problem_t *out) {
     op_case_t half_row = *row;
     half_row.shape[OP_HALF] = 1; // so that the values are cut to bf16
     TRY(problem_open(out, &half_row, 6));
     out->half = half;
-    status_t status = device_open(set, threads, &device);
-    if (!status) status = problem_run(out, device);
-    device_close(device);
+    status_t status = problem_run(out, device);
     if (status) problem_close(out);
+    return status;
+}
+
+static status_t half_run(const op_case_t *row, bool half, const char *set, int threads, problem_t *out) {
+    device_t *device;
+    TRY(device_open(set, threads, &device));
+    status_t status = half_run_on(row, half, device, out);
+    device_close(device);
     return status;
 }
 
@@ -63,6 +68,16 @@ static int half_check(const op_case_t *row, const problem_t *whole, const proble
         fprintf(stderr, "%s/%s in bf16: %s%s is off by %g, with a root mean square of %g\n", row->op->name, row->name,
                 gradient ? "d" : "", want->name, worst, mean);
     }
+    return failures;
+}
+
+int harness_half_on(const op_case_t *row, device_t *device) {
+    problem_t whole = {0}, half = {0};
+    status_t status = half_run_on(row, false, device, &whole);
+    if (!status) status = half_run_on(row, true, device, &half);
+    int failures = status ? harness_fail(row, "bf16", status) : half_check(row, &whole, &half);
+    problem_close(&whole);
+    problem_close(&half);
     return failures;
 }
 

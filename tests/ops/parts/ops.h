@@ -28,8 +28,8 @@ typedef struct op_tensor {
     int64_t stride;
     float *value, *gradient; // gradient: of an output its weight in the loss, of an input the result
     int64_t *sum;            // parameters
-    uint32_t flags;
-    uint16_t *half; // of a problem in bf16: what problem_matrix shows; `value` then holds bf16 values
+    uint32_t *flags;         // one word
+    uint16_t *half;          // of a problem in bf16: what problem_matrix shows; `value` then holds bf16 values
 } op_tensor_t;
 
 typedef struct op_array {
@@ -50,6 +50,9 @@ typedef struct problem {
     void *packed; // for ops with a packed weight
     uint64_t seed;
     bool half; // matrices are bf16
+    // Of a twin in a device's memory: whose twin, and where. Its pointers are the device's.
+    struct problem *origin;
+    device_t *device;
 } problem_t;
 
 typedef struct op {
@@ -57,8 +60,13 @@ typedef struct op {
     const char *backward; // its backward there, or NULL
     // Declares tensors and arrays for problem->shape and fills what is not plain random numbers.
     status_t (*setup)(problem_t *problem);
+    // Run the op. The problem's pointers are the device's memory: nothing may be read or written through them here.
     status_t (*run)(problem_t *problem, device_t *device);
     status_t (*run_backward)(problem_t *problem, device_t *device);
+    // What the host does before the run, after it, and after the backward. Each may be NULL.
+    void (*prepare)(problem_t *problem);
+    void (*finish)(problem_t *problem);
+    void (*finish_backward)(problem_t *problem);
     // Plain loops in double: value[i] is tensor i as [rows, columns]; writes the outputs there.
     void (*reference)(const problem_t *problem, double *const *value);
     double tolerance; // of outputs against the reference: |difference| <= tolerance * (1 + |reference|)
@@ -72,8 +80,14 @@ typedef struct op_case {
     const op_t *op;
     const char *name;
     int shape[OP_SHAPE];
-
 } op_case_t;
+
+// The rows: those that every check runs, those that are too long for finite differences, and those that are large
+// enough for every op to share its work out.
+extern const op_case_t op_cases[], op_long_cases[], op_shared_cases[];
+extern const int op_cases_count, op_long_cases_count, op_shared_cases_count;
+// Whether a device's table has the op of this name. NULL and names that are no op's: false.
+bool op_member(const device_table_t *table, const char *name);
 
 extern const op_t op_embedding, op_gather, op_scatter, op_pool, op_rmsnorm, op_layernorm, op_rope, op_rope_table,
     op_attention, op_activation, op_add, op_gradient_norm, op_adamw, op_linear, op_token_logprobs, op_token_sample;
@@ -106,8 +120,17 @@ int harness_invariance(const op_case_t *row);
 int harness_compare_on(const op_case_t *row, device_t *device);
 int harness_gradients_on(const op_case_t *row, device_t *device);
 int harness_invariance_on(const op_case_t *row, device_t *device);
+int harness_half_on(const op_case_t *row, device_t *device);
 int harness_threads(const op_case_t *row); // several thread counts, the same bits
 int harness_fail(const op_case_t *row, const char *what, status_t status);
+// The twin of a problem in the memory of a device. mirror_fetch brings back all that lies there.
+bool mirror_wanted(const device_t *device);
+status_t mirror_open(problem_t *twin, problem_t *origin, device_t *device) STATUS_CHECKED;
+uint16_t *mirror_half(problem_t *twin, int tensor);
+status_t mirror_fetch(problem_t *twin) STATUS_CHECKED;
+void mirror_close(problem_t *twin);
+// Forward, in the device's memory.
+status_t problem_forward(problem_t *problem, device_t *device) STATUS_CHECKED;
 // Forward, then backward where the op has one, and what they wrote.
 status_t problem_run(problem_t *problem, device_t *device) STATUS_CHECKED;
 // Bits of results, gradients and sums of two runs.
