@@ -25,5 +25,5 @@ function(poise_simulated)
   set_source_files_properties(
     ${ARGN}
     PROPERTIES LANGUAGE CXX
-               COMPILE_OPTIONS "-x;c++;-std=c++17;-fno-exceptions;-fno-rtti;-fno-sanitize=address;-fsanitize=thread")
+               COMPILE_OPTIONS "-x;c++;-std=c++17;-fno-exceptions;-fno-rtti;-fno-strict-aliasing;-fno-sanitize=address;-fsanitize=thread")
 endfunction()

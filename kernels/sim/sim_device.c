@@ -99,4 +99,10 @@ const device_table_t device_sim_table = {
     .rmsnorm = sim_rmsnorm,
     .rmsnorm_backward = sim_rmsnorm_backward,
     .add = sim_add,
+    .gather_rows = sim_gather_rows,
+    .gather_rows_backward = sim_gather_rows_backward,
+    .scatter_rows = sim_scatter_rows,
+    .scatter_rows_backward = sim_scatter_rows_backward,
+    .pool_rows = sim_pool_rows,
+    .pool_rows_backward = sim_pool_rows_backward,
 };
