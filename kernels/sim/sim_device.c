@@ -98,5 +98,7 @@ const device_table_t device_sim_table = {
     .embedding_backward = sim_embedding_backward,
     .rmsnorm = sim_rmsnorm,
     .rmsnorm_backward = sim_rmsnorm_backward,
+    .rope_table = sim_rope_table,
+    .rope = sim_rope,
     .add = sim_add,
 };

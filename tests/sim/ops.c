@@ -19,6 +19,9 @@ static const op_case_t cases[] = {
     {&op_rmsnorm, "gemma", {35, 256, NORM_ONE_PLUS_WEIGHT}},
     {&op_rmsnorm, "one column", {9, 1, NORM_ONE_PLUS_WEIGHT}},
     {&op_add, "odd", {40, 51}},
+    {&op_rope_table, "three axes", {50, 20}},
+    {&op_rope, "head 32", {40, 16, 6}},
+    {&op_rope, "head 10", {33, 5, 3}},
 };
 enum { CASES = sizeof(cases) / sizeof(cases[0]) };
 // Forward alone: tiles and edges of both products.
