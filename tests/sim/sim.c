@@ -219,12 +219,25 @@ static void test_numbers(void **state) {
     assert_true(isnan(fault_exp(NAN)));
 }
 
-int main(void) {
+// Arguments: a pattern of names of tests, or nothing for all.
+int main(int count, char **arguments) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_races),    cmocka_unit_test(test_barriers),      cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_bounds),   cmocka_unit_test(test_launches),      cmocka_unit_test(test_right),
-        cmocka_unit_test(test_numbers),  cmocka_unit_test(test_ops_reference), cmocka_unit_test(test_ops_gradients),
-        cmocka_unit_test(test_ops_rows), cmocka_unit_test(test_ops_cpu_bits),
+        cmocka_unit_test(test_races),
+        cmocka_unit_test(test_barriers),
+        cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_launches),
+        cmocka_unit_test(test_right),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_ops_reference),
+        cmocka_unit_test(test_ops_gradients),
+        cmocka_unit_test(test_ops_rows),
+        cmocka_unit_test(test_ops_cpu_bits),
+        cmocka_unit_test(test_matrix_reference),
+        cmocka_unit_test(test_matrix_gradients),
+        cmocka_unit_test(test_matrix_rows),
+        cmocka_unit_test(test_matrix_bits),
     };
+    if (count > 1) cmocka_set_test_filter(arguments[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
