@@ -22,6 +22,7 @@ extern "C" {
 }
 
 #if defined(__CUDACC__)
+#define CUDA_UNROLL _Pragma("unroll") // before a loop whose counter chooses registers
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -67,6 +68,7 @@ static __device__ __forceinline__ void cuda_mma_bf16(float (&d)[4], const unsign
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #else
+#define CUDA_UNROLL _Pragma("GCC unroll 16")
 #include "kernels/sim/sim_cuda.h"
 #endif
 
@@ -102,6 +104,14 @@ static __device__ __forceinline__ void cuda_put(float *at, float value) {
 }
 static __device__ __forceinline__ void cuda_put(bf16_t *at, float value) {
     *at = __float2bfloat16_rn(value);
+}
+
+// The 16 bits of what cuda_put would store.
+static __device__ __forceinline__ unsigned cuda_bf16_bits(float value) {
+    bf16_t half = __float2bfloat16_rn(value);
+    unsigned short bits;
+    memcpy(&bits, &half, sizeof(bits));
+    return bits;
 }
 
 // Whether an index may be used; else the fault word says whose it was.

@@ -94,6 +94,7 @@ const device_table_t device_sim_table = {
     .synchronize = sim_synchronize,
     .packed_bytes = sim_packed_bytes,
     .linear = sim_linear,
+    .linear_backward = sim_linear_backward,
     .embedding = sim_embedding,
     .embedding_backward = sim_embedding_backward,
     .rmsnorm = sim_rmsnorm,

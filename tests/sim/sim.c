@@ -224,11 +224,12 @@ static const struct {
     const char *name;
     CMUnitTestFunction test;
 } parts[] = {
-    {"simulator", test_races},         {"simulator", test_barriers},  {"simulator", test_masks},
-    {"simulator", test_bounds},        {"simulator", test_launches},  {"simulator", test_right},
-    {"simulator", test_numbers},       {"missing", test_ops_missing}, {"reference", test_ops_reference},
-    {"gradients", test_ops_gradients}, {"rows", test_ops_rows},       {"half", test_ops_half},
-    {"bits", test_ops_cpu_bits},
+    {"simulator", test_races},         {"simulator", test_barriers},      {"simulator", test_masks},
+    {"simulator", test_bounds},        {"simulator", test_launches},      {"simulator", test_right},
+    {"simulator", test_numbers},       {"missing", test_ops_missing},     {"reference", test_ops_reference},
+    {"gradients", test_ops_gradients}, {"rows", test_ops_rows},           {"half", test_ops_half},
+    {"bits", test_ops_cpu_bits},       {"matrix", test_matrix_reference}, {"matrix", test_matrix_gradients},
+    {"matrix", test_matrix_rows},      {"matrix", test_matrix_bits},
 };
 enum { PARTS = sizeof(parts) / sizeof(parts[0]) };
 

@@ -7,4 +7,9 @@ void test_ops_gradients(void **state);
 void test_ops_rows(void **state);
 void test_ops_half(void **state);
 void test_ops_cpu_bits(void **state);
+// tests/sim/matrix.c: linear and the head.
+void test_matrix_reference(void **state);
+void test_matrix_gradients(void **state);
+void test_matrix_rows(void **state);
+void test_matrix_bits(void **state);
 #endif
