@@ -27,3 +27,15 @@ function(poise_simulated)
     PROPERTIES LANGUAGE CXX
                COMPILE_OPTIONS "-x;c++;-std=c++17;-fno-exceptions;-fno-rtti;-fno-strict-aliasing;-fno-sanitize=address;-fsanitize=thread")
 endfunction()
+
+# poise_devices(TARGET): the program can open the devices cuda and sim, as far as this build has them. Nothing in its
+# sources names their tables (kernels/device.c asks whether they are there), so the linker is told to look for them.
+function(poise_devices target)
+  foreach(member cuda sim)
+    if(TARGET poise_${member})
+      target_link_libraries(${target} PRIVATE poise_${member})
+      target_link_options(${target} PRIVATE -Wl,-u,device_${member}_table)
+    endif()
+  endforeach()
+  set_target_properties(${target} PROPERTIES LINKER_LANGUAGE C)
+endfunction()

@@ -321,7 +321,8 @@ typedef struct device device_t;
 
 typedef struct device_table {
     const char *name; // "cpu", "cuda", "sim"
-    bool host_memory; // the device's memory is the host's: kernels may be given host pointers and the host reads results
+    bool
+        host_memory; // the device's memory is the host's: kernels may be given host pointers and the host reads results
     status_t (*open)(device_t *device);
     void (*close)(device_t *device);
     status_t (*allocate)(device_t *device, size_t bytes, void **out); // zeroed
@@ -376,9 +377,10 @@ struct device {
 };
 
 // Opens a device. name: "cpu", "cpu:portable", "cpu:avx2", "cpu:avx512" (the plain name picks the best this CPU has),
-// "cuda", "sim". threads: the size of its pool. Errors: STATUS_INVALID for an unknown name (names the known ones),
-// STATUS_UNAVAILABLE for a kernel set or a GPU this machine lacks. Sets flush-to-zero and denormals-are-zero OFF in the
-// calling thread and its pool, so every rank rounds alike.
+// "cuda" or "cuda:N" (GPU number N), "sim", "sim:reverse" or "sim:shuffled:SEED". threads: the size of its pool.
+// Errors: STATUS_INVALID for an unknown name (names the known ones), STATUS_UNAVAILABLE for a kernel set or a GPU this
+// machine lacks. Sets flush-to-zero and denormals-are-zero OFF in the calling thread and its pool, so every rank rounds
+// alike.
 status_t device_open(const char *name, int threads, device_t **out) STATUS_CHECKED;
 // The same for a table that is at hand; kernels: what follows the colon of a name, or "". Must outlive the device.
 status_t device_open_table(const device_table_t *table, const char *kernels, int threads,
@@ -389,7 +391,9 @@ status_t device_workspace(device_t *device, size_t bytes, void **out) STATUS_CHE
 // A hash of the outputs of every op on fixed probe inputs. Two processes with equal fingerprints compute equal bits.
 status_t device_fingerprint(device_t *device, uint64_t *out) STATUS_CHECKED;
 
-// The CPU's members of the table, by kernel set.
-extern const device_table_t device_cpu_table;
+// The members; a program has cuda and sim where it is linked with them (poise_devices in cmake/poise_cuda.cmake).
+extern const device_table_t device_cpu_table, device_cuda_table, device_sim_table;
+// Whether this program has the device "cpu", "cuda" or "sim"; a GPU need not be there.
+bool device_known(const char *name);
 
 #endif

@@ -213,6 +213,7 @@ void sim_copy_async(void *to, const void *from, int bytes, int from_bytes, const
     if (self->copy_count == SIM_COPIES) sim_fault(file, line, "more than %d asynchronous copies in flight", SIM_COPIES);
     self->copies[self->copy_count++] =
         (sim_copy_t){.to = to, .from = from, .bytes = bytes, .from_bytes = from_bytes, .group = self->copy_group};
+    if (from_bytes) sim_global_access(from, (size_t)from_bytes, false, __builtin_return_address(0));
     // The hardware may write at once.
     sim_shared_access(to, (size_t)bytes, true, __builtin_return_address(0));
 }
@@ -241,12 +242,14 @@ void sim_copy_wait(int groups_left, const char *file, int line) {
 // ---- atomics ----
 
 uint32_t sim_atomic_u32(uint32_t *at, uint32_t (*step)(uint32_t old, uint32_t operand), uint32_t operand) {
+    sim_global_access(at, sizeof(*at), true, __builtin_return_address(0));
     uint32_t old = *at;
     *at = step(old, operand);
     return old;
 }
 
 uint64_t sim_atomic_add_u64(uint64_t *at, uint64_t operand) {
+    sim_global_access(at, sizeof(*at), true, __builtin_return_address(0));
     uint64_t old = *at;
     *at = old + operand;
     return old;

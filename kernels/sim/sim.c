@@ -14,6 +14,11 @@ void sim_set_order(sim_order_t order, uint64_t seed) {
     chosen_seed = seed;
 }
 
+void sim_get_order(sim_order_t *order, uint64_t *seed) {
+    *order = chosen_order;
+    *seed = chosen_seed;
+}
+
 int sim_lane(void) {
     return sim_now->running->number % SIM_WARP;
 }
@@ -329,7 +334,7 @@ static bool within(sim_dim_t d, unsigned x, unsigned y, unsigned z) {
     return d.x >= 1 && d.y >= 1 && d.z >= 1 && d.x <= x && d.y <= y && d.z <= z;
 }
 
-status_t sim_run(const sim_launch_t *launch) {
+status_t sim_launch_check(const sim_launch_t *launch) {
     sim_dim_t g = launch->grid, b = launch->block;
     if (sim_now) FAIL(STATUS_INVALID, "the kernel of %s is launched by a kernel", launch->kernel);
     if (!within(b, 1024, 1024, 64) || (uint64_t)b.x * b.y * b.z > SIM_BLOCK_THREADS ||
@@ -339,6 +344,11 @@ status_t sim_run(const sim_launch_t *launch) {
     if (launch->shared_bytes > SIM_SHARED_BYTES)
         FAIL(STATUS_INVALID, "the kernel of %s is launched with %zu bytes of shared memory; a block has at most %d",
              launch->kernel, launch->shared_bytes, SIM_SHARED_BYTES);
+    return STATUS_OK;
+}
+
+status_t sim_run(const sim_launch_t *launch) {
+    TRY(sim_launch_check(launch));
     sim_state_t sim;
     status_t status = state_open(&sim, launch);
     if (!status) {

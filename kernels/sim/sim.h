@@ -9,6 +9,7 @@
 #define KERNELS_SIM_SIM_H
 
 #include "kernels/base/status.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,7 +31,8 @@ typedef struct sim_dim {
 
 // The order in which runnable threads get their turn, and blocks run.
 typedef enum sim_order { SIM_FORWARD, SIM_REVERSE, SIM_SHUFFLED } sim_order_t;
-void sim_set_order(sim_order_t order, uint64_t seed);
+void sim_set_order(sim_order_t order, uint64_t seed); // of the calling thread; a stream keeps it from its creation on
+void sim_get_order(sim_order_t *order, uint64_t *seed);
 
 typedef struct sim_launch {
     const char *kernel; // the function that launches it, for messages
@@ -38,7 +40,14 @@ typedef struct sim_launch {
     size_t shared_bytes; // dynamic
     void (*body)(void *context);
     void *context;
+    size_t context_bytes;
+    bool guarded; // global memory is the device's (kernels/sim/sim_runtime.h): a host pointer is a fault
 } sim_launch_t;
+// STATUS_INVALID for a grid, a block or shared memory that no GPU has.
+status_t sim_launch_check(const sim_launch_t *launch) STATUS_CHECKED;
+// What a launch in a .cu file does: it joins the stream, with a copy of the context, and runs guarded when somebody
+// waits. Without a stream it runs at once, unguarded: for tests of the simulator itself.
+status_t sim_enqueue(const sim_launch_t *launch, size_t context_bytes, void *stream) STATUS_CHECKED;
 // Runs every thread of every block; returns when all have ended, or at the first fault.
 status_t sim_run(const sim_launch_t *launch) STATUS_CHECKED;
 

@@ -7,6 +7,7 @@
 #include "kernels/sim/sim.h"
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #define __global__
 #define __device__
@@ -75,13 +76,21 @@ template <typename body_t> static inline void sim_run_body(void *context) {
     (*static_cast<body_t *>(context))();
 }
 template <typename body_t>
-static inline status_t sim_launch_body(const char *name, dim3 grid, dim3 block, size_t shared_bytes, body_t body) {
-    sim_launch_t launch = {name,         {grid.x, grid.y, grid.z}, {block.x, block.y, block.z},
-                           shared_bytes, sim_run_body<body_t>,     &body};
-    return sim_run(&launch);
+static inline status_t sim_launch_body(const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream,
+                                       body_t body) {
+    static_assert(std::is_trivially_copyable<body_t>::value, "a kernel's arguments are copied as bytes");
+    sim_launch_t launch = {name,
+                           {grid.x, grid.y, grid.z},
+                           {block.x, block.y, block.z},
+                           shared_bytes,
+                           sim_run_body<body_t>,
+                           &body,
+                           sizeof(body),
+                           false};
+    return sim_enqueue(&launch, sizeof(body), stream);
 }
 #define CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                    \
-    ((void)(stream), sim_launch_body(__func__, grid, block, shared_bytes, [=]() { kernel(__VA_ARGS__); }))
+    sim_launch_body(__func__, grid, block, shared_bytes, (void *)(stream), [=]() { kernel(__VA_ARGS__); })
 
 // ---- barriers ----
 static inline void __syncthreads(SIM_AT) {

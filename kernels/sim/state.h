@@ -104,6 +104,9 @@ void sim_shared_block(sim_state_t *sim);
 void sim_shared_meet(sim_state_t *sim, const int *list, int count, bool full);
 // One access of the running thread, by code at `at` (or at file:line).
 void sim_shared_access(const void *address, size_t bytes, bool writes, const void *at);
+// The same for any memory, and for memory that is not shared.
+void sim_access(const void *address, size_t bytes, bool writes, const void *at);
+void sim_global_access(const void *address, size_t bytes, bool writes, const void *at);
 // "file:line" of a code address, through addr2line; falls back to the address.
 void sim_source_of(const void *at, char *out, size_t bytes);
 // Ends the launch; the running thread is left where it is.

@@ -1,7 +1,6 @@
 // The op list on the simulator: every row whose op the member has, under every check that the CPU's kernels pass, and
 // against the CPU's kernels. Here rows are computed in other company in fewer sizes of batches.
 #include "tests/ops/parts/ops.h"
-#include "kernels/sim/sim_device.h"
 #include "tests/sim/sim.h"
 
 #include <math.h>
