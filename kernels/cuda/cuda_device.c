@@ -260,5 +260,9 @@ const device_table_t CUDA_TABLE = {
     .rmsnorm_backward = CUDA_NAME(rmsnorm_backward),
     .rope_table = CUDA_NAME(rope_table),
     .rope = CUDA_NAME(rope),
+    .layernorm = CUDA_NAME(layernorm),
+    .layernorm_backward = CUDA_NAME(layernorm_backward),
+    .activation = CUDA_NAME(activation),
+    .activation_backward = CUDA_NAME(activation_backward),
     .add = CUDA_NAME(add),
 };

@@ -173,7 +173,9 @@ static __device__ __forceinline__ void list_sort(int *list, int count) {
     }
 }
 
-// dx[destination] += dy[entry / share] / share, entry by entry; a block for each destination.
+// dx[destination] += dy[entry / share] / share, entry by entry; a block for each destination. share is 1 but for
+// pooling.
+template <bool pooled>
 static __global__ void __launch_bounds__(LIST_THREADS)
     lists_add_kernel(lists_t lists, rows_t dy, int share, rows_t dx, int columns) {
     int64_t destination = blockIdx.x;
@@ -184,9 +186,9 @@ static __global__ void __launch_bounds__(LIST_THREADS)
         float sum[PACK], value[PACK];
         rows_get(dx, destination, c, columns, sum);
         for (int k = 0; k < count; k++) {
-            rows_get(dy, list[k] / share, c, columns, value);
+            rows_get(dy, pooled ? list[k] / share : list[k], c, columns, value);
             for (int i = 0; i < PACK; i++)
-                sum[i] = __fadd_rn(sum[i], share > 1 ? __fdiv_rn(value[i], (float)share) : value[i]);
+                sum[i] = __fadd_rn(sum[i], pooled ? __fdiv_rn(value[i], (float)share) : value[i]);
         }
         rows_put(dx, destination, c, columns, sum);
     }
@@ -209,8 +211,9 @@ static status_t lists_add(device_t *device, lists_t lists, const matrix_t *dy_ma
     TRY(CUDA_LAUNCH(lists_count_kernel, blocks, dim3(ROWS_THREADS), 0, stream, lists));
     TRY(CUDA_LAUNCH(lists_start_kernel, dim3(1), dim3(SCAN_THREADS), 0, stream, lists));
     TRY(CUDA_LAUNCH(lists_place_kernel, blocks, dim3(ROWS_THREADS), 0, stream, lists));
-    return CUDA_LAUNCH(lists_add_kernel, dim3((unsigned)lists.destinations), dim3(LIST_THREADS), 0, stream, lists, dy,
-                       share, dx, columns);
+    auto kernel = share > 1 ? lists_add_kernel<true> : lists_add_kernel<false>;
+    return CUDA_LAUNCH(kernel, dim3((unsigned)lists.destinations), dim3(LIST_THREADS), 0, stream, lists, dy, share, dx,
+                       columns);
 }
 
 // ---- the ops ----

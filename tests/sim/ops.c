@@ -14,7 +14,7 @@ static const char *const orders[] = {"forward", "reverse", "shuffled:1"};
 enum { ORDERS = sizeof(orders) / sizeof(orders[0]) };
 
 // Ops that sum in another order than the CPU's kernels; all others have their bits.
-static const op_t *const close_ops[] = {&op_rmsnorm, &op_attention, &op_token_logprobs, &op_token_sample};
+static const op_t *const close_ops[] = {&op_attention, &op_token_logprobs, &op_token_sample};
 enum { CLOSE_OPS = sizeof(close_ops) / sizeof(close_ops[0]) };
 
 static device_t *open_sim(const char *order) {
