@@ -100,5 +100,6 @@ const device_table_t device_sim_table = {
     .rmsnorm_backward = sim_rmsnorm_backward,
     .rope_table = sim_rope_table,
     .rope = sim_rope,
+    .attention = sim_attention,
     .add = sim_add,
 };

@@ -219,12 +219,15 @@ static void test_numbers(void **state) {
     assert_true(isnan(fault_exp(NAN)));
 }
 
-int main(void) {
+// An argument is a pattern of test names: unit_sim 'test_attention*'.
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_races),    cmocka_unit_test(test_barriers),      cmocka_unit_test(test_masks),
         cmocka_unit_test(test_bounds),   cmocka_unit_test(test_launches),      cmocka_unit_test(test_right),
         cmocka_unit_test(test_numbers),  cmocka_unit_test(test_ops_reference), cmocka_unit_test(test_ops_gradients),
         cmocka_unit_test(test_ops_rows), cmocka_unit_test(test_ops_cpu_bits),
+        cmocka_unit_test(test_attention_reference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

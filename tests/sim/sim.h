@@ -5,4 +5,5 @@ void test_ops_reference(void **state);
 void test_ops_gradients(void **state);
 void test_ops_rows(void **state);
 void test_ops_cpu_bits(void **state);
+void test_attention_reference(void **state);
 #endif
