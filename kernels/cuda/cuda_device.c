@@ -264,5 +264,6 @@ const device_table_t CUDA_TABLE = {
     .layernorm_backward = CUDA_NAME(layernorm_backward),
     .activation = CUDA_NAME(activation),
     .activation_backward = CUDA_NAME(activation_backward),
+    .attention = CUDA_NAME(attention),
     .add = CUDA_NAME(add),
 };

@@ -5,7 +5,10 @@
 //   CUDA_DYNAMIC_SHARED(float, buffer);        extern __shared__ memory, aligned to 16 bytes, as float *buffer
 //   CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   kernel<<<...>>>(...); a status_t
 //   CUDA_NAME(linear)                          cuda_linear, or sim_linear in the simulator
-//   cuda_named_barrier, cuda_copy_async16 / _commit / _wait<n>, cuda_load_matrices (ldmatrix), cuda_mma_bf16
+//   CUDA_GRANT_SHARED(kernel, bytes)           before a launch with more than 48 KiB of dynamic memory; a status_t
+//   CUDA_UNROLL for (...)                      #pragma unroll: arrays that shall stay in registers need it; CUDA_UNROLL_BY(4)
+//   cuda_named_barrier, cuda_copy_async16 / _commit / _wait<n>, cuda_load_matrices and _transposed (ldmatrix),
+//   cuda_mma_bf16
 //
 // Both builds compute without contraction and with IEEE division and square root, so that whatever is written with
 // these operations gives the same bits in both. Functions whose rounding only the hardware knows (__expf, rsqrtf, ...)
@@ -22,7 +25,6 @@ extern "C" {
 }
 
 #if defined(__CUDACC__)
-#define CUDA_UNROLL _Pragma("unroll") // before a loop whose counter chooses registers
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -40,6 +42,18 @@ static inline status_t cuda_launched(const char *launcher) {
 }
 #define CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                    \
     (kernel<<<grid, block, shared_bytes, (cudaStream_t)(stream)>>>(__VA_ARGS__), cuda_launched(__func__))
+
+static inline status_t cuda_granted(const void *kernel, size_t bytes, const char *launcher) {
+    if (bytes <= 48 * 1024) return STATUS_OK;
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error == cudaSuccess) return STATUS_OK;
+    FAIL(STATUS_FAILED, "the kernel of %s cannot have %zu bytes of shared memory: %s", launcher, bytes,
+         cudaGetErrorString(error));
+}
+#define CUDA_GRANT_SHARED(kernel, bytes) cuda_granted((const void *)(kernel), bytes, __func__)
+#define CUDA_UNROLL                      _Pragma("unroll")
+#define CUDA_PRAGMA(text)                _Pragma(#text)
+#define CUDA_UNROLL_BY(times)            CUDA_PRAGMA(unroll times)
 
 static __device__ __forceinline__ void cuda_named_barrier(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
@@ -61,6 +75,13 @@ static __device__ __forceinline__ void cuda_load_matrices(unsigned (&out)[4], co
                  : "r"(at)
                  : "memory");
 }
+static __device__ __forceinline__ void cuda_load_matrices_transposed(unsigned (&out)[4], const void *row) {
+    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(at)
+                 : "memory");
+}
 static __device__ __forceinline__ void cuda_mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
@@ -68,7 +89,6 @@ static __device__ __forceinline__ void cuda_mma_bf16(float (&d)[4], const unsign
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #else
-#define CUDA_UNROLL _Pragma("GCC unroll 16")
 #include "kernels/sim/sim_cuda.h"
 #endif
 

@@ -92,6 +92,10 @@ static inline status_t sim_launch_body(const char *name, dim3 grid, dim3 block, 
 #define CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                    \
     sim_launch_body(__func__, grid, block, shared_bytes, (void *)(stream), [=]() { kernel(__VA_ARGS__); })
 
+#define CUDA_GRANT_SHARED(kernel, bytes) ((void)(kernel), (void)(bytes), STATUS_OK) // sim_run looks at the size
+#define CUDA_UNROLL
+#define CUDA_UNROLL_BY(times)
+
 // ---- barriers ----
 static inline void __syncthreads(SIM_AT) {
     sim_barrier(0, 0, file, line);
@@ -301,6 +305,20 @@ static inline void cuda_load_matrices(unsigned (&out)[4], const void *row, SIM_A
         const char *at;
         memcpy(&at, all + (m * 8 + lane / 4) * SIM_PACKET, sizeof(at));
         out[m] = *(const unsigned *)(const void *)(at + lane % 4 * 4);
+    }
+}
+
+// The same, each matrix transposed: lane i gets elements i / 4 of rows 2 (i % 4) and the next.
+static inline void cuda_load_matrices_transposed(unsigned (&out)[4], const void *row, SIM_AT) {
+    if ((uintptr_t)row % 16) sim_fault(file, line, "ldmatrix: a row is not aligned to 16 bytes");
+    const unsigned char *all = sim_warp_exchange("ldmatrix", 0xffffffffu, &row, sizeof(row), false, file, line);
+    int lane = sim_lane();
+    for (int m = 0; m < 4; m++) {
+        const char *low, *high;
+        memcpy(&low, all + (m * 8 + lane % 4 * 2) * SIM_PACKET, sizeof(low));
+        memcpy(&high, all + (m * 8 + lane % 4 * 2 + 1) * SIM_PACKET, sizeof(high));
+        out[m] = *(const uint16_t *)(const void *)(low + lane / 4 * 2) |
+                 (unsigned)*(const uint16_t *)(const void *)(high + lane / 4 * 2) << 16;
     }
 }
 

@@ -1,6 +1,6 @@
 // linear and the head on the simulator: every row of the op list that they have, against the double reference, finite
 // differences, the CPU kernels, other orders of threads and other company.
-#include "kernels/cuda/cuda_device.h"
+#include "kernels/device.h"
 #include "tests/ops/parts/ops.h"
 #include "tests/sim/sim.h"
 

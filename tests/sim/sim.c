@@ -229,7 +229,7 @@ static const struct {
     {"simulator", test_numbers},       {"missing", test_ops_missing},     {"reference", test_ops_reference},
     {"gradients", test_ops_gradients}, {"rows", test_ops_rows},           {"half", test_ops_half},
     {"bits", test_ops_cpu_bits},       {"matrix", test_matrix_reference}, {"matrix", test_matrix_gradients},
-    {"matrix", test_matrix_rows},      {"matrix", test_matrix_bits},
+    {"matrix", test_matrix_rows},      {"matrix", test_matrix_bits},      {"attention", test_attention_reference},
 };
 enum { PARTS = sizeof(parts) / sizeof(parts[0]) };
 

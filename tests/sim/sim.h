@@ -12,4 +12,5 @@ void test_matrix_reference(void **state);
 void test_matrix_gradients(void **state);
 void test_matrix_rows(void **state);
 void test_matrix_bits(void **state);
+void test_attention_reference(void **state);
 #endif
