@@ -14,12 +14,10 @@
 #endif
 
 status_t sim_shared_open(sim_state_t *sim) {
-    size_t threads = (size_t)sim->threads;
     TRY(ALLOCATE(&sim->arena, SIM_ARENA_BYTES));
     TRY(ALLOCATE(&sim->cells, SIM_ARENA_BYTES));
-    TRY(ALLOCATE(&sim->floor, threads));
-    TRY(ALLOCATE(&sim->rows, threads * threads));
-    for (size_t i = 0; i < threads; i++) sim->thread[i].seen = sim->rows + i * threads;
+    TRY(ALLOCATE(&sim->floor, SIM_BLOCK_THREADS));
+    TRY(ALLOCATE(&sim->rows, (size_t)SIM_BLOCK_THREADS * SIM_BLOCK_THREADS));
     return STATUS_OK;
 }
 
@@ -34,6 +32,14 @@ void sim_shared_close(sim_state_t *sim) {
 static void forget_accesses(sim_state_t *sim) {
     sim->generation++;
     sim->read_count = 0;
+}
+
+// Rows are zeros but for what the last launch wrote.
+void sim_shared_launch(sim_state_t *sim) {
+    size_t threads = (size_t)sim->threads;
+    memset(sim->rows, 0, sim->rows_used * sizeof(*sim->rows));
+    sim->rows_used = 0;
+    for (size_t i = 0; i < threads; i++) sim->thread[i].seen = sim->rows + i * threads;
 }
 
 static sim_variable_t *add_variable(sim_state_t *sim, const void *key, size_t bytes, size_t alignment,
@@ -56,7 +62,8 @@ void sim_shared_block(sim_state_t *sim) {
     sim->variable_count = 0;
     sim->arena_used = sim->shared_used = 0;
     memset(sim->floor, 0, threads * sizeof(*sim->floor));
-    memset(sim->rows, 0, threads * threads * sizeof(*sim->rows));
+    memset(sim->rows, 0, sim->rows_used * sizeof(*sim->rows));
+    sim->rows_used = 0;
     for (size_t i = 0; i < threads; i++) sim->thread[i].time = 1;
     if (sim->launch->shared_bytes)
         add_variable(sim, &sim->launch->shared_bytes, sim->launch->shared_bytes, 128, "dynamic shared memory");
@@ -90,6 +97,7 @@ void sim_shared_meet(sim_state_t *sim, const int *list, int count, bool full) {
     }
     size_t threads = (size_t)sim->threads;
     uint32_t *joined = sim->thread[list[0]].seen;
+    sim->rows_used = threads * threads;
     for (int i = 0; i < count; i++) {
         const uint32_t *row = sim->thread[list[i]].seen;
         for (size_t t = 0; t < threads; t++) joined[t] = joined[t] > row[t] ? joined[t] : row[t];

@@ -1,5 +1,6 @@
 #include "kernels/sim/state.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -279,32 +280,61 @@ static void run_block(sim_state_t *sim, sim_dim_t index) {
     }
 }
 
-static status_t state_open(sim_state_t *sim, const sim_launch_t *launch) {
-    *sim = (sim_state_t){
-        .launch = launch, .threads = (int)(launch->block.x * launch->block.y * launch->block.z), .random = chosen_seed};
-    size_t warps = (size_t)(sim->threads + SIM_WARP - 1) / SIM_WARP;
-    TRY(ALLOCATE(&sim->thread, sim->threads));
-    TRY(ALLOCATE(&sim->turn, sim->threads));
-    TRY(ALLOCATE(&sim->exchanges, warps * SIM_EXCHANGES));
+// Everything is made for the largest block, once for each host thread, and kept: most of it is never touched.
+static status_t state_fill(sim_state_t *sim) {
+    TRY(ALLOCATE(&sim->thread, SIM_BLOCK_THREADS));
+    TRY(ALLOCATE(&sim->turn, SIM_BLOCK_THREADS));
+    TRY(ALLOCATE(&sim->exchanges, SIM_BLOCK_THREADS / SIM_WARP * SIM_EXCHANGES));
     TRY(sim_shared_open(sim));
     fiber_t *fibers;
-    TRY(ALLOCATE(&fibers, sim->threads));
-    status_t status = fiber_stacks_open(fibers, sim->threads, SIM_STACK_BYTES);
-    for (int i = 0; !status && i < sim->threads; i++) sim->thread[i].fiber = fibers[i];
+    TRY(ALLOCATE(&fibers, SIM_BLOCK_THREADS));
+    status_t status = fiber_stacks_open(fibers, SIM_BLOCK_THREADS, SIM_STACK_BYTES);
+    for (int i = 0; !status && i < SIM_BLOCK_THREADS; i++) sim->thread[i].fiber = fibers[i];
     free(fibers);
     return status;
 }
 
-static void state_close(sim_state_t *sim) {
+static void state_close(void *state) {
+    sim_state_t *sim = state;
     if (sim->thread && sim->thread[0].fiber.stack) {
         fiber_t first = sim->thread[0].fiber;
-        fiber_stacks_close(&first, sim->threads);
+        fiber_stacks_close(&first, SIM_BLOCK_THREADS);
     }
     sim_shared_close(sim);
     free(sim->exchanges);
     free(sim->turn);
     free(sim->thread);
-    free(sim->fault);
+    free(sim);
+}
+
+static pthread_key_t kept_key; // closes a host thread's state when the thread ends
+static pthread_once_t kept_once = PTHREAD_ONCE_INIT;
+static __thread sim_state_t *kept;
+
+static void make_key(void) {
+    (void)pthread_key_create(&kept_key, state_close);
+}
+
+static status_t state_open(const sim_launch_t *launch, sim_state_t **out) {
+    pthread_once(&kept_once, make_key);
+    if (!kept) {
+        sim_state_t *sim;
+        TRY(ALLOCATE(&sim, 1));
+        status_t status = state_fill(sim);
+        if (status) {
+            state_close(sim);
+            PASS_ON(status);
+        }
+        kept = sim;
+        (void)pthread_setspecific(kept_key, sim);
+    }
+    kept->launch = launch;
+    kept->threads = (int)(launch->block.x * launch->block.y * launch->block.z);
+    kept->random = chosen_seed;
+    for (int i = 0; i < SIM_BLOCK_THREADS / SIM_WARP * SIM_EXCHANGES; i++) kept->exchanges[i].readers = 0;
+    sim_shared_launch(kept);
+    *out = kept;
+    return STATUS_OK;
 }
 
 static void run_grid(sim_state_t *sim) {
@@ -348,16 +378,15 @@ status_t sim_launch_check(const sim_launch_t *launch) {
 }
 
 status_t sim_run(const sim_launch_t *launch) {
+    sim_state_t *sim;
     TRY(sim_launch_check(launch));
-    sim_state_t sim;
-    status_t status = state_open(&sim, launch);
-    if (!status) {
-        sim_now = &sim;
-        run_grid(&sim);
-        sim_now = NULL;
-        sim_self = NULL;
-        if (sim.fault) status = STATUS_NEW(STATUS_FAILED, "%s", sim.fault);
-    }
-    state_close(&sim);
+    TRY(state_open(launch, &sim));
+    sim_now = sim;
+    run_grid(sim);
+    sim_now = NULL;
+    sim_self = NULL;
+    status_t status = sim->fault ? STATUS_NEW(STATUS_FAILED, "%s", sim->fault) : STATUS_OK;
+    free(sim->fault);
+    sim->fault = NULL;
     return status;
 }

@@ -89,8 +89,9 @@ typedef struct sim_state {
     sim_read_t *reads;
     int read_count;
     size_t read_capacity;
-    uint32_t *floor; // [threads] times that every thread is ordered after
-    uint32_t *rows;  // the seen rows
+    uint32_t *floor;  // [threads] times that every thread is ordered after
+    uint32_t *rows;   // the seen rows
+    size_t rows_used; // of them these may be other than 0
 } sim_state_t;
 
 // The launch that runs on this host thread, or NULL.
@@ -98,6 +99,7 @@ extern __thread sim_state_t *sim_now;
 
 status_t sim_shared_open(sim_state_t *sim) STATUS_CHECKED;
 void sim_shared_close(sim_state_t *sim);
+void sim_shared_launch(sim_state_t *sim);
 // A new block: no variables, dynamic memory in place.
 void sim_shared_block(sim_state_t *sim);
 // The threads of the list have met: each is ordered after what the others did so far. full: it is the whole block.
