@@ -18,7 +18,7 @@
 #define CUDA_TABLE  device_sim_table
 #endif
 
-enum { SLOTS = 8, SLOT_BYTES = 1 << 20, NAME_BYTES = 32 };
+enum { SLOTS = 8, SLOT_BYTES = 1 << 19, NAME_BYTES = 32 };
 
 typedef struct cuda_host {
     cuda_state_t state; // first: what the ops see
@@ -159,7 +159,7 @@ static status_t cuda_device_zero(device_t *device, void *memory, size_t bytes) {
 }
 
 static void cuda_device_release(device_t *device, void *memory) {
-    if (cudaSetDevice(host_of(device)->ordinal) == cudaSuccess) (void)cudaFree(memory);
+    if (memory && cudaSetDevice(host_of(device)->ordinal) == cudaSuccess) (void)cudaFree(memory);
 }
 
 static status_t cuda_device_allocate(device_t *device, size_t bytes, void **out) {

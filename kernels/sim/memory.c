@@ -1,8 +1,10 @@
 // Device memory of the simulator: allocations with guard zones in a range of addresses that nothing else uses and that
-// is never used twice, so that freed memory stays known as such. The range is closed to the host: what touches it
-// outside of a launch or a copy ends the process.
+// is not used twice while a device is open, so that freed memory stays known as such. The range is closed to the host:
+// what touches it outside of a launch ends the process. The runtime's copies go through a second view of the same
+// pages.
 #include "kernels/sim/memory.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,19 +13,22 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { GRANULE = 256, GUARD = 256 };
+enum { GRANULE = 4096, GUARD = GRANULE }; // a page each
 static const size_t range_bytes = (size_t)1 << 38;
 
 typedef struct allocation {
     size_t offset, bytes;
+    uint32_t before, after; // the live allocations beside it, by number; 0: none
     bool live;
 } allocation_t;
 
 static struct {
-    char *range;
-    size_t used;        // of the range: what is opened and closed
-    uint32_t *owner;    // by granule: 0, or the number of the allocation, from 1
-    allocation_t *list; // [count], in order of their offsets
+    char *range, *view; // the device's addresses, and the runtime's of the same pages
+    int file;
+    uint32_t first, last; // live
+    size_t used;          // of the range: what is opened and closed
+    uint32_t *owner;      // by granule: 0, or the number of the allocation, from 1
+    allocation_t *list;   // [count], in order of their offsets
     uint32_t count, capacity;
     size_t live, live_bytes, total;
     int open;
@@ -43,7 +48,7 @@ bool sim_memory_owns(const void *address) {
 static void describe(const void *address, char *out, size_t bytes) {
     size_t offset = (size_t)((const char *)address - memory.range);
     const allocation_t *a = allocation_at(address);
-    for (size_t i = offset / GRANULE; !a && i > 0 && i + 2 * GUARD / GRANULE > offset / GRANULE; i--)
+    for (size_t i = offset / GRANULE; !a && i > 0 && i + 1 > offset / GRANULE; i--)
         if (memory.owner[i - 1]) a = &memory.list[memory.owner[i - 1] - 1]; // beyond its end
     if (!a && memory.owner[(offset + GUARD) / GRANULE]) a = &memory.list[memory.owner[(offset + GUARD) / GRANULE] - 1];
     if (!a)
@@ -81,17 +86,32 @@ static void host_touched(int number, siginfo_t *info, void *context) {
     sigaction(number, &memory.before, NULL); // returning repeats the access, now without this handler
 }
 
+static void *range_map(int file, size_t bytes, int access) {
+    int flags = MAP_NORESERVE | (file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+    void *out = mmap(NULL, bytes, access, flags, file, 0);
+    if (out == MAP_FAILED) return NULL;
+    madvise(out, bytes, MADV_DONTDUMP);
+    madvise(out, bytes, MADV_DONTFORK);
+    return out;
+}
+
 static bool range_open(void) {
-    void *range = mmap(NULL, range_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    void *owner = mmap(NULL, range_bytes / GRANULE * sizeof(uint32_t), PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (range == MAP_FAILED || owner == MAP_FAILED) {
-        if (range != MAP_FAILED) munmap(range, range_bytes);
+    size_t owners = range_bytes / GRANULE * sizeof(uint32_t);
+    int file = memfd_create("poise simulated device", MFD_CLOEXEC);
+    if (file < 0) return false;
+    bool sized = !ftruncate(file, (off_t)range_bytes);
+    void *range = sized ? range_map(file, range_bytes, PROT_NONE) : NULL;
+    void *view = range ? range_map(file, range_bytes, PROT_READ | PROT_WRITE) : NULL;
+    void *owner = view ? range_map(-1, owners, PROT_READ | PROT_WRITE) : NULL;
+    if (!owner) {
+        if (range) munmap(range, range_bytes);
+        if (view) munmap(view, range_bytes);
+        close(file);
         return false;
     }
-    madvise(range, range_bytes, MADV_DONTDUMP);
-    madvise(owner, range_bytes / GRANULE * sizeof(uint32_t), MADV_DONTDUMP);
+    memory.file = file;
     memory.range = range;
+    memory.view = view;
     memory.owner = owner;
     memory.used = GUARD;
     struct sigaction action = {.sa_sigaction = host_touched, .sa_flags = SA_SIGINFO};
@@ -100,15 +120,19 @@ static bool range_open(void) {
     return true;
 }
 
-static size_t pages(size_t bytes) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    return (bytes + page - 1) / page * page;
+static size_t rounded_up(size_t bytes) {
+    return bytes ? (bytes + GRANULE - 1) / GRANULE * GRANULE : GRANULE;
 }
 
+// Live allocations that follow each other are opened and closed at once.
 static void range_allow(int access) {
-    if (!memory.range || !mprotect(memory.range, pages(memory.used), access)) return;
-    perror("sim: the addresses of device memory cannot be opened or closed");
-    _exit(1);
+    for (uint32_t first = memory.first, last; first; first = memory.list[last - 1].after) {
+        for (last = first; memory.list[last - 1].after == last + 1;) last++;
+        const allocation_t *a = &memory.list[first - 1], *b = &memory.list[last - 1];
+        if (!mprotect(memory.range + a->offset, b->offset + rounded_up(b->bytes) - a->offset, access)) continue;
+        perror("sim: the addresses of device memory cannot be opened or closed");
+        _exit(1);
+    }
 }
 
 void sim_memory_unlock(void) {
@@ -117,6 +141,15 @@ void sim_memory_unlock(void) {
 
 void sim_memory_lock(void) {
     if (--memory.open == 0) range_allow(PROT_NONE);
+}
+
+void *sim_memory_view(const void *address) {
+    if (!sim_memory_owns(address)) return (void *)(uintptr_t)address;
+    return memory.view + ((const char *)address - memory.range);
+}
+
+static void give_pages(size_t offset, size_t bytes) {
+    (void)fallocate(memory.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
 }
 
 // ---- allocations ----
@@ -134,15 +167,17 @@ void *sim_memory_take(size_t bytes) {
         memory.capacity = more;
     }
     allocation_t *a = &memory.list[memory.count++];
-    *a = (allocation_t){.offset = memory.used, .bytes = bytes, .live = true};
-    for (size_t i = 0; i < (rounded ? rounded : GRANULE) / GRANULE; i++)
-        memory.owner[a->offset / GRANULE + i] = memory.count;
-    memory.used += (rounded ? rounded : GRANULE) + GUARD;
+    *a = (allocation_t){.offset = memory.used, .bytes = bytes, .live = true, .before = memory.last};
+    if (memory.last)
+        memory.list[memory.last - 1].after = memory.count;
+    else
+        memory.first = memory.count;
+    memory.last = memory.count;
+    for (size_t i = 0; i < rounded / GRANULE; i++) memory.owner[a->offset / GRANULE + i] = memory.count;
+    memory.used += rounded + GUARD;
     memory.live++;
     memory.live_bytes += bytes;
-    sim_memory_unlock();
-    memset(memory.range + a->offset, 0xff, bytes);
-    sim_memory_lock();
+    memset(memory.view + a->offset, 0xff, bytes);
     return memory.range + a->offset;
 }
 
@@ -159,9 +194,23 @@ bool sim_memory_free(void *address, char *why, size_t why_bytes) {
     a->live = false;
     memory.live--;
     memory.live_bytes -= a->bytes;
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), first = pages(a->offset), last = (a->offset + a->bytes) / page * page;
-    if (first < last) madvise(memory.range + first, last - first, MADV_DONTNEED);
+    if (a->before)
+        memory.list[a->before - 1].after = a->after;
+    else
+        memory.first = a->after;
+    if (a->after)
+        memory.list[a->after - 1].before = a->before;
+    else
+        memory.last = a->before;
+    give_pages(a->offset, rounded_up(a->bytes));
     return true;
+}
+
+void sim_memory_forget(void) {
+    if (memory.live || !memory.range) return;
+    madvise(memory.owner, memory.used / GRANULE * sizeof(*memory.owner), MADV_DONTNEED);
+    memory.used = GUARD;
+    memory.count = 0;
 }
 
 size_t sim_memory_live(size_t *bytes) {

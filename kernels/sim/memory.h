@@ -14,7 +14,11 @@ bool sim_memory_free(void *memory, char *why, size_t why_bytes);
 bool sim_memory_owns(const void *address);
 // Whether the bytes lie in one live allocation; else `why` says where they lie.
 bool sim_memory_holds(const void *address, size_t bytes, char *why, size_t why_bytes);
-// Opens the range to this process while copies and kernels run. Calls nest.
+// Where the runtime itself reads and writes what lies at an address, the device's or the host's.
+void *sim_memory_view(const void *address);
+// With no live allocation: the addresses may be used again.
+void sim_memory_forget(void);
+// Opens the range to this process while kernels run. Calls nest.
 void sim_memory_unlock(void);
 void sim_memory_lock(void);
 size_t sim_memory_live(size_t *bytes);

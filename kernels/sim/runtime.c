@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { FILLED_BYTES = 65536 }; // of new pinned memory hold 0xff
+
 typedef enum task_kind { TASK_LAUNCH, TASK_COPY, TASK_SET, TASK_RECORD, TASK_WAIT } task_kind_t;
 
 typedef struct task {
@@ -54,6 +56,8 @@ static struct {
     size_t pinned_count, leaks;
     uint64_t serial;
     char *fault; // the first one; stays
+    int depth;   // of run_until
+    bool opened; // kernels may use device memory
 } runtime = {.lock = PTHREAD_MUTEX_INITIALIZER};
 static __thread char said[1024];
 static __thread sim_cuda_error_t last_error;
@@ -95,11 +99,17 @@ const char *sim_cuda_get_error_string(sim_cuda_error_t error) {
 
 // ---- running what waits ----
 
-// FNV-1a.
+// FNV-1a, of words as far as there are any.
 static uint64_t check_of(const void *memory, size_t bytes) {
     const unsigned char *at = memory;
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < bytes; i++) hash = (hash ^ at[i]) * 0x100000001b3u;
+    uint64_t hash = 0xcbf29ce484222325u, word;
+    size_t i = 0;
+    for (; i + sizeof(word) <= bytes; i += sizeof(word)) {
+        memcpy(&word, at + i, sizeof(word));
+        hash = (hash ^ word) * 0x100000001b3u;
+        hash ^= hash >> 29;
+    }
+    for (; i < bytes; i++) hash = (hash ^ at[i]) * 0x100000001b3u;
     return hash;
 }
 
@@ -110,6 +120,8 @@ static void task_run(struct sim_cuda_stream *stream, task_t *task) {
     switch (task->kind) {
     case TASK_LAUNCH:
         sim_set_order(stream->order, stream->seed);
+        if (!runtime.opened) sim_memory_unlock(); // until everything that is asked for has run
+        runtime.opened = true;
         status = sim_run(&task->launch);
         break;
     case TASK_COPY:
@@ -118,10 +130,10 @@ static void task_run(struct sim_cuda_stream *stream, task_t *task) {
                                 "the source of an asynchronous copy of %zu bytes was changed before the copy ran",
                                 task->bytes);
         else
-            memmove(task->to, task->from, task->bytes);
+            memmove(sim_memory_view(task->to), sim_memory_view(task->from), task->bytes);
         break;
     case TASK_SET:
-        memset(task->to, task->value, task->bytes);
+        memset(sim_memory_view(task->to), task->value, task->bytes);
         break;
     case TASK_RECORD:
         if (task->event->reached < task->serial) task->event->reached = task->serial;
@@ -138,7 +150,7 @@ static void task_run(struct sim_cuda_stream *stream, task_t *task) {
 // Runs a stream's tasks up to the event's record, or (NULL) all of them. After a fault they are dropped.
 static void run_until(struct sim_cuda_stream *stream, const struct sim_cuda_event *event, uint64_t serial) {
     if (stream->runs) return; // two streams that wait for each other's past
-    sim_memory_unlock();
+    runtime.depth++;
     while (stream->first && (!event || event->reached < serial)) {
         task_t *task = stream->first;
         stream->first = task->next;
@@ -149,6 +161,8 @@ static void run_until(struct sim_cuda_stream *stream, const struct sim_cuda_even
         if (runtime.fault && task->kind == TASK_RECORD) task->event->reached = task->serial;
         free(task);
     }
+    if (--runtime.depth || !runtime.opened) return;
+    runtime.opened = false;
     sim_memory_lock();
 }
 
@@ -219,7 +233,10 @@ sim_cuda_error_t sim_cuda_stream_create(sim_cuda_stream_t *out, unsigned flags) 
 static void look_for_leaks(void) {
     size_t bytes;
     runtime.leaks = sim_memory_live(&bytes) + runtime.pinned_count;
-    if (!runtime.leaks) return;
+    if (!runtime.leaks) {
+        sim_memory_forget();
+        return;
+    }
     fprintf(stderr,
             "sim: the last stream is destroyed, and %zu allocations (%zu bytes of them on the device) live on\n",
             runtime.leaks, bytes);
@@ -355,7 +372,7 @@ sim_cuda_error_t sim_cuda_malloc_host(void **out, size_t bytes) {
     *pinned = (pinned_t){.next = runtime.pinned, .bytes = bytes};
     runtime.pinned = pinned;
     runtime.pinned_count++;
-    *out = memset(pinned->memory, 0xff, bytes);
+    *out = memset(pinned->memory, 0xff, bytes < FILLED_BYTES ? bytes : FILLED_BYTES);
     return leave(SIM_CUDA_SUCCESS);
 }
 

@@ -331,7 +331,8 @@ static status_t state_open(const sim_launch_t *launch, sim_state_t **out) {
     kept->launch = launch;
     kept->threads = (int)(launch->block.x * launch->block.y * launch->block.z);
     kept->random = chosen_seed;
-    for (int i = 0; i < SIM_BLOCK_THREADS / SIM_WARP * SIM_EXCHANGES; i++) kept->exchanges[i].readers = 0;
+    int warps = (kept->threads + SIM_WARP - 1) / SIM_WARP;
+    for (int i = 0; i < warps * SIM_EXCHANGES; i++) kept->exchanges[i].readers = 0;
     sim_shared_launch(kept);
     *out = kept;
     return STATUS_OK;
@@ -378,7 +379,7 @@ status_t sim_launch_check(const sim_launch_t *launch) {
 }
 
 status_t sim_run(const sim_launch_t *launch) {
-    sim_state_t *sim;
+    sim_state_t *sim = NULL;
     TRY(sim_launch_check(launch));
     TRY(state_open(launch, &sim));
     sim_now = sim;
