@@ -68,7 +68,7 @@ static __device__ __forceinline__ void cuda_mma_bf16(float (&d)[4], const unsign
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #else
-#define CUDA_UNROLL _Pragma("GCC unroll 16")
+#define CUDA_UNROLL
 #include "kernels/sim/sim_cuda.h"
 #endif
 

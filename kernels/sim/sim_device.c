@@ -100,4 +100,7 @@ const device_table_t device_sim_table = {
     .rmsnorm = sim_rmsnorm,
     .rmsnorm_backward = sim_rmsnorm_backward,
     .add = sim_add,
+    .token_logprobs = sim_token_logprobs,
+    .token_logprobs_backward = sim_token_logprobs_backward,
+    .token_sample = sim_token_sample,
 };
