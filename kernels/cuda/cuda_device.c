@@ -266,4 +266,7 @@ const device_table_t CUDA_TABLE = {
     .activation_backward = CUDA_NAME(activation_backward),
     .attention = CUDA_NAME(attention),
     .add = CUDA_NAME(add),
+    .token_logprobs = CUDA_NAME(token_logprobs),
+    .token_logprobs_backward = CUDA_NAME(token_logprobs_backward),
+    .token_sample = CUDA_NAME(token_sample),
 };

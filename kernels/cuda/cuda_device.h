@@ -26,6 +26,7 @@ typedef enum cuda_fault {
     CUDA_FAULT_LOGPROBS,
     CUDA_FAULT_SAMPLE,
     CUDA_FAULT_ROPE,
+    CUDA_FAULT_DRAW, // no index: the logits of a row of token_sample are not finite
     CUDA_FAULT_COUNT
 } cuda_fault_t;
 

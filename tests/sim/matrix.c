@@ -19,6 +19,11 @@ static const op_case_t cases[] = {
     {&op_linear, "adapter", {29, 96, 50, 4}},
     {&op_linear, "adapter, bias", {40, 33, 64, 8, 1}},
     {&op_linear, "aligned, adapter", {64, 40, 64, 16, 1}},
+    {&op_token_logprobs, "all rows", {33, 24, 150, 0, 10}},
+    {&op_token_logprobs, "half the rows", {20, 40, 333, 1, 7}},
+    {&op_token_logprobs, "one id", {5, 7, 1, 0, 10}},
+    {&op_token_sample, "plain", {40, 24, 150}},
+    {&op_token_sample, "banned ids", {35, 33, 600, 20}},
 };
 enum { CASES = sizeof(cases) / sizeof(cases[0]) };
 // Large enough for the large tiles; forward alone.
