@@ -81,6 +81,8 @@ const op_case_t op_cases[] = {
     {&op_gradient_norm, "two blocks and a bit", {1, 8 + 2 * GRADIENT_BLOCK}},
     {&op_adamw, "first step", {1, 203, 1}},
     {&op_adamw, "step 7", {1, 1000, 7}},
+    {&op_adamw, "a probe that finds nothing", {1, 1100, 3, 1}},
+    {&op_adamw, "a probe that finds one", {1, 1100, 3, 1, 1050}},
 };
 const int op_cases_count = sizeof(op_cases) / sizeof(op_cases[0]);
 

@@ -71,8 +71,8 @@ const op_t op_gradient_norm = {.name = "gradient_norm",
                                .tolerance = 1e-6,
                                .bytes = norm_bytes};
 
-// ---- adamw: shape 1, count, step. Inputs are copied first, so that a run can be repeated ----
-enum { ADAMW_MASTER, ADAMW_FIRST, ADAMW_SECOND, ADAMW_SUM, ADAMW_OUT };
+// ---- adamw: shape 1, count, step, a probe, 1 + the element whose master is infinite. Inputs are copied first ----
+enum { ADAMW_MASTER, ADAMW_FIRST, ADAMW_SECOND, ADAMW_SUM, ADAMW_OUT, ADAMW_FOUND };
 static const float rate = 1e-2f, beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f, decay = 0.1f;
 static const double gradient_scale = 1.0 / 3.0;
 static status_t adamw_setup(problem_t *p) {
@@ -82,9 +82,11 @@ static status_t adamw_setup(problem_t *p) {
     TRY(problem_tensor(p, "second moment", TENSOR_CONST, false, 1, count, 0, 0.1f));
     TRY(problem_tensor(p, "sum", TENSOR_CONST, false, 1, count, 0, 1.0f));
     TRY(problem_tensor(p, "updated", TENSOR_SAVED, false, 3, count, 0, 1.0f));
+    TRY(problem_tensor(p, "found", TENSOR_SAVED, false, 1, 1, 0, 1.0f));
     for (int i = 0; i < count; i++) p->tensor[ADAMW_SECOND].value[i] = fabsf(p->tensor[ADAMW_SECOND].value[i]);
     for (int i = 0; i < count; i++)
         p->tensor[ADAMW_SUM].sum[i] = (int64_t)(ldexp((double)problem_random(p, 30, i), 20));
+    if (p->shape[4]) p->tensor[ADAMW_MASTER].value[p->shape[4] - 1] = INFINITY;
     return STATUS_OK;
 }
 static void adamw_prepare(problem_t *p) {
@@ -107,8 +109,12 @@ static status_t adamw_run(problem_t *p, device_t *device) {
                          .beta2 = beta2,
                          .eps = eps,
                          .weight_decay = decay,
-                         .step = p->shape[2]};
+                         .step = p->shape[2],
+                         .probe = p->shape[3] ? p->tensor[ADAMW_FOUND].flags : NULL};
     return device->table->adamw(device, &args);
+}
+static void adamw_finish(problem_t *p) {
+    p->tensor[ADAMW_FOUND].value[0] = (float)*p->tensor[ADAMW_FOUND].flags;
 }
 static void adamw_reference(const problem_t *p, double *const *value) {
     int count = p->shape[1], step = p->shape[2];
@@ -118,10 +124,16 @@ static void adamw_reference(const problem_t *p, double *const *value) {
         double m = b1 * value[ADAMW_FIRST][i] + (1 - b1) * g, v = b2 * value[ADAMW_SECOND][i] + (1 - b2) * g * g;
         double w = value[ADAMW_MASTER][i] * (1 - (double)rate * (double)decay);
         w -= (double)rate * (m / (1 - pow(b1, step))) / (sqrt(v / (1 - pow(b2, step))) + (double)eps);
+        if (p->shape[3]) {
+            w = value[ADAMW_MASTER][i];
+            m = value[ADAMW_FIRST][i];
+            v = value[ADAMW_SECOND][i];
+        }
         value[ADAMW_OUT][i] = w;
         value[ADAMW_OUT][count + i] = m;
         value[ADAMW_OUT][2 * count + i] = v;
     }
+    value[ADAMW_FOUND][0] = p->shape[4] ? GRADIENT_NOT_FINITE : 0;
 }
 static double adamw_bytes(const int *shape, bool backward) {
     (void)backward;
@@ -131,6 +143,7 @@ const op_t op_adamw = {.name = "adamw",
                        .setup = adamw_setup,
                        .prepare = adamw_prepare,
                        .run = adamw_run,
+                       .finish = adamw_finish,
                        .reference = adamw_reference,
                        .tolerance = 2e-6,
                        .bytes = adamw_bytes};
