@@ -269,4 +269,6 @@ const device_table_t CUDA_TABLE = {
     .token_logprobs = CUDA_NAME(token_logprobs),
     .token_logprobs_backward = CUDA_NAME(token_logprobs_backward),
     .token_sample = CUDA_NAME(token_sample),
+    .gradient_norm = CUDA_NAME(gradient_norm),
+    .adamw = CUDA_NAME(adamw),
 };
