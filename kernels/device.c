@@ -1,5 +1,7 @@
 #include "kernels/device.h"
 
+#include "kernels/streams.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,6 +113,14 @@ bool device_known(const char *name) {
     status_t status = device_find(name, &table, &kernels);
     status_free(status);
     return !status;
+}
+
+status_t device_list(const char *name, char *out, size_t bytes) {
+    const device_table_t *table;
+    const char *kernels;
+    out[0] = 0;
+    TRY(device_find(name, &table, &kernels));
+    return table->streams ? table->streams->list(out, bytes) : STATUS_OK;
 }
 
 status_t device_open_table(const device_table_t *table, const char *kernels, int threads, device_t **out) {

@@ -323,6 +323,7 @@ typedef struct device_table {
     const char *name; // "cpu", "cuda", "sim"
     bool
         host_memory; // the device's memory is the host's: kernels may be given host pointers and the host reads results
+    const struct device_streams *streams; // kernels/streams.h; NULL: the device has no queues
     status_t (*open)(device_t *device);
     void (*close)(device_t *device);
     status_t (*allocate)(device_t *device, size_t bytes, void **out); // zeroed
@@ -395,5 +396,7 @@ status_t device_fingerprint(device_t *device, uint64_t *out) STATUS_CHECKED;
 extern const device_table_t device_cpu_table, device_cuda_table, device_sim_table;
 // Whether this program has the device "cpu", "cuda" or "sim"; a GPU need not be there.
 bool device_known(const char *name);
+// Names of the GPUs that this process sees, by their numbers, a blank behind each (kernels/streams.h); empty for "cpu".
+status_t device_list(const char *name, char *out, size_t bytes) STATUS_CHECKED;
 
 #endif

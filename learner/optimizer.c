@@ -77,6 +77,8 @@ static status_t check_flags(optimizer_t *optimizer, optimizer_report_t *report) 
 static status_t reduce_sums(optimizer_t *optimizer) {
     device_t *device = optimizer->device;
     size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK * sizeof(int64_t);
+    if (optimizer->device_comm)
+        return comm_reduce_scatter_i64(optimizer->device_comm, optimizer->sum, optimizer->offset, "gradient sum");
     if (!optimizer->host_memory) TRY(device->table->download(device, optimizer->staged_sum, optimizer->sum, flat));
     TRY(comm_reduce_scatter_i64(optimizer->comm, optimizer->staged_sum, optimizer->offset, "gradient sum"));
     if (optimizer->host_memory) return STATUS_OK;
@@ -193,7 +195,14 @@ status_t optimizer_gather(optimizer_t *optimizer, const float *own, const char *
     for (int r = 0; r <= comm_size(optimizer->comm); r++) {
         optimizer->bytes[r] = optimizer->offset[r] * (int64_t)sizeof(float);
     }
-    return comm_all_gather(optimizer->comm, optimizer->flat, optimizer->bytes, phase);
+    if (!optimizer->device_comm) return comm_all_gather(optimizer->comm, optimizer->flat, optimizer->bytes, phase);
+    // The sums have been used, and the next step zeroes them: their memory is where the device's ranks meet.
+    float *meeting = (float *)optimizer->sum;
+    size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK * sizeof(float);
+    TRY(device->table->upload(device, meeting + optimizer->own_first, optimizer->flat + optimizer->own_first,
+                              (size_t)optimizer->own_count * sizeof(float)));
+    TRY(comm_all_gather(optimizer->device_comm, meeting, optimizer->bytes, phase));
+    return device->table->download(device, optimizer->flat, meeting, flat);
 }
 
 status_t optimizer_publish(optimizer_t *optimizer, int64_t version) {

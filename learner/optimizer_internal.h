@@ -37,6 +37,7 @@ struct optimizer {
     model_t *model;
     device_t *device;
     comm_t *comm;
+    comm_t *device_comm; // the same ranks by NCCL, on the device's memory; NULL: through the host's
     bool host_memory; // the device's memory is the host's: nothing is staged
     trained_tensor_t *tensor;
     int tensors;

@@ -59,7 +59,7 @@ static status_t layout_memory(optimizer_t *optimizer) {
         optimizer->staged_sum = optimizer->sum;
         optimizer->host_flags = optimizer->flags;
     } else {
-        TRY(ALLOCATE(&optimizer->staged_sum, flat));
+        if (!optimizer->device_comm) TRY(ALLOCATE(&optimizer->staged_sum, flat));
         TRY(ALLOCATE(&optimizer->host_flags, tensors));
     }
     TRY(ALLOCATE(&optimizer->flat, flat));
@@ -99,6 +99,21 @@ static status_t layout_connect(optimizer_t *optimizer) {
     return STATUS_OK;
 }
 
+// Which of the two carries sums and weights. NCCL that is missing somewhere is missing for all: they choose alike.
+static status_t choose_collectives(optimizer_t *optimizer) {
+    const char *wanted = optimizer->config->collectives;
+    bool always = wanted && !strcmp(wanted, "nccl"), never = !wanted || !strcmp(wanted, "mpi");
+    if (never || comm_size(optimizer->comm) < 2) return STATUS_OK;
+    if (!always && !optimizer->device->table->streams) return STATUS_OK;
+    status_t status = comm_open_device(optimizer->comm, optimizer->device, &optimizer->device_comm);
+    if (!status || always || status_kind(status) != STATUS_UNAVAILABLE) return status;
+    if (comm_rank(optimizer->comm) == 0)
+        fprintf(stderr, "poise: learners exchange gradients and weights through the host's memory: %s\n",
+                status_message(status));
+    status_free(status);
+    return STATUS_OK;
+}
+
 status_t optimizer_open(const config_t *config, model_t *model, comm_t *learners, optimizer_t **out) {
     *out = NULL;
     optimizer_t *optimizer;
@@ -108,7 +123,8 @@ status_t optimizer_open(const config_t *config, model_t *model, comm_t *learners
     optimizer->device = model->device;
     optimizer->comm = learners;
     optimizer->host_memory = model->device->table->host_memory;
-    status_t status = layout_tensors(optimizer);
+    status_t status = choose_collectives(optimizer);
+    if (!status) status = layout_tensors(optimizer);
     if (!status) status = layout_owners(optimizer);
     if (!status) status = layout_memory(optimizer);
     if (!status) status = layout_connect(optimizer);
@@ -131,6 +147,7 @@ void optimizer_close(optimizer_t *optimizer) {
     for (size_t i = 0; i < sizeof(on_device) / sizeof(*on_device); i++) {
         if (on_device[i]) device->table->release(device, on_device[i]);
     }
+    comm_close(optimizer->device_comm);
     if (!optimizer->host_memory) {
         free(optimizer->staged_sum);
         free(optimizer->host_flags);

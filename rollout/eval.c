@@ -42,7 +42,7 @@ static status_t open_parts(eval_t *eval) {
     if (!config->data.test || !*config->data.test)
         FAIL(STATUS_INVALID, "data.test is not set; name a file that \"poise pack\" made");
     if (!config->output || !*config->output) FAIL(STATUS_INVALID, "output is not set; name a folder for the results");
-    TRY(device_open(config->device, config->threads, &eval->device));
+    TRY(device_open(job_device(eval->job), config->threads, &eval->device));
     TRY(model_start(config, eval->device, &eval->model));
     if (!comm_rank(eval->job->world)) model_warn_generation(eval->model, stderr);
     TRY(tokenizer_open(config->model, &eval->tokenizer));

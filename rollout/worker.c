@@ -64,7 +64,7 @@ status_t rollout_print_plan(job_t *job, FILE *stream) {
     packed_t *packed = NULL;
     const char *data = job->config->data.train;
     engine_options_t options = engine_options_of(job->config);
-    TRY(device_open(job->config->device, job->config->threads, &device));
+    TRY(device_open(job_device(job), job->config->threads, &device));
     status_t status = model_start(job->config, device, &model);
     if (!status) status = engine_open(model, &options, &engine);
     if (!status && data && *data) status = packed_open(data, &packed);
@@ -87,7 +87,7 @@ static status_t open_parts(rollout_worker_t *worker, model_t *model) {
     worker->model = model;
     if (!model) {
         worker->own_model = true;
-        TRY(device_open(config->device, config->threads, &worker->device));
+        TRY(device_open(job_device(worker->job), config->threads, &worker->device));
         TRY(model_start(config, worker->device, &worker->model));
     }
     TRY(packed_open(config->data.train, &worker->packed));

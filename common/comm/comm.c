@@ -14,6 +14,7 @@ enum { QUICK_POLLS = 8, SLEEP_FIRST_NS = 20000, SLEEP_LONGEST_NS = 200000, STRIN
 #define YIELD_S 0.05
 #define HANG_S  10.0
 static const int64_t default_piece_bytes = (int64_t)8 << 20;
+static const int64_t device_piece_bytes = (int64_t)1 << 30;
 
 static status_t check_usable(const comm_t *comm, const char *phase) {
     if (comm->broken)
@@ -21,6 +22,11 @@ static status_t check_usable(const comm_t *comm, const char *phase) {
              "rank %d cannot start \"%s\": an earlier collective did not finish and its communicator is lost",
              comm->world_rank, phase);
     return STATUS_OK;
+}
+
+static void break_off(comm_t *comm) {
+    comm->broken = true;
+    if (comm->table->abort) comm->table->abort(comm);
 }
 
 // Waits for all pieces under way. MPI moves data only while it is polled, so sleeping at once would starve a transfer
@@ -34,13 +40,13 @@ static status_t wait_pieces(comm_t *comm, double until, const char *phase) {
         bool done = false;
         status_t status = comm->table->test(comm, &done);
         if (status) {
-            comm->broken = true;
+            break_off(comm);
             return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
         }
         if (done) break;
         if (polls < QUICK_POLLS) continue;
         if (clock_seconds() > until) {
-            comm->broken = true;
+            break_off(comm);
             FAIL(STATUS_TIMEOUT,
                  "rank %d waited %.1f s in \"%s\" for the other %d ranks of its group; one of them has died, hangs or "
                  "is slower than the deadline allows (raise deadline.collective_s if so)",
@@ -60,7 +66,7 @@ static status_t wait_pieces(comm_t *comm, double until, const char *phase) {
 // After a piece was started: waits when enough are under way.
 static status_t started(comm_t *comm, status_t status, double until, const char *phase) {
     if (status) {
-        comm->broken = true;
+        break_off(comm);
         return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
     }
     if (++comm->pieces < COMM_MAX_PIECES) return STATUS_OK;
@@ -149,6 +155,26 @@ done:
     free(offset);
     free(members);
     return status;
+}
+
+status_t comm_open_device(comm_t *comm, device_t *device, comm_t **out) {
+    *out = NULL;
+    comm_t *opened;
+    TRY(ALLOCATE(&opened, 1));
+    *opened = *comm;
+    opened->table = &comm_nccl_table;
+    opened->splits = opened->pieces = 0;
+    opened->finalizes = false;
+    opened->state = NULL;
+    opened->piece_bytes = device_piece_bytes;
+    watch_phase(comm->watch, "opening NCCL", comm->deadline_s + HANG_S);
+    status_t status = comm_nccl_open(comm, device, opened);
+    if (status) {
+        free(opened);
+        PASS_ON(status);
+    }
+    *out = opened;
+    return STATUS_OK;
 }
 
 void comm_close(comm_t *comm) {
@@ -278,18 +304,35 @@ static status_t check_offsets(const comm_t *comm, const int64_t *offset, const c
 }
 
 // One reduction a share, each to its owner: every rank is the root of its own, so the load is even.
+static status_t start_reduce_scatter(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last,
+                                     double until, const char *phase) {
+    if (comm->table->start_reduce_scatter)
+        return started(comm, comm->table->start_reduce_scatter(comm, data, first, last), until, phase);
+    int64_t most = comm->piece_bytes / 8;
+    for (int root = 0; root < comm->size; root++) {
+        for (int64_t at = first[root]; at < last[root]; at += most) {
+            int piece = (int)(last[root] - at < most ? last[root] - at : most);
+            TRY(started(comm, comm->table->start_reduce(comm, data + at, piece, root), until, phase));
+        }
+    }
+    return STATUS_OK;
+}
+
+static status_t start_gather(comm_t *comm, char *data, const int64_t *first, const int64_t *last, double until,
+                             const char *phase) {
+    if (comm->table->start_gather)
+        return started(comm, comm->table->start_gather(comm, data, first, last), until, phase);
+    for (int root = 0; root < comm->size; root++)
+        TRY(start_broadcasts(comm, data + first[root], last[root] - first[root], root, until, phase));
+    return STATUS_OK;
+}
+
 status_t comm_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *offset, const char *phase) {
     TRY(check_usable(comm, phase));
     TRY(check_offsets(comm, offset, phase));
     if (comm->size == 1) return STATUS_OK;
     double until = begin(comm, phase);
-    int64_t most = comm->piece_bytes / 8;
-    for (int root = 0; root < comm->size; root++) {
-        for (int64_t at = offset[root]; at < offset[root + 1]; at += most) {
-            int piece = (int)(offset[root + 1] - at < most ? offset[root + 1] - at : most);
-            TRY(started(comm, comm->table->start_reduce(comm, data + at, piece, root), until, phase));
-        }
-    }
+    TRY(start_reduce_scatter(comm, data, offset, offset + 1, until, phase));
     return finish(comm, until, phase);
 }
 
@@ -298,14 +341,59 @@ status_t comm_all_gather(comm_t *comm, void *data, const int64_t *offset, const 
     TRY(check_offsets(comm, offset, phase));
     if (comm->size == 1) return STATUS_OK;
     double until = begin(comm, phase);
-    if (offset[comm->size] <= comm->piece_bytes) {
+    // More is too long for the int displacements of one call, or for its scratch memory.
+    if (comm->table->start_all_gather && offset[comm->size] <= comm->piece_bytes)
         TRY(started(comm, comm->table->start_all_gather(comm, data, offset), until, phase));
-    } else { // too long for the int displacements of one call, or for its scratch memory
-        for (int root = 0; root < comm->size; root++)
-            TRY(start_broadcasts(comm, (char *)data + offset[root], offset[root + 1] - offset[root], root, until,
-                                 phase));
-    }
+    else
+        TRY(start_gather(comm, data, offset, offset + 1, until, phase));
     return finish(comm, until, phase);
+}
+
+// What a begun part shares: checks, its deadline, and an end at once where the member cannot be told to go on alone.
+static status_t begin_part(comm_t *comm, const int64_t *first, const int64_t *last, const char *phase) {
+    TRY(check_usable(comm, phase));
+    for (int rank = 0; rank < comm->size; rank++)
+        if (first[rank] < 0 || last[rank] < first[rank])
+            FAIL(STATUS_FAILED, "the part in \"%s\" of rank %d is not ascending", phase, rank);
+    if (comm->pieces >= COMM_BEGUN - 1 && comm->table->order)
+        FAIL(STATUS_FAILED, "more than %d parts were begun in \"%s\"", COMM_BEGUN - 1, phase);
+    comm->until = begin(comm, phase);
+    return STATUS_OK;
+}
+
+static status_t end_part(comm_t *comm, const char *phase) {
+    return comm->table->order ? STATUS_OK : finish(comm, comm->until, phase);
+}
+
+status_t comm_begin_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last,
+                                       const char *phase) {
+    if (comm->size == 1) return STATUS_OK;
+    TRY(begin_part(comm, first, last, phase));
+    TRY(start_reduce_scatter(comm, data, first, last, comm->until, phase));
+    return end_part(comm, phase);
+}
+
+status_t comm_begin_all_gather(comm_t *comm, void *data, const int64_t *first, const int64_t *last, const char *phase) {
+    if (comm->size == 1) return STATUS_OK;
+    TRY(begin_part(comm, first, last, phase));
+    TRY(start_gather(comm, data, first, last, comm->until, phase));
+    return end_part(comm, phase);
+}
+
+status_t comm_order(comm_t *comm, int number, const char *phase) {
+    TRY(check_usable(comm, phase));
+    if (comm->size == 1 || !comm->table->order) return STATUS_OK;
+    if (number < 0 || number >= comm->pieces) return STATUS_OK; // waited for
+    status_t status = comm->table->order(comm, number);
+    if (!status) return STATUS_OK;
+    break_off(comm);
+    return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
+}
+
+status_t comm_wait(comm_t *comm, const char *phase) {
+    TRY(check_usable(comm, phase));
+    if (comm->size == 1 || comm->pieces == 0) return STATUS_OK;
+    return finish(comm, comm->until, phase);
 }
 
 status_t comm_gather_strings(comm_t *comm, const char *text, char ***out, const char *phase) {

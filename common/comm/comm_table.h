@@ -23,6 +23,14 @@ typedef struct comm_table {
     status_t (*start_reduce)(comm_t *comm, int64_t *data, int count, int root);
     // Bytes offset[r] .. offset[r+1]-1 come from rank r, in place; the whole is at most INT_MAX bytes.
     status_t (*start_all_gather)(comm_t *comm, void *data, const int64_t *offset);
+    // NULL: comm.c makes it of reductions. Sum of int64, of elements first[r] .. last[r]-1 to rank r in place, whatever
+    // their number, and the same for bytes of an all-gather.
+    status_t (*start_reduce_scatter)(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last);
+    status_t (*start_gather)(comm_t *comm, void *data, const int64_t *first, const int64_t *last);
+    // NULL: nothing to order. Ops of the device begin after piece number `piece` (from 0, since the last wait).
+    status_t (*order)(comm_t *comm, int piece);
+    // NULL: nothing to do. A wait has ended in vain: ends what is under way.
+    void (*abort)(comm_t *comm);
     // Whether all pieces started so far are done.
     status_t (*test)(comm_t *comm, bool *done);
 } comm_table_t;
@@ -35,6 +43,7 @@ struct comm {
     int pieces;          // started and not yet known to be done
     int splits;          // made so far; tags of the groups
     bool broken;         // a wait ended by its deadline: pieces may still be under way
+    double until;        // deadline of what comm_begin_* started
     bool finalizes;      // the world of this process, to be finalized
     watch_t *watch;      // is told of every collective; may be NULL
     void *state;         // the member's own
@@ -42,9 +51,11 @@ struct comm {
 
 // For tests: cuts arrays into pieces of at most this many bytes (a multiple of 8).
 void comm_set_piece_bytes(comm_t *comm, int64_t bytes);
-extern const comm_table_t comm_mpi_table;
+extern const comm_table_t comm_mpi_table, comm_nccl_table;
 // Initialises MPI and fills the world (comm_mpi.c).
 status_t comm_mpi_open_world(comm_t *world) STATUS_CHECKED;
 status_t comm_mpi_finalize(void) STATUS_CHECKED;
+// Makes the NCCL member's state of `out`, a copy of `comm` otherwise. Collective over `comm` (comm_nccl.c).
+status_t comm_nccl_open(comm_t *comm, device_t *device, comm_t *out) STATUS_CHECKED;
 
 #endif

@@ -29,12 +29,13 @@ typedef enum config_aggregation {
 } config_aggregation_t;
 
 typedef struct config {
-    char *model;     // model: Hugging Face folder to start from (config, tokenizer, weights)
-    char *adapter;   // adapter: PEFT folder to start from, or ""
-    char *output;    // output: run folder (checkpoints, metrics, final model)
-    char *device;    // device: cpu | cuda | sim (or cpu:portable, ...)
-    char *precision; // precision: fp32 or bf16
-    char *recompute; // recompute: none | cheap | block
+    char *model;       // model: Hugging Face folder to start from (config, tokenizer, weights)
+    char *adapter;     // adapter: PEFT folder to start from, or ""
+    char *output;      // output: run folder (checkpoints, metrics, final model)
+    char *device;      // device: cpu | cuda | sim (or cpu:portable, ...)
+    char *collectives; // auto | mpi | nccl
+    char *precision;   // precision: fp32 or bf16
+    char *recompute;   // recompute: none | cheap | block
     int64_t seed;
     int threads;     // per rank
     double init_std; // init_std: > 0 starts from random weights with this deviation instead of model's files

@@ -237,6 +237,7 @@ static size_t cuda_device_packed_bytes(device_t *device, matrix_t weight) {
 const device_table_t CUDA_TABLE = {
     .name = CUDA_MEMBER,
     .host_memory = false,
+    .streams = &CUDA_NAME(streams),
     .open = cuda_device_open,
     .close = cuda_device_close,
     .allocate = cuda_device_allocate,

@@ -38,6 +38,8 @@ typedef struct cuda_state {
     uint32_t *fault; // device memory, one word
 } cuda_state_t;
 
+extern const struct device_streams CUDA_NAME(streams); // cuda_streams.c
+
 static inline void *cuda_stream(const device_t *device) {
     return ((const cuda_state_t *)device->state)->stream;
 }

@@ -11,7 +11,7 @@
 
 enum { FILLED_BYTES = 65536 }; // of new pinned memory hold 0xff
 
-typedef enum task_kind { TASK_LAUNCH, TASK_COPY, TASK_SET, TASK_RECORD, TASK_WAIT } task_kind_t;
+typedef enum task_kind { TASK_LAUNCH, TASK_COPY, TASK_SET, TASK_RECORD, TASK_WAIT, TASK_STEP } task_kind_t;
 
 typedef struct task {
     struct task *next;
@@ -24,7 +24,9 @@ typedef struct task {
     uint64_t check; // of what lies at `from`, where that is pinned memory
     bool checked;
     struct sim_cuda_event *event;
-    uint64_t serial;    // of the event's record
+    uint64_t serial; // of the event's record
+    sim_step_t step;
+    void *context;
     max_align_t data[]; // the launch's arguments, or what is copied from pageable memory
 } task_t;
 
@@ -40,6 +42,7 @@ struct sim_cuda_event {
     struct sim_cuda_event *next;
     struct sim_cuda_stream *stream; // where it was last recorded, or NULL
     uint64_t recorded, reached;
+    uint64_t asked; // the record that cudaEventQuery has said once is not there yet
 };
 
 typedef struct pinned {
@@ -113,10 +116,12 @@ static uint64_t check_of(const void *memory, size_t bytes) {
     return hash;
 }
 
-static void run_until(struct sim_cuda_stream *stream, const struct sim_cuda_event *event, uint64_t serial);
+static void run_until(struct sim_cuda_stream *stream, const struct sim_cuda_event *event, uint64_t serial, bool waits);
 
-static void task_run(struct sim_cuda_stream *stream, task_t *task) {
+// False: it is not done yet, and `waits` says that nobody waits for it.
+static bool task_run(struct sim_cuda_stream *stream, task_t *task, bool waits) {
     status_t status = STATUS_OK;
+    bool done = true;
     switch (task->kind) {
     case TASK_LAUNCH:
         sim_set_order(stream->order, stream->seed);
@@ -140,24 +145,34 @@ static void task_run(struct sim_cuda_stream *stream, task_t *task) {
         break;
     case TASK_WAIT:
         if (task->event->reached < task->serial && task->event->stream)
-            run_until(task->event->stream, task->event, task->serial);
+            run_until(task->event->stream, task->event, task->serial, waits);
+        done = task->event->reached >= task->serial || !task->event->stream || task->event->stream->runs;
+        break;
+    case TASK_STEP:
+        do {
+            status = task->step(task->context, &done);
+        } while (!status && !done && waits);
         break;
     }
     if (status) fault(status_message(status));
+    done = done || status;
     status_free(status);
+    return done;
 }
 
-// Runs a stream's tasks up to the event's record, or (NULL) all of them. After a fault they are dropped.
-static void run_until(struct sim_cuda_stream *stream, const struct sim_cuda_event *event, uint64_t serial) {
+// Runs a stream's tasks up to the event's record, or (NULL) all of them. After a fault they are dropped. waits: until
+// they are done, not only as far as they go.
+static void run_until(struct sim_cuda_stream *stream, const struct sim_cuda_event *event, uint64_t serial, bool waits) {
     if (stream->runs) return; // two streams that wait for each other's past
     runtime.depth++;
     while (stream->first && (!event || event->reached < serial)) {
         task_t *task = stream->first;
+        stream->runs = true;
+        bool done = runtime.fault || task_run(stream, task, waits);
+        stream->runs = false;
+        if (!done) break;
         stream->first = task->next;
         if (!stream->first) stream->last = &stream->first;
-        stream->runs = true;
-        if (!runtime.fault) task_run(stream, task);
-        stream->runs = false;
         if (runtime.fault && task->kind == TASK_RECORD) task->event->reached = task->serial;
         free(task);
     }
@@ -167,7 +182,7 @@ static void run_until(struct sim_cuda_stream *stream, const struct sim_cuda_even
 }
 
 static sim_cuda_error_t run_all(void) {
-    for (struct sim_cuda_stream *s = runtime.streams; s; s = s->next) run_until(s, NULL, 0);
+    for (struct sim_cuda_stream *s = runtime.streams; s; s = s->next) run_until(s, NULL, 0, true);
     return runtime.fault ? fail(SIM_CUDA_ILLEGAL_ADDRESS, "%s", runtime.fault) : SIM_CUDA_SUCCESS;
 }
 
@@ -216,6 +231,19 @@ status_t sim_enqueue(const sim_launch_t *launch, size_t context_bytes, void *str
     return STATUS_OK;
 }
 
+status_t sim_stream_put(void *stream, sim_step_t step, void *context) {
+    sim_cuda_error_t error = enter();
+    if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
+    task_t *task = error ? NULL : task_add(stream, TASK_STEP, 0);
+    if (task) {
+        task->step = step;
+        task->context = context;
+    }
+    leave(error);
+    if (!task) FAIL(STATUS_FAILED, "%s", said);
+    return STATUS_OK;
+}
+
 sim_cuda_error_t sim_cuda_stream_create(sim_cuda_stream_t *out, unsigned flags) {
     (void)flags;
     sim_cuda_error_t error = enter();
@@ -246,7 +274,7 @@ static void look_for_leaks(void) {
 sim_cuda_error_t sim_cuda_stream_destroy(sim_cuda_stream_t stream) {
     sim_cuda_error_t error = enter();
     if (!has_stream(stream)) return leave(SIM_CUDA_INVALID_HANDLE);
-    run_until(stream, NULL, 0);
+    run_until(stream, NULL, 0, true);
     for (struct sim_cuda_event *e = runtime.events; e; e = e->next)
         if (e->stream == stream) e->stream = NULL;
     struct sim_cuda_stream **at = &runtime.streams;
@@ -261,7 +289,7 @@ sim_cuda_error_t sim_cuda_stream_synchronize(sim_cuda_stream_t stream) {
     sim_cuda_error_t error = enter();
     if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
     if (!error) {
-        run_until(stream, NULL, 0);
+        run_until(stream, NULL, 0, true);
         if (runtime.fault) error = fail(SIM_CUDA_ILLEGAL_ADDRESS, "%s", runtime.fault);
     }
     return leave(error);
@@ -333,14 +361,20 @@ sim_cuda_error_t sim_cuda_event_synchronize(sim_cuda_event_t event) {
     sim_cuda_error_t error = enter();
     if (!error && !has_event(event)) error = SIM_CUDA_INVALID_HANDLE;
     if (error) return leave(error);
-    if (event->reached < event->recorded && event->stream) run_until(event->stream, event, event->recorded);
+    if (event->reached < event->recorded && event->stream) run_until(event->stream, event, event->recorded, true);
     return leave(runtime.fault ? fail(SIM_CUDA_ILLEGAL_ADDRESS, "%s", runtime.fault) : SIM_CUDA_SUCCESS);
 }
 
 sim_cuda_error_t sim_cuda_event_query(sim_cuda_event_t event) {
     sim_cuda_error_t error = enter();
     if (!error && !has_event(event)) error = SIM_CUDA_INVALID_HANDLE;
-    return leave(!error && event->reached < event->recorded ? SIM_CUDA_NOT_READY : error);
+    if (error || event->reached >= event->recorded) return leave(error);
+    // Who asks again polls, and finds that the device has gone on meanwhile.
+    bool again = event->asked == event->recorded;
+    event->asked = event->recorded;
+    if (again && event->stream) run_until(event->stream, event, event->recorded, false);
+    if (runtime.fault) return leave(fail(SIM_CUDA_ILLEGAL_ADDRESS, "%s", runtime.fault));
+    return leave(event->reached < event->recorded ? SIM_CUDA_NOT_READY : SIM_CUDA_SUCCESS);
 }
 
 // ---- memory ----
@@ -440,7 +474,7 @@ sim_cuda_error_t sim_cuda_memcpy_async(void *to, const void *from, size_t bytes,
         memset(to, 0xff, bytes); // nobody may read it yet
         return leave(SIM_CUDA_SUCCESS);
     }
-    run_until(stream, NULL, 0); // a copy to pageable memory has ended when the call returns
+    run_until(stream, NULL, 0, true); // a copy to pageable memory has ended when the call returns
     return leave(runtime.fault ? fail(SIM_CUDA_ILLEGAL_ADDRESS, "%s", runtime.fault) : SIM_CUDA_SUCCESS);
 }
 
@@ -461,14 +495,36 @@ sim_cuda_error_t sim_cuda_memset_async(void *to, int value, size_t bytes, sim_cu
 
 // ---- the device ----
 
+// The GPU's own number: the device-th that CUDA_VISIBLE_DEVICES lists, where GPUs are pretended by number; as there, a
+// list ends at the first that is none.
+static int visible(int device) {
+    const char *own = getenv("POISE_SIM_GPUS"), *list = getenv("CUDA_VISIBLE_DEVICES");
+    int gpus = own && *own ? atoi(own) : 64;
+    if (!own || !list) return device >= 0 && device < gpus ? device : -1;
+    for (int i = 0;; i++) {
+        char *end;
+        long number = strtol(list, &end, 10);
+        if (end == list || number < 0 || number >= gpus) return -1;
+        if (i == device) return (int)number;
+        if (*end != ',') return -1;
+        list = end + 1;
+    }
+}
+
 sim_cuda_error_t sim_cuda_get_device_count(int *out) {
-    *out = 1;
-    return SIM_CUDA_SUCCESS;
+    *out = 0;
+    while (visible(*out) >= 0) ++*out;
+    return *out ? SIM_CUDA_SUCCESS : fail(SIM_CUDA_NO_DEVICE, "no CUDA-capable device is detected");
 }
 
 sim_cuda_error_t sim_cuda_set_device(int device) {
-    return device == 0 ? SIM_CUDA_SUCCESS
-                       : fail(SIM_CUDA_INVALID_DEVICE, "there is no device %d; there is one", device);
+    return visible(device) >= 0 ? SIM_CUDA_SUCCESS : fail(SIM_CUDA_INVALID_DEVICE, "there is no device %d", device);
+}
+
+sim_cuda_error_t sim_cuda_device_get_pci_bus_id(char *out, int bytes, int device) {
+    if (visible(device) < 0) return fail(SIM_CUDA_INVALID_DEVICE, "there is no device %d", device);
+    snprintf(out, (size_t)bytes, "0000:%02x:00.0", (unsigned)visible(device));
+    return SIM_CUDA_SUCCESS;
 }
 
 sim_cuda_error_t sim_cuda_device_get_attribute(int *out, sim_cuda_attribute_t attribute, int device) {

@@ -68,6 +68,7 @@ typedef enum sim_cuda_attribute { SIM_CUDA_MAJOR, SIM_CUDA_MINOR } sim_cuda_attr
 #define cudaGetDeviceCount        sim_cuda_get_device_count
 #define cudaSetDevice             sim_cuda_set_device
 #define cudaDeviceGetAttribute    sim_cuda_device_get_attribute
+#define cudaDeviceGetPCIBusId     sim_cuda_device_get_pci_bus_id
 #define cudaMemGetInfo            sim_cuda_mem_get_info
 #define cudaMalloc                sim_cuda_malloc
 #define cudaFree                  sim_cuda_free
@@ -89,9 +90,12 @@ typedef enum sim_cuda_attribute { SIM_CUDA_MAJOR, SIM_CUDA_MINOR } sim_cuda_attr
 #define cudaGetLastError          sim_cuda_get_last_error
 #define cudaGetErrorString        sim_cuda_get_error_string
 
+// As many as POISE_SIM_GPUS says (64 where it says nothing), or those of them that CUDA_VISIBLE_DEVICES lists. All that
+// a process opens are the same one: the number is only looked at.
 cudaError_t sim_cuda_get_device_count(int *out);
 cudaError_t sim_cuda_set_device(int device);
 cudaError_t sim_cuda_device_get_attribute(int *out, sim_cuda_attribute_t attribute, int device);
+cudaError_t sim_cuda_device_get_pci_bus_id(char *out, int bytes, int device);
 cudaError_t sim_cuda_mem_get_info(size_t *free_bytes, size_t *total_bytes);
 cudaError_t sim_cuda_malloc(void **out, size_t bytes); // what it gives is filled with 0xff
 cudaError_t sim_cuda_free(void *memory);               // waits for the device
@@ -113,6 +117,12 @@ cudaError_t sim_cuda_event_query(sim_cuda_event_t event);
 cudaError_t sim_cuda_device_synchronize(void);
 cudaError_t sim_cuda_get_last_error(void);
 const char *sim_cuda_get_error_string(sim_cuda_error_t error);
+
+// ---- for other stand-ins ----
+// Work of a stream that is done by others at their own pace (a collective): called until it says so. It runs with the
+// device's memory open to it. A step that fails is a fault.
+typedef status_t (*sim_step_t)(void *context, bool *done);
+status_t sim_stream_put(void *stream, sim_step_t step, void *context) STATUS_CHECKED;
 
 // ---- for tests ----
 // Forgets the fault and whatever still waits.

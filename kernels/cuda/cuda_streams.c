@@ -1,0 +1,98 @@
+// Streams and events of the CUDA member beside the one that its ops run in, and which GPUs there are. Compiled twice,
+// as cuda_device.c is.
+#include "kernels/streams.h"
+
+#include "kernels/cuda/cuda_ops.h"
+#include <string.h>
+#ifdef POISE_CUDA_HOST
+#include <cuda_runtime_api.h>
+#define CUDA_MEMBER "cuda"
+#else
+#include "kernels/sim/sim_runtime.h"
+#define CUDA_MEMBER "sim"
+#endif
+
+#define CUDA_TRY(call)                                                                                                 \
+    do {                                                                                                               \
+        cudaError_t error_ = (call);                                                                                   \
+        if (error_ != cudaSuccess) FAIL(STATUS_FAILED, CUDA_MEMBER ": %s", cudaGetErrorString(error_));                \
+    } while (0)
+
+static cudaStream_t stream_of(device_t *device, void *stream) {
+    return (cudaStream_t)(stream ? stream : cuda_stream(device));
+}
+
+// (The host's calling thread has this device chosen from opening on; other threads call device functions alone.)
+static status_t streams_open(device_t *device, void **stream) {
+    (void)device;
+    cudaStream_t opened = NULL;
+    CUDA_TRY(cudaStreamCreateWithFlags(&opened, cudaStreamNonBlocking));
+    *stream = opened;
+    return STATUS_OK;
+}
+
+static void streams_close(device_t *device, void *stream) {
+    (void)device;
+    (void)cudaStreamDestroy((cudaStream_t)stream);
+}
+
+static status_t streams_event_open(device_t *device, void **event) {
+    (void)device;
+    cudaEvent_t opened = NULL;
+    CUDA_TRY(cudaEventCreateWithFlags(&opened, cudaEventDisableTiming));
+    *event = opened;
+    return STATUS_OK;
+}
+
+static void streams_event_close(device_t *device, void *event) {
+    (void)device;
+    (void)cudaEventDestroy((cudaEvent_t)event);
+}
+
+static status_t streams_record(device_t *device, void *event, void *stream) {
+    CUDA_TRY(cudaEventRecord((cudaEvent_t)event, stream_of(device, stream)));
+    return STATUS_OK;
+}
+
+static status_t streams_after(device_t *device, void *stream, void *event) {
+    CUDA_TRY(cudaStreamWaitEvent(stream_of(device, stream), (cudaEvent_t)event, 0));
+    return STATUS_OK;
+}
+
+static status_t streams_ended(device_t *device, void *event, bool *ended) {
+    (void)device;
+    cudaError_t error = cudaEventQuery((cudaEvent_t)event);
+    *ended = error != cudaErrorNotReady;
+    if (!*ended) (void)cudaGetLastError(); // the next launch has not failed
+    if (*ended) CUDA_TRY(error);
+    return STATUS_OK;
+}
+
+// A GPU's address on its machine's bus is the same for every process there, whatever number it has for each.
+static status_t streams_list(char *out, size_t bytes) {
+    int count = 0;
+    out[0] = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess)
+        FAIL(STATUS_UNAVAILABLE, "there is no GPU that CUDA can use: %s; use the device 'cpu'",
+             cudaGetErrorString(error));
+    for (int i = 0; i < count; i++) {
+        char name[32] = "";
+        CUDA_TRY(cudaDeviceGetPCIBusId(name, sizeof(name), i));
+        size_t used = strlen(out);
+        if (used + strlen(name) + 2 > bytes) FAIL(STATUS_FAILED, "a list of %d GPUs is too long", count);
+        snprintf(out + used, bytes - used, "%s ", name);
+    }
+    return STATUS_OK;
+}
+
+const device_streams_t CUDA_NAME(streams) = {
+    .open = streams_open,
+    .close = streams_close,
+    .event_open = streams_event_open,
+    .event_close = streams_event_close,
+    .record = streams_record,
+    .after = streams_after,
+    .ended = streams_ended,
+    .list = streams_list,
+};

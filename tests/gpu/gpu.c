@@ -1,0 +1,341 @@
+// What tests/gpu/run runs, and ctest with the device "sim": the op list on a GPU. It needs kernels/ and tests/ops/parts
+// alone, so that a machine without MPI can build it.
+//
+//   gpu_check DEVICE check [WORD]     every row whose op the device has: against double and against the CPU, gradients
+//                                     against finite differences, bits in other company and of repeated runs, bf16
+//   gpu_check DEVICE once [WORD]      every row once, forward and backward: for compute-sanitizer
+//   gpu_check DEVICE peaks            the measuring kernels compute what they should
+//   gpu_check DEVICE speed [WORD]     larger rows, as shares of this device's measured ceilings
+// WORD: rows that have it in their name or their op's. Exit code 77: the device is not there.
+#include "kernels/cuda/peak.h"
+#include "tests/ops/parts/attention.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+// NULL in a program that is not linked with the device.
+#undef CUDA_NAME
+status_t cuda_peak(device_t *device, peak_t kind, void *memory, size_t bytes, int blocks, int rounds) STATUS_CHECKED;
+#pragma weak device_cuda_table
+#pragma weak device_sim_table
+#pragma weak cuda_peak
+#pragma weak sim_peak
+
+enum { EXIT_SKIPPED = 77, MEASURES = 7 };
+typedef status_t (*peak_call_t)(device_t *, peak_t, void *, size_t, int, int);
+
+static peak_call_t peak_of(const device_t *device) {
+    return strcmp(device->table->name, "sim") ? cuda_peak : sim_peak;
+}
+
+// Row i for this device: without its backward where the device lacks it.
+static bool choose(const op_case_t *from, const device_t *device, const char *word, op_case_t *row, op_t *op) {
+    *row = *from;
+    *op = *from->op;
+    row->op = op;
+    if (word && !strstr(op->name, word) && !strstr(row->name, word)) return false;
+    if (!op_member(device->table, op->name)) return false;
+    if (op->backward && !op_member(device->table, op->backward)) {
+        op->run_backward = NULL;
+        op->finish_backward = NULL;
+    }
+    return true;
+}
+
+// ---- check ----
+
+static double element(const op_tensor_t *t, int part, int64_t r, int64_t c) {
+    if (part == 2) return (double)t->sum[r * t->columns + c];
+    return (double)(part ? t->gradient : t->value)[r * t->stride + c];
+}
+
+static bool part_close(const op_tensor_t *a, const op_tensor_t *b, int part, double bound) {
+    double squares = 0;
+    for (int64_t r = 0; r < a->rows; r++)
+        for (int64_t c = 0; c < a->columns; c++) squares += pow(element(a, part, r, c), 2);
+    double mean = sqrt(squares / fmax(1.0, (double)a->rows * a->columns));
+    for (int64_t r = 0; r < a->rows; r++)
+        for (int64_t c = 0; c < a->columns; c++) {
+            double x = element(a, part, r, c), y = element(b, part, r, c);
+            if (x != y && !(fabs(x - y) <= bound * (fabs(x) + mean))) return false;
+        }
+    return true;
+}
+
+// Within the rounding of sums in another order: of values, gradients and exact sums.
+static int compare_cpu(const op_case_t *row, const problem_t *cpu, const problem_t *gpu) {
+    int failures = 0;
+    for (int i = 0; i < cpu->tensors; i++)
+        for (int part = 0; part < 3; part++) {
+            double bound = row->shape[OP_HALF] ? 0x1p-6 : 2e-5;
+            if (part_close(&cpu->tensor[i], &gpu->tensor[i], part, bound)) continue;
+            fprintf(stderr, "%s of %s: ", cpu->tensor[i].name, row->op->name);
+            failures += harness_fail(row, "the device is far from the CPU", NULL);
+        }
+    return failures;
+}
+
+// The CPU's results, and two runs of the device that must have the same bits.
+static int check_runs(const op_case_t *row, device_t *device, device_t *cpu) {
+    problem_t want = {0}, first = {0}, again = {0};
+    int failures = 0;
+    status_t status = problem_open(&want, row, 8);
+    if (!status) status = problem_run(&want, cpu);
+    if (!status) status = problem_open(&first, row, 8);
+    if (!status) status = problem_run(&first, device);
+    if (!status) status = problem_open(&again, row, 8);
+    if (!status) status = problem_run(&again, device);
+    if (!status) failures += compare_bits(row, "a second run", &first, &again) + compare_cpu(row, &want, &first);
+    if (status) failures += harness_fail(row, "runs", status);
+    problem_close(&want);
+    problem_close(&first);
+    problem_close(&again);
+    return failures;
+}
+
+static int check(device_t *device, const char *word) {
+    device_t *cpu;
+    int failures = 0, rows = 0;
+    status_t status = device_open("cpu:portable", 1, &cpu);
+    if (status) {
+        status_print(status, stderr, -1, false);
+        status_free(status);
+        return 1;
+    }
+    for (int i = 0; i < op_cases_count; i++) {
+        op_case_t row;
+        op_t op;
+        if (!choose(&op_cases[i], device, word, &row, &op)) continue;
+        int before = failures;
+        failures += harness_compare_on(&row, device) + harness_gradients_on(&row, device);
+        failures += harness_invariance_on(&row, device) + check_runs(&row, device, cpu);
+        row.shape[OP_HALF] = 1;
+        failures += harness_half_on(&row, device) + harness_invariance_on(&row, device) + check_runs(&row, device, cpu);
+        printf("%-16s %-40s %s\n", op.name, row.name, failures > before ? "FAILED" : "right");
+        fflush(stdout);
+        rows++;
+    }
+    device_close(cpu);
+    printf("%d rows on %s, %d failures\n", rows, device->table->name, failures);
+    return failures || !rows;
+}
+
+static int once(device_t *device, const char *word) {
+    int failures = 0, rows = 0;
+    for (int i = 0; i < 2 * op_cases_count; i++) {
+        op_case_t row;
+        op_t op;
+        problem_t problem = {0};
+        if (!choose(&op_cases[i / 2], device, word, &row, &op)) continue;
+        row.shape[OP_HALF] = i % 2;
+        status_t status = problem_open(&problem, &row, 5);
+        if (!status) status = problem_run(&problem, device);
+        if (status) failures += harness_fail(&row, "once", status);
+        problem_close(&problem);
+        rows++;
+    }
+    printf("%d runs on %s, %d failures\n", rows, device->table->name, failures);
+    return failures || !rows;
+}
+
+// ---- ceilings ----
+
+static status_t peaks_check(device_t *device) {
+    enum { FLOATS = 2 * PEAK_THREADS, ROUNDS = 3 };
+    const device_table_t *table = device->table;
+    float *memory, host[FLOATS];
+    for (int i = 0; i < FLOATS; i++) host[i] = i < FLOATS / 2 ? (float)i : -1.0f;
+    TRY(table->allocate(device, sizeof(host), (void **)&memory));
+    TRY(table->upload(device, memory, host, sizeof(host)));
+    TRY(peak_of(device)(device, PEAK_COPY, memory, sizeof(host), 1, 0));
+    TRY(table->download(device, host, memory, sizeof(host)));
+    for (int i = 0; i < FLOATS; i++)
+        if (host[i] != (float)(i % (FLOATS / 2)))
+            FAIL(STATUS_FAILED, "the copy is wrong at %d: %g", i, (double)host[i]);
+    for (int i = 0; i < FLOATS; i++) host[i] = 1.0f; // as two bf16: 0 and 1
+    for (int kind = PEAK_FMA; kind <= PEAK_TENSOR; kind++) {
+        TRY(table->upload(device, memory, host, sizeof(host)));
+        TRY(peak_of(device)(device, (peak_t)kind, memory, sizeof(host), 2, ROUNDS));
+        float got[FLOATS], want = 0;
+        TRY(table->download(device, got, memory, sizeof(got)));
+        for (int i = 0; i < PEAK_CHAINS; i++) want += kind == PEAK_FMA ? (float)i + ROUNDS : 4 * 8 * ROUNDS;
+        for (int i = 0; i < FLOATS; i++)
+            if (got[i] != want)
+                FAIL(STATUS_FAILED, "ceiling %d gives %g instead of %g", kind, (double)got[i], (double)want);
+    }
+    table->release(device, memory);
+    printf("the measuring kernels compute what they should\n");
+    return STATUS_OK;
+}
+
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef struct ceilings {
+    double copy, fma, tensor; // a second
+} ceilings_t;
+
+static status_t peak_best(device_t *device, peak_t kind, void *memory, size_t bytes, int blocks, int rounds,
+                          double amount, double *best) {
+    *best = 0;
+    for (int i = 0; i < MEASURES; i++) {
+        double start = seconds_now();
+        TRY(peak_of(device)(device, kind, memory, bytes, blocks, rounds));
+        TRY(device->table->synchronize(device));
+        double rate = amount / (seconds_now() - start);
+        if (i && rate > *best) *best = rate; // the first one loads the kernel
+    }
+    return STATUS_OK;
+}
+
+static status_t measure(device_t *device, ceilings_t *out) {
+    enum { BLOCKS = 4096, ROUNDS = 4096 };
+    size_t bytes = (size_t)2 << 30;
+    double threads = (double)BLOCKS * PEAK_THREADS, steps = (double)PEAK_CHAINS * ROUNDS;
+    void *memory;
+    TRY(device->table->allocate(device, bytes, &memory));
+    TRY(peak_best(device, PEAK_COPY, memory, bytes, BLOCKS, 0, (double)bytes, &out->copy));
+    TRY(peak_best(device, PEAK_FMA, memory, bytes, BLOCKS, ROUNDS, 2 * threads * steps, &out->fma));
+    TRY(peak_best(device, PEAK_TENSOR, memory, bytes, BLOCKS, ROUNDS, threads / 32 * steps * 16 * 8 * 16 * 2,
+                  &out->tensor));
+    device->table->release(device, memory);
+    printf("measured ceilings of %s: %.0f GB/s copying, %.1f TFLOP/s in fp32 FMAs, %.1f TFLOP/s in bf16 products "
+           "(mma.sync)\n\n",
+           device->kernels, out->copy * 1e-9, out->fma * 1e-12, out->tensor * 1e-12);
+    return STATUS_OK;
+}
+
+// ---- speed ----
+
+static const op_case_t speeds[] = {
+    {&op_embedding, "8192 x 4096", {8192, 4096, 32768}},
+    {&op_gather, "8192 x 4096", {8192, 4096, 8192}},
+    {&op_scatter, "8192 x 4096", {8192, 4096, 8195}},
+    {&op_pool, "64 x 64 by 4 x 4, 1152", {256, 1152, 4096, 16, 64}},
+    {&op_rmsnorm, "8192 x 4096", {8192, 4096, NORM_CAST_THEN_WEIGHT}},
+    {&op_layernorm, "8192 x 1152", {8192, 1152, 1}},
+    {&op_rope_table, "8192 x 64", {8192, 64}},
+    {&op_rope, "8192, 32 heads of 128", {8192, 64, 32}},
+    {&op_activation, "silu gated 8192 x 11008", {8192, 11008, ACTIVATION_SILU, 1, 30}},
+    {&op_activation, "gelu tanh 8192 x 4304", {8192, 4304, ACTIVATION_GELU_TANH, 0, 30}},
+    {&op_add, "8192 x 4096", {8192, 4096}},
+    {&op_attention, "4096 tokens, 28 to 4 heads of 128", {4096, 28, 4, 128, LAYOUT_ONE}},
+    {&op_attention, "4096 of an image, head 72", {4096, 16, 16, 72, LAYOUT_FULL}},
+    {&op_attention, "4096 of an image, head 80", {4096, 16, 16, 80, LAYOUT_FULL}},
+    {&op_attention, "577 of an image, head 64", {577, 16, 16, 64, LAYOUT_FULL}},
+    {&op_attention, "1024 tokens, 8 to 4 heads of 256", {1024, 8, 4, 256, LAYOUT_ONE}},
+    {&op_linear, "4096 x 3584 x 3584", {4096, 3584, 3584}},
+    {&op_linear, "4096 x 3584 x 18944", {4096, 3584, 18944}},
+    {&op_linear, "16 x 3584 x 3584 (decode)", {16, 3584, 3584}},
+    {&op_linear, "adapter of rank 16", {4096, 3584, 3584, 16}},
+    {&op_token_logprobs, "1024 x 3584 x 152064", {1024, 3584, 152064, 0, 10}},
+    {&op_token_sample, "16 x 3584 x 152064", {16, 3584, 152064}},
+    {&op_gradient_norm, "64 Mi", {1, 64 << 20}},
+    {&op_adamw, "64 Mi", {1, 64 << 20, 3}},
+};
+
+static status_t repeat(problem_t *problem, device_t *device, bool backward, int times, double *seconds) {
+    double start = seconds_now();
+    for (int i = 0; i < times; i++)
+        TRY(backward ? problem->op->run_backward(problem, device) : problem->op->run(problem, device));
+    TRY(device->table->synchronize(device));
+    *seconds = (seconds_now() - start) / times;
+    return STATUS_OK;
+}
+
+// Enough calls behind each other that what a call costs the host is hidden; the best of several.
+static status_t time_pass(const op_case_t *row, problem_t *problem, device_t *device, bool backward,
+                          const ceilings_t *ceilings) {
+    double best, seconds;
+    TRY(repeat(problem, device, backward, 1, &best));
+    TRY(repeat(problem, device, backward, 1, &best));
+    int times = best < 0.02 ? (int)(0.02 / (best + 1e-7)) + 1 : 1;
+    for (int i = 0; i < MEASURES; i++) {
+        TRY(repeat(problem, device, backward, times, &seconds));
+        if (seconds < best) best = seconds;
+    }
+    double flops = row->op->flops ? row->op->flops(row->shape, backward) / best : 0;
+    double bytes = row->op->bytes ? row->op->bytes(row->shape, backward) / best : 0;
+    double peak = row->shape[OP_HALF] ? ceilings->tensor : ceilings->fma;
+    double share = fmax(flops / peak, bytes / ceilings->copy);
+    printf("| %s | %s | %s | %s | %.1f | %.2f | %.0f | %.0f%% |\n", row->op->name, row->name,
+           row->shape[OP_HALF] ? "bf16" : "fp32", backward ? "backward" : "forward", best * 1e6, flops * 1e-12,
+           bytes * 1e-9, 100 * share);
+    fflush(stdout);
+    return STATUS_OK;
+}
+
+static status_t time_row(const op_case_t *row, device_t *device, const ceilings_t *ceilings) {
+    problem_t problem = {0}, twin = {0};
+    status_t status = problem_open(&problem, row, 4);
+    if (!status && row->op->prepare) row->op->prepare(&problem);
+    if (!status) status = mirror_open(&twin, &problem, device);
+    if (!status) status = time_pass(row, &twin, device, false, ceilings);
+    if (!status && row->op->run_backward) status = time_pass(row, &twin, device, true, ceilings);
+    if (twin.device) mirror_close(&twin);
+    problem_close(&problem);
+    return status;
+}
+
+static int speed(device_t *device, const char *word) {
+    ceilings_t ceilings;
+    int failures = 0;
+    status_t status = measure(device, &ceilings);
+    if (status) {
+        status_print(status, stderr, -1, false);
+        status_free(status);
+        return 1;
+    }
+    printf("| op | row | dtype | pass | us | TFLOP/s | GB/s | share of the roofline "
+           "|\n|---|---|---|---|---|---|---|---|\n");
+    for (int i = 0; i < 2 * (int)(sizeof(speeds) / sizeof(speeds[0])); i++) {
+        op_case_t row;
+        op_t op;
+        if (!choose(&speeds[i / 2], device, word, &row, &op)) continue;
+        row.shape[OP_HALF] = i % 2;
+        status = time_row(&row, device, &ceilings);
+        if (status) failures += harness_fail(&row, "speed", status);
+    }
+    return failures;
+}
+
+int main(int count, char **argument) {
+    device_t *device = NULL;
+    const device_table_t *table = NULL;
+    if (count < 3) {
+        fprintf(stderr, "usage: gpu_check DEVICE check|once|peaks|speed [WORD]\n");
+        return 2;
+    }
+    const char *what = argument[2], *word = count > 3 ? argument[3] : NULL;
+    // Not device_open: a member is looked at while it still lacks ops.
+    if (device_known(argument[1])) table = strncmp(argument[1], "sim", 3) ? &device_cuda_table : &device_sim_table;
+    const char *kernels = strchr(argument[1], ':');
+    if (!table) {
+        fprintf(stderr, "gpu_check: this build has no device %s\n", argument[1]);
+        return EXIT_SKIPPED;
+    }
+    status_t status = device_open_table(table, kernels ? kernels + 1 : "", 1, &device);
+    if (status) {
+        int code = status_kind(status) == STATUS_UNAVAILABLE ? EXIT_SKIPPED : 1;
+        status_print(status, stderr, -1, false);
+        status_free(status);
+        return code;
+    }
+    int failed = 2;
+    if (!strcmp(what, "check")) failed = check(device, word);
+    if (!strcmp(what, "once")) failed = once(device, word);
+    if (!strcmp(what, "speed")) failed = speed(device, word);
+    if (!strcmp(what, "peaks")) {
+        status = peaks_check(device);
+        if (status) status_print(status, stderr, -1, true);
+        failed = status != STATUS_OK;
+        status_free(status);
+    }
+    device_close(device);
+    return failed > 1 ? 1 + (failed == 2) : failed;
+}
