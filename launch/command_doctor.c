@@ -89,6 +89,23 @@ static void check_cuda(doctor_t *doctor) {
     status_free(status);
 }
 
+// The simulator runs the GPU's kernels on the CPU: for tests, and thousands of times slower.
+static void check_simulator(doctor_t *doctor) {
+    device_t *device;
+    if (!device_known("sim")) {
+        say(doctor, VERDICT_OK, "simulator", NULL, "this build has none");
+        return;
+    }
+    status_t status = device_open("sim", 1, &device);
+    if (!status) {
+        say(doctor, VERDICT_OK, "simulator", NULL, "device: sim runs the GPU's kernels on this CPU, for tests");
+        device_close(device);
+    } else {
+        say(doctor, VERDICT_WARNING, "simulator", NULL, "%s", status_message(status));
+    }
+    status_free(status);
+}
+
 // ---- limits ----
 
 // A number of /proc/meminfo, in MiB; -1 when it is not there.
@@ -302,6 +319,7 @@ status_t command_doctor(int argc, char **argv) {
     if (argc > 1) FAIL(STATUS_INVALID, "poise doctor takes no arguments, not '%s'", argv[1]);
     check_kernels(&doctor);
     check_cuda(&doctor);
+    check_simulator(&doctor);
     check_memory(&doctor);
     check_files(&doctor);
     check_hdf5(&doctor);

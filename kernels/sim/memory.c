@@ -3,6 +3,7 @@
 // what touches it outside of a launch ends the process. The runtime's copies go through a second view of the same
 // pages.
 #include "kernels/sim/memory.h"
+#include "kernels/sim/sim_runtime.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -86,12 +87,18 @@ static void host_touched(int number, siginfo_t *info, void *context) {
     sigaction(number, &memory.before, NULL); // returning repeats the access, now without this handler
 }
 
+void sim_runtime_end_plainly(void) {
+    memory.before = (struct sigaction){.sa_handler = SIG_DFL};
+    struct sigaction action = {.sa_sigaction = host_touched, .sa_flags = SA_SIGINFO};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGSEGV, &action, NULL);
+}
+
 static void *range_map(int file, size_t bytes, int access) {
     int flags = MAP_NORESERVE | (file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
     void *out = mmap(NULL, bytes, access, flags, file, 0);
     if (out == MAP_FAILED) return NULL;
     madvise(out, bytes, MADV_DONTDUMP);
-    madvise(out, bytes, MADV_DONTFORK);
     return out;
 }
 

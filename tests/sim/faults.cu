@@ -173,7 +173,7 @@ static __global__ void heap_kernel(float *out, int place) {
 #define ON(kernel, blocks, threads, shared, ...)                                                                       \
     do {                                                                                                               \
         auto function = kernel;                                                                                        \
-        return CUDA_LAUNCH(function, dim3(blocks), dim3(threads), shared, nullptr, __VA_ARGS__);                       \
+        return CUDA_LAUNCH(function, dim3(blocks), dim3(threads), shared, args.stream, __VA_ARGS__);                   \
     } while (0)
 
 static status_t run_barriers(const char *name, fault_args_t args) {

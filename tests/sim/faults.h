@@ -9,6 +9,7 @@ typedef struct fault_args {
     float *out;     // device memory, what each kernel says
     uint32_t *bits; // the same, whole numbers
     const float *in;
+    void *stream; // NULL: at once, with memory of any kind
 } fault_args_t;
 
 #ifdef __cplusplus

@@ -41,7 +41,7 @@ static void run_right(const char *name, int order, memory_t *memory) {
 }
 
 // The number of the line of faults.cu that is marked "LINE name".
-static int line_of(const char *name) {
+int line_of(const char *name) {
     FILE *file = fopen(POISE_SOURCE_DIR "/tests/sim/faults.cu", "r");
     assert_non_null(file);
     char line[512], mark[64];
@@ -224,12 +224,32 @@ static const struct {
     const char *name;
     CMUnitTestFunction test;
 } parts[] = {
-    {"simulator", test_races},         {"simulator", test_barriers},      {"simulator", test_masks},
-    {"simulator", test_bounds},        {"simulator", test_launches},      {"simulator", test_right},
-    {"simulator", test_numbers},       {"missing", test_ops_missing},     {"reference", test_ops_reference},
-    {"gradients", test_ops_gradients}, {"rows", test_ops_rows},           {"half", test_ops_half},
-    {"bits", test_ops_cpu_bits},       {"matrix", test_matrix_reference}, {"matrix", test_matrix_gradients},
-    {"matrix", test_matrix_rows},      {"matrix", test_matrix_bits},      {"attention", test_attention_reference},
+    {"simulator", test_races},
+    {"simulator", test_barriers},
+    {"simulator", test_masks},
+    {"simulator", test_bounds},
+    {"simulator", test_launches},
+    {"simulator", test_right},
+    {"runtime", test_runtime_deferred},
+    {"runtime", test_runtime_pinned},
+    {"runtime", test_runtime_events},
+    {"runtime", test_runtime_kernels},
+    {"runtime", test_runtime_copies},
+    {"runtime", test_runtime_host_access},
+    {"runtime", test_runtime_leaks},
+    {"runtime", test_runtime_device},
+    {"simulator", test_numbers},
+    {"missing", test_ops_missing},
+    {"reference", test_ops_reference},
+    {"gradients", test_ops_gradients},
+    {"rows", test_ops_rows},
+    {"half", test_ops_half},
+    {"bits", test_ops_cpu_bits},
+    {"matrix", test_matrix_reference},
+    {"matrix", test_matrix_gradients},
+    {"matrix", test_matrix_rows},
+    {"matrix", test_matrix_bits},
+    {"attention", test_attention_reference},
 };
 enum { PARTS = sizeof(parts) / sizeof(parts[0]) };
 
@@ -241,7 +261,7 @@ int main(int count, char **argument) {
     const char *part = count > 1 ? argument[1] : "all";
     for (int i = 0; i < PARTS; i++)
         if (!strcmp(part, "all") || !strcmp(part, parts[i].name) ||
-            (!strcmp(part, "ops") && strcmp(parts[i].name, "simulator") != 0))
+            (!strcmp(part, "ops") && strcmp(parts[i].name, "simulator") != 0 && strcmp(parts[i].name, "runtime") != 0))
             tests[chosen++] = (struct CMUnitTest){
                 .name = parts[i].name, .test_func = parts[i].test, .initial_state = count > 2 ? argument[2] : NULL};
     if (!chosen) {

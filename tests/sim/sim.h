@@ -13,4 +13,15 @@ void test_matrix_gradients(void **state);
 void test_matrix_rows(void **state);
 void test_matrix_bits(void **state);
 void test_attention_reference(void **state);
+// tests/sim/runtime.c: the stand-ins of the CUDA runtime, and the device's host side over them.
+void test_runtime_deferred(void **state);
+void test_runtime_pinned(void **state);
+void test_runtime_events(void **state);
+void test_runtime_kernels(void **state);
+void test_runtime_copies(void **state);
+void test_runtime_host_access(void **state);
+void test_runtime_leaks(void **state);
+void test_runtime_device(void **state);
+// The number of the line of faults.cu that is marked "LINE name".
+int line_of(const char *name);
 #endif
