@@ -13,4 +13,6 @@ void test_matrix_gradients(void **state);
 void test_matrix_rows(void **state);
 void test_matrix_bits(void **state);
 void test_attention_reference(void **state);
+// tests/sim/indices.c: indices out of range.
+void test_indices(void **state);
 #endif
