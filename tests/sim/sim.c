@@ -250,10 +250,11 @@ static const struct {
     {"matrix", test_matrix_rows},
     {"matrix", test_matrix_bits},
     {"attention", test_attention_reference},
+    {"indices", test_indices},
 };
 enum { PARTS = sizeof(parts) / sizeof(parts[0]) };
 
-// unit_sim [PART [WORD]]: PART "all" is each of them, "ops" all but the simulator's own; rows of the op list whose name
+// unit_sim [PART [WORD]]: PART "all" is each of them, "ops" those of the op list; rows of the op list whose name
 // has WORD.
 int main(int count, char **argument) {
     struct CMUnitTest tests[PARTS];
@@ -261,7 +262,7 @@ int main(int count, char **argument) {
     const char *part = count > 1 ? argument[1] : "all";
     for (int i = 0; i < PARTS; i++)
         if (!strcmp(part, "all") || !strcmp(part, parts[i].name) ||
-            (!strcmp(part, "ops") && strcmp(parts[i].name, "simulator") != 0 && strcmp(parts[i].name, "runtime") != 0))
+            (!strcmp(part, "ops") && !strstr("simulator runtime indices matrix attention", parts[i].name)))
             tests[chosen++] = (struct CMUnitTest){
                 .name = parts[i].name, .test_func = parts[i].test, .initial_state = count > 2 ? argument[2] : NULL};
     if (!chosen) {

@@ -24,4 +24,6 @@ void test_runtime_leaks(void **state);
 void test_runtime_device(void **state);
 // The number of the line of faults.cu that is marked "LINE name".
 int line_of(const char *name);
+// tests/sim/indices.c: indices out of range.
+void test_indices(void **state);
 #endif
