@@ -61,19 +61,22 @@ static __global__ void __launch_bounds__(tile_t::threads) mma_product_kernel(gem
     mma_sum<tile_t, aligned>(sum, tile[0], job.a, job.b, row, column);
     if constexpr (second) mma_sum<tile_t, aligned>(other, tile[0], job.a2, job.b2, row, column);
     CUDA_UNROLL
-    for (int i = 0; i < tile_t::high; i++) CUDA_UNROLL
-    for (int half = 0; half < 2; half++) {
-        int r = row + mma_row<tile_t>(i, half);
-        if (r >= job.rows) continue;
+    for (int i = 0; i < tile_t::high; i++) {
         CUDA_UNROLL
-        for (int j = 0; j < tile_t::wide; j++) {
-            int c = column + mma_column<tile_t>(j);
-            float value[2] = {};
+        for (int half = 0; half < 2; half++) {
+            int r = row + mma_row<tile_t>(i, half);
+            if (r >= job.rows) continue;
             CUDA_UNROLL
-            for (int e = 0; e < 2; e++)
-                if (c + e < job.columns)
-                    value[e] = finish<second>(job.out, r, c + e, sum[i][j][half * 2 + e], other[i][j][half * 2 + e]);
-            store_values<2>(job.out, r, c, job.columns, value);
+            for (int j = 0; j < tile_t::wide; j++) {
+                int c = column + mma_column<tile_t>(j);
+                float value[2] = {};
+                CUDA_UNROLL
+                for (int e = 0; e < 2; e++)
+                    if (c + e < job.columns)
+                        value[e] =
+                            finish<second>(job.out, r, c + e, sum[i][j][half * 2 + e], other[i][j][half * 2 + e]);
+                store_values<2>(job.out, r, c, job.columns, value);
+            }
         }
     }
 }
@@ -86,10 +89,12 @@ static __global__ void __launch_bounds__(tile_t::threads) fma_product_kernel(gem
     float sum[tile_t::side][tile_t::side] = {}, other[tile_t::side][tile_t::side] = {};
     if (job.out.store == GEMM_RESUME) {
         CUDA_UNROLL
-        for (int i = 0; i < tile_t::side; i++) CUDA_UNROLL
-        for (int j = 0; j < tile_t::side; j++) {
-            int r = row + fma_row<tile_t>(i / 4, i % 4), c = column + fma_column<tile_t>(j / 4) + j % 4;
-            if (r < job.rows && c < job.columns) sum[i][j] = ((const float *)job.out.data)[r * job.out.stride + c];
+        for (int i = 0; i < tile_t::side; i++) {
+            CUDA_UNROLL
+            for (int j = 0; j < tile_t::side; j++) {
+                int r = row + fma_row<tile_t>(i / 4, i % 4), c = column + fma_column<tile_t>(j / 4) + j % 4;
+                if (r < job.rows && c < job.columns) sum[i][j] = ((const float *)job.out.data)[r * job.out.stride + c];
+            }
         }
     }
     fma_sum<tile_t, false, b_across>(sum, tile[0], job.a, job.b, row, column, 0, job.a.columns);

@@ -14,11 +14,13 @@ static __global__ void __launch_bounds__(tile_t::threads)
     float sum[tile_t::side][tile_t::side] = {};
     fma_sum<tile_t, true, true>(sum, tile[0], a, b, row, column, first, last);
     CUDA_UNROLL
-    for (int i = 0; i < tile_t::side; i++) CUDA_UNROLL
-    for (int j = 0; j < tile_t::side; j++) {
-        int r = row + fma_row<tile_t>(i / 4, i % 4), c = column + fma_column<tile_t>(j / 4) + j % 4;
-        if (r < a.columns && c < b.columns)
-            cuda_sink_add(sink + (int64_t)r * b.columns + c, flags, factor, __fmul_rn(alpha, sum[i][j]));
+    for (int i = 0; i < tile_t::side; i++) {
+        CUDA_UNROLL
+        for (int j = 0; j < tile_t::side; j++) {
+            int r = row + fma_row<tile_t>(i / 4, i % 4), c = column + fma_column<tile_t>(j / 4) + j % 4;
+            if (r < a.columns && c < b.columns)
+                cuda_sink_add(sink + (int64_t)r * b.columns + c, flags, factor, __fmul_rn(alpha, sum[i][j]));
+        }
     }
 }
 

@@ -133,8 +133,10 @@ static __device__ __forceinline__ void fma_step(float (&sum)[tile_t::side][tile_
             right[g * 4] = y.x, right[g * 4 + 1] = y.y, right[g * 4 + 2] = y.z, right[g * 4 + 3] = y.w;
         }
         CUDA_UNROLL
-        for (int i = 0; i < tile_t::side; i++) CUDA_UNROLL
-        for (int j = 0; j < tile_t::side; j++) sum[i][j] = __fmaf_rn(left[i], right[j], sum[i][j]);
+        for (int i = 0; i < tile_t::side; i++) {
+            CUDA_UNROLL
+            for (int j = 0; j < tile_t::side; j++) sum[i][j] = __fmaf_rn(left[i], right[j], sum[i][j]);
+        }
     }
 }
 
@@ -239,10 +241,12 @@ static __device__ __forceinline__ void mma_step(float (&sum)[tile_t::high][tile_
             cuda_load_matrices(right[j], &b[row][mma_piece(row, part + lane / 8 % 2)]);
         }
         CUDA_UNROLL
-        for (int i = 0; i < tile_t::high; i++) CUDA_UNROLL
-        for (int j = 0; j < tile_t::wide; j++) {
-            unsigned half[2] = {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]};
-            cuda_mma_bf16(sum[i][j], left[i], half);
+        for (int i = 0; i < tile_t::high; i++) {
+            CUDA_UNROLL
+            for (int j = 0; j < tile_t::wide; j++) {
+                unsigned half[2] = {right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]};
+                cuda_mma_bf16(sum[i][j], left[i], half);
+            }
         }
     }
 }

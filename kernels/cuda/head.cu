@@ -9,12 +9,33 @@ enum {
     ADD_WARPS = 4
 };
 
-// ---- logits: a tile's epilogue ----
+// ---- logits: what becomes of a tile ----
 
 static __device__ __forceinline__ float row_temperature(const head_job_t &job, int row) {
     if (!job.temperatures) return job.temperature;
     float given = job.temperatures[row];
     return given == 0.0f ? 1.0f : given;
+}
+
+// Sums over the HEAD_GROUP ids of a group, in one order for both engines, so that they agree wherever their logits do:
+// ids 8 apart, then 16, then neighbours, then 2 apart, then 4. The fma engine has four neighbours in each of 8 threads,
+// the mma engine two neighbours at 0, 8, 16 and 24 in each of 4.
+static __device__ __forceinline__ float fold_group(const float (&v)[4]) {
+    float four[4];
+    CUDA_UNROLL
+    for (int e = 0; e < 4; e++) {
+        four[e] = __fadd_rn(v[e], __shfl_xor_sync(0xffffffffu, v[e], 2));
+        four[e] = __fadd_rn(four[e], __shfl_xor_sync(0xffffffffu, four[e], 4));
+    }
+    float sum = __fadd_rn(__fadd_rn(four[0], four[1]), __fadd_rn(four[2], four[3]));
+    return __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
+}
+static __device__ __forceinline__ float fold_group(const float (&v)[8]) {
+    float low = __fadd_rn(__fadd_rn(v[0], v[2]), __fadd_rn(v[4], v[6]));
+    float high = __fadd_rn(__fadd_rn(v[1], v[3]), __fadd_rn(v[5], v[7]));
+    float sum = __fadd_rn(low, high);
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
+    return __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
 }
 
 // `count` logits of one row from `column` on, `run` of them together, each run `step` after the one before. `lanes`
@@ -24,7 +45,7 @@ static __device__ __forceinline__ void score_logits(const head_job_t &job, int r
                                                     const float (&x)[count]) {
     bool here = row < job.rows;
     float divisor = here ? row_temperature(job, row) : 1.0f, max = -INFINITY, check = 0.0f;
-    float sum = 0.0f, product = 0.0f, y[count];
+    float y[count], product[count];
     int target = here && job.targets ? job.targets[row] - job.first : -1;
     CUDA_UNROLL
     for (int e = 0; e < count; e++) {
@@ -39,22 +60,19 @@ static __device__ __forceinline__ void score_logits(const head_job_t &job, int r
     for (int bits = 1; bits < lanes; bits *= 2) max = head_larger(max, __shfl_xor_sync(0xffffffffu, max, bits));
     CUDA_UNROLL
     for (int e = 0; e < count; e++) {
-        if (column + e / run * step + e % run >= job.ids) continue;
-        float away = __fadd_rn(y[e], -max), mass = cuda_exp(away);
-        sum = __fadd_rn(sum, mass);
-        product = __fmaf_rn(mass, away, product);
+        bool inside = column + e / run * step + e % run < job.ids;
+        float away = __fadd_rn(y[e], -max);
+        y[e] = inside ? cuda_exp(away) : 0.0f;
+        product[e] = inside ? __fmul_rn(y[e], away) : 0.0f;
     }
-    sum = __fadd_rn(sum, check);
-    for (int bits = 1; bits < lanes; bits *= 2) {
-        sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, bits));
-        product = __fadd_rn(product, __shfl_xor_sync(0xffffffffu, product, bits));
-    }
+    y[0] = __fadd_rn(y[0], check);
+    float sum = fold_group(y), moment = fold_group(product);
     int group = column / HEAD_GROUP;
     if ((int)threadIdx.x % lanes || !here || group >= job.groups) return;
     int64_t at = (int64_t)row * job.groups + group;
     job.max[at] = max;
     job.sum[at] = sum;
-    job.product[at] = product;
+    job.product[at] = moment;
 }
 
 // The same logits become dlogits. An entry whose row or target is out of range has none.
@@ -85,16 +103,18 @@ static __global__ void __launch_bounds__(tile_t::threads) mma_head_kernel(head_j
     float sum[tile_t::high][tile_t::wide][4] = {};
     mma_sum<tile_t, aligned>(sum, tile[0], job.hidden, job.weight, row, column);
     CUDA_UNROLL
-    for (int i = 0; i < tile_t::high; i++) CUDA_UNROLL
-    for (int half = 0; half < 2; half++) {
-        int r = row + mma_row<tile_t>(i, half), c = column + mma_column<tile_t>(0);
-        float x[tile_t::wide * 2];
+    for (int i = 0; i < tile_t::high; i++) {
         CUDA_UNROLL
-        for (int e = 0; e < tile_t::wide * 2; e++) x[e] = sum[i][e / 2][half * 2 + e % 2];
-        if constexpr (gradient)
-            turn_logits<tile_t::wide * 2, 2, 8>(job, r, c, x);
-        else
-            score_logits<tile_t::wide * 2, 2, 8, 4>(job, r, c, x);
+        for (int half = 0; half < 2; half++) {
+            int r = row + mma_row<tile_t>(i, half), c = column + mma_column<tile_t>(0);
+            float x[tile_t::wide * 2];
+            CUDA_UNROLL
+            for (int e = 0; e < tile_t::wide * 2; e++) x[e] = sum[i][e / 2][half * 2 + e % 2];
+            if constexpr (gradient)
+                turn_logits<tile_t::wide * 2, 2, 8>(job, r, c, x);
+            else
+                score_logits<tile_t::wide * 2, 2, 8, 4>(job, r, c, x);
+        }
     }
 }
 
@@ -106,14 +126,16 @@ static __global__ void __launch_bounds__(tile_t::threads) fma_head_kernel(head_j
     float sum[tile_t::side][tile_t::side] = {};
     fma_sum<tile_t, false, false>(sum, tile[0], job.hidden, job.weight, row, column, 0, job.hidden.columns);
     CUDA_UNROLL
-    for (int i = 0; i < tile_t::side; i++) CUDA_UNROLL
-    for (int g = 0; g < tile_t::groups; g++) {
-        int r = row + fma_row<tile_t>(i / 4, i % 4), c = column + fma_column<tile_t>(g);
-        float x[4] = {sum[i][g * 4], sum[i][g * 4 + 1], sum[i][g * 4 + 2], sum[i][g * 4 + 3]};
-        if constexpr (gradient)
-            turn_logits<4, 4, 4>(job, r, c, x);
-        else
-            score_logits<4, 4, 4, 8>(job, r, c, x);
+    for (int i = 0; i < tile_t::side; i++) {
+        CUDA_UNROLL
+        for (int g = 0; g < tile_t::groups; g++) {
+            int r = row + fma_row<tile_t>(i / 4, i % 4), c = column + fma_column<tile_t>(g);
+            float x[4] = {sum[i][g * 4], sum[i][g * 4 + 1], sum[i][g * 4 + 2], sum[i][g * 4 + 3]};
+            if constexpr (gradient)
+                turn_logits<4, 4, 4>(job, r, c, x);
+            else
+                score_logits<4, 4, 4, 8>(job, r, c, x);
+        }
     }
 }
 

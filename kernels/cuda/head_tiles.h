@@ -39,9 +39,10 @@ static __device__ __forceinline__ float head_larger(float a, float b) {
 
 // The sum of every thread's value, warps in order; the largest. The same in all threads of the block, which all call
 // it.
-static __device__ __forceinline__ float head_block_sum(float value) {
+// Threads from `busy` on hold 0, or -infinity: their warps have nothing to fold.
+static __device__ __forceinline__ float head_block_sum(float value, int busy) {
     CUDA_SHARED(float, partial, [HEAD_WARPS]);
-    value = cuda_warp_sum(value);
+    if ((int)threadIdx.x / 32 * 32 < busy) value = cuda_warp_sum(value);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
     __syncthreads();
     float sum = partial[0];
@@ -49,9 +50,10 @@ static __device__ __forceinline__ float head_block_sum(float value) {
     __syncthreads(); // the next call writes there
     return sum;
 }
-static __device__ __forceinline__ float head_block_max(float value) {
+static __device__ __forceinline__ float head_block_max(float value, int busy) {
     CUDA_SHARED(float, largest, [HEAD_WARPS]);
-    for (int bits = 16; bits; bits /= 2) value = head_larger(value, __shfl_xor_sync(0xffffffffu, value, bits));
+    for (int bits = (int)threadIdx.x / 32 * 32 < busy ? 16 : 0; bits; bits /= 2)
+        value = head_larger(value, __shfl_xor_sync(0xffffffffu, value, bits));
     if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = value;
     __syncthreads();
     float max = largest[0];
@@ -68,7 +70,7 @@ static __device__ __forceinline__ head_sums_t head_combine(const head_job_t &job
     int64_t first = (int64_t)row * job.groups;
     float max = -INFINITY, sum = 0.0f, product = 0.0f;
     for (int g = (int)threadIdx.x; g < job.groups; g += HEAD_THREADS) max = head_larger(max, job.max[first + g]);
-    max = head_block_max(max);
+    max = head_block_max(max, job.groups);
     for (int g = (int)threadIdx.x; g < job.groups; g += HEAD_THREADS) {
         float away = __fadd_rn(job.max[first + g], -max), weight = cuda_exp(away), mass = job.sum[first + g];
         // e^-inf is 0, and so is what it weighs.
@@ -78,8 +80,8 @@ static __device__ __forceinline__ head_sums_t head_combine(const head_job_t &job
     }
     head_sums_t out;
     out.max = max;
-    out.sum = head_block_sum(sum);
-    out.product = head_block_sum(product);
+    out.sum = head_block_sum(sum, job.groups);
+    out.product = head_block_sum(product, job.groups);
     return out;
 }
 

@@ -69,6 +69,7 @@ static __device__ __forceinline__ void sum_masses(const sample_job_t &job, const
     for (int first = 0; first < job.blocks; first += MASS_TEAMS) { // the same count for both teams of a warp
         int block = first + team;
         float sum = 0.0f;
+        if (first + (int)threadIdx.x / 32 * 2 >= job.blocks) break; // both teams of the warp
         for (int e = 0; e < MASS_BLOCK; e += MASS_LANES)
             sum = __fadd_rn(sum, mass_of(logit, block * MASS_BLOCK + e + lane, job.head.ids, temperature, max));
         for (int bits = MASS_LANES / 2; bits; bits /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, bits));
@@ -139,24 +140,20 @@ static __global__ void __launch_bounds__(HEAD_THREADS) sample_kernel(sample_job_
     int row = (int)blockIdx.x, token;
     float *logit = job.head.logits + row * job.head.stride;
     head_sums_t sums = head_combine(job.head, row);
+    float log_sum = head_log(sums.sum);
     bool good = prepare_row(job, row, logit), finite = sums.sum - sums.sum == 0.0f;
     float given = job.head.temperatures[row], temperature = given == 0.0f ? 1.0f : given;
     best_t best = {0.0f, 0.0f, 0};
     if (given == 0.0f || job.top_gap) best = row_best(logit, job.head.ids);
-    if (!good || !finite) {
-        token = -1;
-    } else if (given == 0.0f) {
-        token = best.id < job.head.ids ? best.id : -1;
-    } else {
-        token = draw(job, row, logit, temperature, sums.max);
-        if (token < 0) { // everything allowed is e^87 below the best banned id: measure from the best allowed one
-            float max = __fdiv_rn(row_best(logit, job.head.ids).value, temperature);
-            token = draw(job, row, logit, temperature, max);
-        }
+    token = !good || !finite ? -1 : given == 0.0f && best.id < job.head.ids ? best.id : -1;
+    float max = sums.max;
+    for (int attempt = 0; attempt < 2 && good && finite && given != 0.0f && token < 0; attempt++) {
+        // The second: everything allowed is e^87 below the best banned id; measure from the best allowed one.
+        if (attempt) max = __fdiv_rn(row_best(logit, job.head.ids).value, temperature);
+        token = draw(job, row, logit, temperature, max);
     }
     if (threadIdx.x != 0) return;
     if (good && token < 0) *(volatile uint32_t *)job.fault = CUDA_FAULT_DRAW;
-    float log_sum = head_log(sums.sum);
     job.token[row] = token;
     job.logprob[row] =
         token < 0 ? NAN : __fadd_rn(__fadd_rn(__fdiv_rn(logit[token], temperature), -sums.max), -log_sum);

@@ -8,10 +8,12 @@ void test_ops_rows(void **state);
 void test_ops_half(void **state);
 void test_ops_cpu_bits(void **state);
 // tests/sim/matrix.c: linear and the head.
-void test_matrix_reference(void **state);
-void test_matrix_gradients(void **state);
-void test_matrix_rows(void **state);
-void test_matrix_bits(void **state);
+void test_matrix_tiles(void **state);
+void test_matrix_storage(void **state);
+void test_matrix_leaves(void **state);
+void test_matrix_sampled(void **state);
+void test_matrix_shared(void **state);
+void test_matrix_faults(void **state);
 void test_attention_reference(void **state);
 // tests/sim/runtime.c: the stand-ins of the CUDA runtime, and the device's host side over them.
 void test_runtime_deferred(void **state);
