@@ -140,7 +140,6 @@ static __global__ void __launch_bounds__(HEAD_THREADS) sample_kernel(sample_job_
     int row = (int)blockIdx.x, token;
     float *logit = job.head.logits + row * job.head.stride;
     head_sums_t sums = head_combine(job.head, row);
-    float log_sum = head_log(sums.sum);
     bool good = prepare_row(job, row, logit), finite = sums.sum - sums.sum == 0.0f;
     float given = job.head.temperatures[row], temperature = given == 0.0f ? 1.0f : given;
     best_t best = {0.0f, 0.0f, 0};
@@ -153,6 +152,7 @@ static __global__ void __launch_bounds__(HEAD_THREADS) sample_kernel(sample_job_
         token = draw(job, row, logit, temperature, max);
     }
     if (threadIdx.x != 0) return;
+    float log_sum = head_log(sums.sum);
     if (good && token < 0) *(volatile uint32_t *)job.fault = CUDA_FAULT_DRAW;
     job.token[row] = token;
     job.logprob[row] =
