@@ -14,7 +14,7 @@ close() { # A B KEY: at every step
     echo "close $3 ($1, $2): $(paste <(metric "$1" "$3") <(metric "$2" "$3") | tr '\n\t' ' /')"
 }
 no_leaks() { # NAME
-    grep '^sim: ' "$work/$1.log" && fail "$1 left something on the device" "$work/$1.log"
+    ! grep '^sim: ' "$work/$1.log" || fail "$1 left something on the device" "$work/$1.log"
 }
 
 echo "== SFT"
