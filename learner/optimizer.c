@@ -90,17 +90,22 @@ static status_t reduce_sums(optimizer_t *optimizer) {
 // Square sums block by block on their owners, gathered, added in block order; and each tensor's largest total.
 static status_t global_norm(optimizer_t *optimizer, double *norm) {
     device_t *device = optimizer->device;
-    memset(optimizer->absmax, 0, (size_t)optimizer->tensors * sizeof(*optimizer->absmax));
-    memset(optimizer->square_sum, 0, (size_t)optimizer->blocks * sizeof(double));
+    size_t sums = (size_t)optimizer->blocks * sizeof(double), largest = (size_t)optimizer->tensors * sizeof(int64_t);
+    TRY(device->table->zero(device, optimizer->device_square_sum, sums));
+    TRY(device->table->zero(device, optimizer->device_absmax, largest));
     for (int s = 0; s < optimizer->segments; s++) {
         const optimizer_segment_t *segment = &optimizer->segment[s];
         int64_t flat = optimizer->start[segment->tensor] + segment->first;
         gradient_norm_args_t args = {.count = segment->count,
                                      .sum = optimizer->sum + flat,
                                      .exponent = optimizer->scale[segment->tensor].exponent,
-                                     .square_sum = optimizer->square_sum + flat / GRADIENT_BLOCK,
-                                     .absmax = optimizer->absmax + segment->tensor};
+                                     .square_sum = optimizer->device_square_sum + flat / GRADIENT_BLOCK,
+                                     .absmax = optimizer->device_absmax + segment->tensor};
         TRY(device->table->gradient_norm(device, &args));
+    }
+    if (!optimizer->host_memory) {
+        TRY(device->table->download(device, optimizer->square_sum, optimizer->device_square_sum, sums));
+        TRY(device->table->download(device, optimizer->absmax, optimizer->device_absmax, largest));
     }
     for (int r = 0; r <= comm_size(optimizer->comm); r++) {
         optimizer->bytes[r] = optimizer->offset[r] / GRADIENT_BLOCK * (int64_t)sizeof(double);

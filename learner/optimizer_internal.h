@@ -56,6 +56,8 @@ struct optimizer {
     uint32_t *host_flags;                         // host, [tensors]; the same memory where host_memory
     double *square_sum;                           // host, [blocks]
     int64_t *absmax;                              // host, [tensors]
+    double *device_square_sum;                    // device, [blocks]; the host's where host_memory
+    int64_t *device_absmax;                       // device, [tensors]; the host's where host_memory
     int64_t *reduced;                             // host, [3 * tensors]: collectives and checkpoints of small numbers
     optimizer_scale_t *scale;                     // [tensors]
     int64_t updates;                              // done: AdamW's t

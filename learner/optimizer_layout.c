@@ -55,16 +55,20 @@ static status_t layout_memory(optimizer_t *optimizer) {
     TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->master));
     TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->first_moment));
     TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->second_moment));
+    TRY(device_take(optimizer, (size_t)optimizer->blocks * sizeof(double), (void **)&optimizer->device_square_sum));
+    TRY(device_take(optimizer, tensors * sizeof(int64_t), (void **)&optimizer->device_absmax));
     if (optimizer->host_memory) {
         optimizer->staged_sum = optimizer->sum;
         optimizer->host_flags = optimizer->flags;
+        optimizer->square_sum = optimizer->device_square_sum;
+        optimizer->absmax = optimizer->device_absmax;
     } else {
+        TRY(ALLOCATE(&optimizer->square_sum, optimizer->blocks));
+        TRY(ALLOCATE(&optimizer->absmax, tensors));
         if (!optimizer->device_comm) TRY(ALLOCATE(&optimizer->staged_sum, flat));
         TRY(ALLOCATE(&optimizer->host_flags, tensors));
     }
     TRY(ALLOCATE(&optimizer->flat, flat));
-    TRY(ALLOCATE(&optimizer->square_sum, optimizer->blocks));
-    TRY(ALLOCATE(&optimizer->absmax, tensors));
     TRY(ALLOCATE(&optimizer->reduced, 3 * tensors));
     TRY(ALLOCATE(&optimizer->scale, tensors));
     for (size_t i = 0; i < tensors; i++) {
@@ -142,8 +146,9 @@ void optimizer_close(optimizer_t *optimizer) {
     for (int i = 0; i < optimizer->tensors && optimizer->sum; i++) {
         optimizer->tensor[i].parameter->sink = (gradient_sink_t){0};
     }
-    void *on_device[] = {optimizer->sum, optimizer->flags, optimizer->master, optimizer->first_moment,
-                         optimizer->second_moment};
+    void *on_device[] = {optimizer->sum,          optimizer->flags,         optimizer->master,
+                         optimizer->first_moment, optimizer->second_moment, optimizer->device_square_sum,
+                         optimizer->device_absmax};
     for (size_t i = 0; i < sizeof(on_device) / sizeof(*on_device); i++) {
         if (on_device[i]) device->table->release(device, on_device[i]);
     }
@@ -151,10 +156,10 @@ void optimizer_close(optimizer_t *optimizer) {
     if (!optimizer->host_memory) {
         free(optimizer->staged_sum);
         free(optimizer->host_flags);
+        free(optimizer->square_sum);
+        free(optimizer->absmax);
     }
     free(optimizer->flat);
-    free(optimizer->square_sum);
-    free(optimizer->absmax);
     free(optimizer->reduced);
     free(optimizer->scale);
     free(optimizer->changed);

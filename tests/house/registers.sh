@@ -20,7 +20,7 @@ rows() { # FILE KERNEL ARCHITECTURE REGISTERS SHARED SPILLED, one kernel a line
     for source in "$root"/kernels/cuda/*.cu; do
         local name
         name=$(basename "$source" .cu)
-        c++filt <"$logs/$name.ptxas" | awk -v file="$name" '
+        c++filt <"$logs/$name.ptxas" | sed -E 's/\([A-Za-z_0-9:]+\)([0-9-])/\1/g' | awk -v file="$name" '
             /Compiling entry function/ {
                 split($0, part, "\047"); kernel = part[2]; architecture = part[4]
                 sub(/^void /, "", kernel); sub(/\(.*/, "", kernel); gsub(/ /, "", kernel); spilled = 0

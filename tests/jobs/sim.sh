@@ -14,7 +14,7 @@ close() { # A B KEY: at every step
     echo "close $3 ($1, $2): $(paste <(metric "$1" "$3") <(metric "$2" "$3") | tr '\n\t' ' /')"
 }
 no_leaks() { # NAME
-    grep '^sim: ' "$work/$1.log" && fail "$1 left something on the device" "$work/$1.log"
+    ! grep '^sim: ' "$work/$1.log" || fail "$1 left something on the device" "$work/$1.log"
 }
 
 echo "== SFT"
@@ -27,7 +27,8 @@ close cpu sim gradient_norm
 no_leaks sim
 must_job sim-two 2 sft device=sim:reverse
 same "weights (two learners, threads in reverse)" "$(hash_of sim)" "$(hash_of sim-two)"
-holds "$work/sim.log" 'sim'
+"$POISE" sft "${settings[@]}" --set device=sim --set "output=$work/dry" --dry-run >"$work/dry.log" 2>&1 || fail "the dry run failed" "$work/dry.log"
+holds "$work/dry.log" '^kernels +sim'
 
 echo "== GRPO"
 make_start 200
