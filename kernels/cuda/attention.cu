@@ -8,20 +8,23 @@ enum {
 };
 
 template <typename value_t, int size> static status_t attention_tall(const attention_call_t *call, void *stream) {
-    return attention_launch<value_t, size, attention_shape<value_t, size>::warps>(call, stream);
+    return attention_launch<value_t, size, attention_shape<value_t, size>::warps>(call, 1, stream);
 }
-template <typename value_t> static status_t attention_sized(const attention_call_t *call, void *stream) {
-    if (call->head_dim <= 64) return attention_tall<value_t, 64>(call, stream);
-    if (call->head_dim <= 80) return attention_tall<value_t, 80>(call, stream);
-    if (call->head_dim <= 128) return attention_tall<value_t, 128>(call, stream);
-    return attention_tall<value_t, 256>(call, stream);
+static status_t attention_tall_sized(const attention_call_t *call, bool halves, void *stream) {
+    if (halves && call->head_dim <= 64) return attention_tall<bf16_t, 64>(call, stream);
+    if (halves && call->head_dim <= 80) return attention_tall<bf16_t, 80>(call, stream);
+    if (halves && call->head_dim <= 128) return attention_tall<bf16_t, 128>(call, stream);
+    if (halves) return attention_tall<bf16_t, 256>(call, stream);
+    if (call->head_dim <= 64) return attention_tall<float, 64>(call, stream);
+    return call->head_dim <= 128 ? attention_tall<float, 128>(call, stream) : attention_tall<float, 256>(call, stream);
 }
 
 // Parts of lists that go to blocks of their own, or 0: lists stay whole. Known from shapes alone, so that a captured
 // graph serves every step of a decode: no list is longer than k has rows.
 static int attention_splits(const attention_args_t *args) {
     int64_t parts = ((int64_t)args->k.rows + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT;
-    int64_t group = args->heads / args->kv_heads, rows = (int64_t)args->q.rows * group, sequences = args->mask.sequences;
+    int64_t group = args->heads / args->kv_heads, rows = (int64_t)args->q.rows * group,
+            sequences = args->mask.sequences;
     int64_t blocks = (rows / ATTENTION_WARP_ROWS + sequences + 1) * args->kv_heads;
     int64_t bytes = (int64_t)args->q.rows * args->heads * parts * (args->head_dim + 2) * (int64_t)sizeof(float);
     bool few = rows <= sequences * ATTENTION_SHORT_ROWS && blocks < ATTENTION_BLOCKS_WANTED;
@@ -40,8 +43,6 @@ extern "C" status_t CUDA_NAME(attention)(device_t *device, const attention_args_
     if (device->measuring || args->q.rows == 0) return STATUS_OK;
     void *stream = cuda_stream(device);
     bool halves = attention_halves(args);
-    if (call.splits) return CUDA_NAME(attention_split)(&call, halves, stream);
-    if ((int64_t)args->q.rows * call.group <= (int64_t)args->mask.sequences * ATTENTION_SHORT_ROWS)
-        return CUDA_NAME(attention_short)(&call, halves, stream);
-    return halves ? attention_sized<bf16_t>(&call, stream) : attention_sized<float>(&call, stream);
+    bool few = (int64_t)args->q.rows * call.group <= (int64_t)args->mask.sequences * ATTENTION_SHORT_ROWS;
+    return few ? CUDA_NAME(attention_decode)(&call, halves, stream) : attention_tall_sized(&call, halves, stream);
 }

@@ -1,7 +1,7 @@
 // What the attention kernels have in common: tiles in shared memory, the two products, and what a row sees.
 //
-// A row is a query with one of the heads that share a key head: row r of a sequence is query r / group, head r % group of
-// the key head. Rows go in tiles, 16 to a warp; keys go in blocks that begin at position 0 of their sequence. A warp
+// A row is a query with one of the heads that share a key head: row r of a sequence is query r / group, head r % group
+// of the key head. Rows go in tiles, 16 to a warp; keys go in blocks that begin at position 0 of their sequence. A warp
 // holds 16 rows by 8 N columns as mma lays them out: value[n][e] of lane i is row i / 4 + e / 2 * 8 and column
 // n * 8 + i % 4 * 2 + e % 2. Both kinds of arithmetic keep to that layout, so that all else is written once:
 // tensor cores where q, k and v are bf16, else fp32 with fused multiply-adds.
@@ -12,7 +12,8 @@
 #include "kernels/cuda/cuda_shim.h"
 
 // Lists longer than ATTENTION_SPLIT keys are attended to in parts of that many positions, each by itself, and merged in
-// order: in decode by blocks of their own, in prefill by one block after another. The size is part of the result's bits.
+// order: in decode by blocks of their own, in prefill by one block after another. The size is part of the result's
+// bits.
 enum { ATTENTION_SPLIT = 256, ATTENTION_WARP_ROWS = 16 };
 
 // One matrix with its heads, as tiles are read from it.
@@ -74,8 +75,8 @@ static inline bool attention_halves(const attention_args_t *args) {
 }
 
 // How many tiles of `rows` rows there can be, and where those of a sequence begin: sequence s has the slots from
-// query_start[s] * group / rows + s up to the next one's, which are enough for it, wherever its queries begin. So a block
-// finds its work by itself, and the host need not know how long the sequences are.
+// query_start[s] * group / rows + s up to the next one's, which are enough for it, wherever its queries begin. So a
+// block finds its work by itself, and the host need not know how long the sequences are.
 static inline unsigned attention_slots(const attention_call_t &call, int rows) {
     return (unsigned)((int64_t)call.query_rows * call.group / rows + call.mask.sequences + 1);
 }
@@ -123,8 +124,7 @@ static __device__ __forceinline__ bool attention_sequence(const attention_call_t
 // The tile of a slot; false where there is none.
 static __device__ __forceinline__ bool attention_take(const attention_call_t &call, int64_t slot, int rows,
                                                       attention_tile_t *tile) {
-    int sequence =
-        attention_find(call.mask.sequences, [&](int s) { return attention_slot(call, s, rows) <= slot; });
+    int sequence = attention_find(call.mask.sequences, [&](int s) { return attention_slot(call, s, rows) <= slot; });
     if (sequence < 0 || !attention_sequence(call, sequence, tile)) return false;
     int64_t first = (slot - attention_slot(call, sequence, rows)) * rows;
     if (first >= tile->rows) return false;
@@ -139,7 +139,7 @@ typedef struct attention_row {
     int head;
 } attention_row_t;
 static __device__ __forceinline__ attention_row_t attention_row_at(const attention_call_t &call,
-                                                                const attention_tile_t &tile, int kv_head, int r) {
+                                                                   const attention_tile_t &tile, int kv_head, int r) {
     int at = tile.first + r;
     return attention_row_t{(int64_t)tile.query + at / call.group, kv_head * call.group + at % call.group};
 }
@@ -150,7 +150,7 @@ typedef struct attention_sight {
 } attention_sight_t;
 
 static __device__ __forceinline__ attention_sight_t attention_sight_at(const attention_call_t &call,
-                                                                    const attention_tile_t &tile, int r) {
+                                                                       const attention_tile_t &tile, int r) {
     const attention_mask_t &mask = call.mask;
     if (r >= tile.rows) return attention_sight_t{0, 0, -1};
     int position = tile.position + (tile.first + r) / call.group;
@@ -172,7 +172,8 @@ static __device__ __forceinline__ void attention_reach(const attention_call_t &c
     *high = attention_sight_at(call, tile, tile.rows - 1).high;
     bool grouped = false;
     if (call.mask.causal && call.mask.group)
-        for (int r = (int)threadIdx.x % 32; r < tile.rows; r += 32) grouped |= attention_sight_at(call, tile, r).group >= 0;
+        for (int r = (int)threadIdx.x % 32; r < tile.rows; r += 32)
+            grouped |= attention_sight_at(call, tile, r).group >= 0;
     if (__any_sync(0xffffffffu, grouped)) *high = tile.keys;
 }
 
@@ -223,10 +224,9 @@ static __device__ __forceinline__ void attention_load_rows(value_t *to, const at
 
 // Keys (or values) at the positions start, start + 1, ... that lie in [low, high); zeros for the others.
 template <typename value_t, int size, int rows, int threads>
-static __device__ __forceinline__ void attention_load_keys(value_t *to, const attention_call_t &call,
-                                                           const attention_source_t &source,
-                                                           const attention_tile_t &tile, int kv_head, int start,
-                                                           int low, int high) {
+static __device__ __forceinline__ void
+attention_load_keys(value_t *to, const attention_call_t &call, const attention_source_t &source,
+                    const attention_tile_t &tile, int kv_head, int start, int low, int high) {
     attention_load<value_t, size, rows, threads>(to, source, call.head_dim, [&](int r) -> int64_t {
         int position = start + r;
         if (position < low || position >= high) return -1;
@@ -263,7 +263,7 @@ static __device__ __forceinline__ void attention_dot(float (&sum)[N][4], const f
     int lane = (int)threadIdx.x % 32;
     a += lane / 4 * stride;
     b += lane % 4 * 2 * stride;
-    for (int d = 0; d < size; d += 4) {
+    CUDA_UNROLL_BY(1) for (int d = 0; d < size; d += 4) {
         float4 row[2] = {*(const float4 *)(const void *)(a + d), *(const float4 *)(const void *)(a + 8 * stride + d)};
         CUDA_UNROLL for (int n = 0; n < N; n++) CUDA_UNROLL for (int e = 0; e < 4; e++) {
             const float4 column = *(const float4 *)(const void *)(b + (n * 8 + e % 2) * stride + d);
@@ -283,9 +283,11 @@ static __device__ __forceinline__ unsigned attention_pair(float low, float high)
     return bits;
 }
 
-// sum[d][e] += sum over the rows j of b of p[row][j] b[j][column d * 8 ...]. On the tensor cores p is rounded to bf16.
+// sum[d][e] += sum over the rows j of b of p[row][j] b[j][column d * 8 ...]. On the tensor cores p is rounded to bf16;
+// the other kind has scratch[16][8 N] for each warp.
 template <int size, int N, int D>
-static __device__ __forceinline__ void attention_add(float (&sum)[D][4], const float (&p)[N][4], const bf16_t *b) {
+static __device__ __forceinline__ void attention_add(float (&sum)[D][4], const float (&p)[N][4], const bf16_t *b,
+                                                     float *) {
     const int stride = attention_stride<bf16_t>(size);
     int lane = (int)threadIdx.x % 32;
     b += lane % 16 * stride + lane / 16 * 8;
@@ -302,16 +304,22 @@ static __device__ __forceinline__ void attention_add(float (&sum)[D][4], const f
     }
 }
 template <int size, int N, int D>
-static __device__ __forceinline__ void attention_add(float (&sum)[D][4], const float (&p)[N][4], const float *b) {
+static __device__ __forceinline__ void attention_add(float (&sum)[D][4], const float (&p)[N][4], const float *b,
+                                                     float *scratch) {
     const int stride = attention_stride<float>(size);
     int lane = (int)threadIdx.x % 32;
     b += lane % 4 * 2;
-    CUDA_UNROLL for (int j = 0; j < N; j++) CUDA_UNROLL for (int i = 0; i < 8; i++) {
-        int from = (lane & ~3) | i / 2;
-        float upper = __shfl_sync(0xffffffffu, p[j][i % 2], from);
-        float lower = __shfl_sync(0xffffffffu, p[j][i % 2 + 2], from);
+    // p goes through shared memory, so that the loop over j need not be unrolled: the code would fill megabytes.
+    float *own = scratch + (int)threadIdx.x / 32 * ATTENTION_WARP_ROWS * N * 8;
+    __syncwarp();
+    CUDA_UNROLL for (int j = 0; j < N; j++) CUDA_UNROLL for (int e = 0; e < 4; e++)
+        own[(lane / 4 + e / 2 * 8) * N * 8 + j * 8 + lane % 4 * 2 + e % 2] = p[j][e];
+    __syncwarp();
+    own += lane / 4 * N * 8;
+    CUDA_UNROLL_BY(1) for (int j = 0; j < N * 8; j++) {
+        float upper = own[j], lower = own[8 * N * 8 + j];
         CUDA_UNROLL for (int d = 0; d < D; d++) {
-            float2 column = *(const float2 *)(const void *)(b + (j * 8 + i) * stride + d * 8);
+            float2 column = *(const float2 *)(const void *)(b + j * stride + d * 8);
             sum[d][0] = __fmaf_rn(upper, column.x, sum[d][0]);
             sum[d][1] = __fmaf_rn(upper, column.y, sum[d][1]);
             sum[d][2] = __fmaf_rn(lower, column.x, sum[d][2]);

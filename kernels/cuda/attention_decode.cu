@@ -1,48 +1,12 @@
-// attention of few queries a sequence: tiles of one warp; where there are too few of them for the GPU, the list of keys is
-// split over blocks, and a second kernel joins the parts in order, as a single block would.
+// attention of few queries a sequence: tiles of one warp; where there are too few of them for the GPU, the list of keys
+// is split over blocks, and a second kernel joins the parts in order, as a single block would.
 #include "kernels/cuda/attention_forward.h"
 
-enum { JOIN_THREADS = 64, PART_BLOCKS = 2048 };
+enum : unsigned { JOIN_THREADS = 64, PART_BLOCKS = 2048 };
 
-// A block takes one tile through the parts blockIdx.z, blockIdx.z + gridDim.z, ... of its list.
-template <typename value_t, int size>
-static __global__ void __launch_bounds__(32) attention_part_kernel(attention_call_t call) {
-    CUDA_DYNAMIC_SHARED(value_t, memory);
-    auto tiles = attention_tiles_in<value_t, size, 1>(memory);
-    int kv_head = (int)blockIdx.y, lane = (int)threadIdx.x % 32, low, high;
-    attention_tile_t tile;
-    if (!attention_take(call, blockIdx.x, ATTENTION_WARP_ROWS, &tile)) return;
-    if ((int)blockIdx.z * ATTENTION_SPLIT >= tile.keys) return;
-    attention_reach(call, tile, &low, &high);
-    attention_load_rows<value_t, size, ATTENTION_WARP_ROWS, 32>(tiles.q, call, call.q, tile, kv_head);
-    cuda_copy_commit();
-    for (int part = (int)blockIdx.z; part * ATTENTION_SPLIT < tile.keys; part += (int)gridDim.z) {
-        int first = part * ATTENTION_SPLIT, last = first + ATTENTION_SPLIT;
-        first = first < low ? low : first;
-        last = last > high ? high : last;
-        attention_state<size / 8> state;
-        attention_state_clear(state);
-        if (first < last) attention_walk<value_t, size, 1>(call, tile, kv_head, first, last, tiles, state);
-        for (int i = 0; i < 2; i++) {
-            int r = lane / 4 + i * 8;
-            if (r >= tile.rows) continue;
-            attention_row_t row = attention_row_at(call, tile, kv_head, r);
-            int64_t at = (row.query * call.heads + row.head) * call.splits + part;
-            if (lane % 4 == 0) {
-                call.partial_state[at * 2] = state.maximum[i];
-                call.partial_state[at * 2 + 1] = state.total[i];
-            }
-            CUDA_UNROLL for (int d = 0; d < size / 8; d++) CUDA_UNROLL for (int e = 0; e < 2; e++) {
-                int column = d * 8 + lane % 4 * 2 + e;
-                if (column < call.head_dim) call.partial[at * call.head_dim + column] = state.sum[d][i * 2 + e];
-            }
-        }
-    }
-    cuda_copy_wait<0>();
-}
-
-// A block joins the parts of one row. Every thread follows maximum and total by itself.
-static __global__ void __launch_bounds__(JOIN_THREADS) attention_join_kernel(attention_call_t call) {
+// A block joins the parts of one row, in the steps of attention_close_part. Every thread follows maximum and total by
+// itself.
+static __global__ void __launch_bounds__(JOIN_THREADS, 16) attention_join_kernel(attention_call_t call) {
     int64_t row = blockIdx.x, head = blockIdx.y;
     int64_t out = row * call.out_stride + head * call.head_dim, first = (row * call.heads + head) * call.splits;
     int sequence = attention_find(call.mask.sequences, [&](int s) { return call.mask.query_start[s] <= row; });
@@ -69,38 +33,26 @@ static __global__ void __launch_bounds__(JOIN_THREADS) attention_join_kernel(att
     if (call.lse && threadIdx.x == 0) call.lse[row * call.heads + head] = inside ? attention_lse(total, maximum) : 0.0f;
 }
 
-template <typename value_t, int size> static status_t attention_parts_of(const attention_call_t *given, void *stream) {
-    attention_call_t call = *given;
-    auto kernel = attention_part_kernel<value_t, size>;
-    size_t bytes = attention_tile_bytes<value_t, size, 1>(false);
-    TRY(CUDA_GRANT_SHARED(kernel, bytes));
-    unsigned slots = attention_slots(call, ATTENTION_WARP_ROWS), heads = (unsigned)call.kv_heads;
-    unsigned deep = (unsigned)PART_BLOCKS / (slots * heads) + 1;
-    dim3 grid(slots, heads, deep < (unsigned)call.splits ? deep : (unsigned)call.splits);
-    return CUDA_LAUNCH(kernel, grid, dim3(32), bytes, stream, call);
+// depth: see attention_launch. Enough blocks for every multiprocessor; most lists are shorter than k has rows.
+template <typename value_t, int size> static status_t attention_few(const attention_call_t *call, void *stream) {
+    unsigned tiles = attention_slots(*call, ATTENTION_WARP_ROWS) * (unsigned)call->kv_heads;
+    unsigned depth = PART_BLOCKS / tiles + 1, most = call->splits ? (unsigned)call->splits : 1;
+    return attention_launch<value_t, size, 1>(call, depth < most ? depth : most, stream);
 }
 
-template <typename value_t> static status_t attention_parts_sized(const attention_call_t *call, void *stream) {
-    if (call->head_dim <= 64) return attention_parts_of<value_t, 64>(call, stream);
-    if (call->head_dim <= 80) return attention_parts_of<value_t, 80>(call, stream);
-    if (call->head_dim <= 128) return attention_parts_of<value_t, 128>(call, stream);
-    return attention_parts_of<value_t, 256>(call, stream);
+static status_t attention_few_sized(const attention_call_t *call, bool halves, void *stream) {
+    if (halves && call->head_dim <= 64) return attention_few<bf16_t, 64>(call, stream);
+    if (halves && call->head_dim <= 80) return attention_few<bf16_t, 80>(call, stream);
+    if (halves && call->head_dim <= 128) return attention_few<bf16_t, 128>(call, stream);
+    if (halves) return attention_few<bf16_t, 256>(call, stream);
+    if (call->head_dim <= 64) return attention_few<float, 64>(call, stream);
+    return call->head_dim <= 128 ? attention_few<float, 128>(call, stream) : attention_few<float, 256>(call, stream);
 }
 
-status_t CUDA_NAME(attention_split)(const attention_call_t *given, bool halves, void *stream) {
+status_t CUDA_NAME(attention_decode)(const attention_call_t *given, bool halves, void *stream) {
     attention_call_t call = *given;
-    TRY(halves ? attention_parts_sized<bf16_t>(&call, stream) : attention_parts_sized<float>(&call, stream));
+    TRY(attention_few_sized(&call, halves, stream));
+    if (!call.splits) return STATUS_OK;
     dim3 grid((unsigned)call.query_rows, (unsigned)call.heads);
     return CUDA_LAUNCH(attention_join_kernel, grid, dim3(JOIN_THREADS), 0, stream, call);
-}
-
-template <typename value_t> static status_t attention_short_sized(const attention_call_t *call, void *stream) {
-    if (call->head_dim <= 64) return attention_launch<value_t, 64, 1>(call, stream);
-    if (call->head_dim <= 80) return attention_launch<value_t, 80, 1>(call, stream);
-    if (call->head_dim <= 128) return attention_launch<value_t, 128, 1>(call, stream);
-    return attention_launch<value_t, 256, 1>(call, stream);
-}
-
-status_t CUDA_NAME(attention_short)(const attention_call_t *call, bool halves, void *stream) {
-    return halves ? attention_short_sized<bf16_t>(call, stream) : attention_short_sized<float>(call, stream);
 }

@@ -1,15 +1,15 @@
-// The forward of attention: one walk over blocks of keys, which prefill and decode have in common, so that their bits are
-// the same whatever they are launched with.
+// The forward of attention: one walk over blocks of keys, which prefill and decode have in common, so that their bits
+// are the same whatever they are launched with.
 //
-// A row's sums depend on its own keys alone: a block of keys that it does not see leaves maximum, sum and accumulators as
-// they are to the bit (factor 1, zeros added), so that it does not matter which blocks its tile goes through.
+// A row's sums depend on its own keys alone: a block of keys that it does not see leaves maximum, sum and accumulators
+// as they are to the bit (factor 1, zeros added), so that it does not matter which blocks its tile goes through.
 #ifndef KERNELS_CUDA_ATTENTION_FORWARD_H
 #define KERNELS_CUDA_ATTENTION_FORWARD_H
 
 #include "kernels/cuda/attention.h"
 
-// warps: of a tile in prefill. keys: of a block; smaller where registers or shared memory are short. Both go into nothing
-// but speed and, the latter, the bits: it is the same in prefill and in decode.
+// warps: of a tile in prefill. keys: of a block; smaller where registers or shared memory are short. Both go into
+// nothing but speed and, the latter, the bits: it is the same in prefill and in decode.
 template <typename value_t, int size> struct attention_shape {
     static constexpr bool tensor = sizeof(value_t) == sizeof(bf16_t);
     static constexpr int warps = !tensor && size > 128 ? 2 : 4;
@@ -20,19 +20,20 @@ template <typename value_t, int size> struct attention_shape {
 
 template <typename value_t, int size, int warps> static constexpr size_t attention_tile_bytes(bool merging) {
     typedef attention_shape<value_t, size> shape;
-    size_t rows = warps * ATTENTION_WARP_ROWS + 2 * shape::keys;
-    return rows * shape::stride * sizeof(value_t) + (merging ? (size_t)warps * 32 * shape::D * 4 * sizeof(float) : 0);
+    size_t rows = warps * ATTENTION_WARP_ROWS, scratch = shape::tensor ? 0 : rows * shape::keys * sizeof(float);
+    return (rows + 2 * shape::keys) * shape::stride * sizeof(value_t) + scratch +
+           (merging ? (size_t)warps * 32 * shape::D * 4 * sizeof(float) : 0);
 }
 
-// Running maximum, sum and accumulators of the 16 rows of a warp; of each thread's two rows. Until the sum is folded, it
-// is that of the thread's own columns.
+// Running maximum, sum and accumulators of the 16 rows of a warp; of each thread's two rows. Until the sum is folded,
+// it is that of the thread's own columns.
 template <int D> struct attention_state {
     float sum[D][4];
     float maximum[2], total[2];
 };
 template <int D> static __device__ __forceinline__ void attention_state_clear(attention_state<D> &state) {
     CUDA_UNROLL for (int d = 0; d < D; d++) CUDA_UNROLL for (int e = 0; e < 4; e++) state.sum[d][e] = 0.0f;
-    for (int i = 0; i < 2; i++) {
+    CUDA_UNROLL for (int i = 0; i < 2; i++) {
         state.maximum[i] = -INFINITY;
         state.total[i] = 0.0f;
     }
@@ -73,11 +74,12 @@ static __device__ __forceinline__ void attention_softmax(const attention_call_t 
         s[n][e] = attention_exp(__fadd_rn(s[n][e], -largest[e / 2]));
         state.total[e / 2] = __fadd_rn(state.total[e / 2], s[n][e]);
     }
-    CUDA_UNROLL for (int d = 0; d < D; d++) CUDA_UNROLL for (int e = 0; e < 4; e++)
-        state.sum[d][e] = __fmul_rn(state.sum[d][e], factor[e / 2]);
+    CUDA_UNROLL for (int d = 0; d < D; d++) CUDA_UNROLL for (int e = 0; e < 4; e++) state.sum[d][e] =
+        __fmul_rn(state.sum[d][e], factor[e / 2]);
 }
 
-// How two parts of a list become one: the later is added to the earlier. A part of which nothing is seen changes nothing.
+// How two parts of a list become one: the later is added to the earlier. A part of which nothing is seen changes
+// nothing.
 typedef struct attention_join {
     float maximum, earlier, later; // the new maximum, and the factors of both
 } attention_join_t;
@@ -90,8 +92,8 @@ static __device__ __forceinline__ float attention_joined(const attention_join_t 
     return __fmaf_rn(earlier, join.earlier, __fmul_rn(later, join.later));
 }
 
-// The parts that a row's tile has been through: in shared memory, each thread's own numbers. A second set of accumulators
-// in registers would halve the warps of a multiprocessor.
+// The parts that a row's tile has been through: in shared memory, each thread's own numbers. A second set of
+// accumulators in registers would halve the warps of a multiprocessor.
 template <int D> struct attention_parts {
     float *sum; // [D * 4][threads]
     float maximum[2], total[2];
@@ -117,23 +119,24 @@ static __device__ __forceinline__ void attention_close_part(attention_state<D> &
 // What a block of threads has in shared memory.
 template <typename value_t, int size, int warps> struct attention_tiles {
     value_t *q, *k, *v;
-    float *parts;
+    float *scratch, *parts;
 };
 template <typename value_t, int size, int warps>
 static __device__ __forceinline__ attention_tiles<value_t, size, warps> attention_tiles_in(value_t *memory) {
     typedef attention_shape<value_t, size> shape;
     value_t *k = memory + warps * ATTENTION_WARP_ROWS * shape::stride, *v = k + shape::keys * shape::stride;
-    return attention_tiles<value_t, size, warps>{memory, k, v, (float *)(void *)(v + shape::keys * shape::stride)};
+    float *scratch = (float *)(void *)(v + shape::keys * shape::stride);
+    float *parts = scratch + (shape::tensor ? 0 : warps * ATTENTION_WARP_ROWS * shape::keys);
+    return attention_tiles<value_t, size, warps>{memory, k, v, scratch, parts};
 }
 
 // Takes the rows of a tile through the blocks of keys that meet [low, high), in order, and leaves in the state the sums
 // with the totals folded. Parts are closed where ATTENTION_SPLIT positions end, unless all lies in one. q is on its way
 // when this is called. While scores are computed the values are on their way, and the next keys while those are summed.
 template <typename value_t, int size, int warps>
-static __device__ __forceinline__ void attention_walk(const attention_call_t &call, const attention_tile_t &tile,
-                                                      int kv_head, int low, int high,
-                                                      const attention_tiles<value_t, size, warps> &tiles,
-                                                      attention_state<size / 8> &state) {
+static __device__ __forceinline__ void
+attention_walk(const attention_call_t &call, const attention_tile_t &tile, int kv_head, int low, int high,
+               const attention_tiles<value_t, size, warps> &tiles, attention_state<size / 8> &state) {
     typedef attention_shape<value_t, size> shape;
     const int threads = warps * 32, keys = shape::keys, N = shape::N, D = shape::D;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, row = warp * ATTENTION_WARP_ROWS + lane / 4;
@@ -165,7 +168,7 @@ static __device__ __forceinline__ void attention_walk(const attention_call_t &ca
         attention_softmax(call, tile, sight, start, all_low <= start && start + keys <= all_high, s, state);
         cuda_copy_wait<1>();
         __syncthreads(); // the values are there
-        attention_add<size>(state.sum, s, tiles.v);
+        attention_add<size>(state.sum, s, tiles.v, tiles.scratch);
         if (several && ((start + keys) % ATTENTION_SPLIT == 0 || start + keys >= high))
             attention_close_part<D, threads>(state, parts);
         __syncthreads(); // nobody needs the values any more
@@ -176,8 +179,8 @@ static __device__ __forceinline__ void attention_walk(const attention_call_t &ca
         state.total[i] = several ? parts.total[i] : attention_quad_sum(state.total[i]);
     }
     if (several)
-        CUDA_UNROLL for (int d = 0; d < D; d++) CUDA_UNROLL for (int e = 0; e < 4; e++)
-            state.sum[d][e] = parts.sum[(d * 4 + e) * threads + (int)threadIdx.x];
+        CUDA_UNROLL for (int d = 0; d < D; d++) CUDA_UNROLL for (int e = 0; e < 4; e++) state.sum[d][e] =
+            parts.sum[(d * 4 + e) * threads + (int)threadIdx.x];
 }
 
 // The natural logarithm as the CPU's kernels take it (kernels/cpu/attention_impl.h), the same bits.
@@ -194,8 +197,8 @@ static __device__ __forceinline__ float attention_log(float x) {
     return (float)((double)exponent * 0.69314718055994531 + 2.0 * (z + z * s * series));
 }
 
-// One number of the output; a row that saw no key gives zeros. The added zero turns -0 into +0: whether a sum of zeros is
-// -0 depends on steps that hidden keys do not make.
+// One number of the output; a row that saw no key gives zeros. The added zero turns -0 into +0: whether a sum of zeros
+// is -0 depends on steps that hidden keys do not make.
 static __device__ __forceinline__ float attention_output(float sum, float total, float maximum) {
     if (maximum == -INFINITY) return 0.0f;
     return __fadd_rn(__fdiv_rn(sum, total), 0.0f);
@@ -210,11 +213,10 @@ static __device__ __forceinline__ void attention_put(const attention_call_t &cal
         cuda_put((float *)call.out + at, value);
 }
 
-// The kernels of attention_decode.cu; attention.cu chooses.
-status_t CUDA_NAME(attention_short)(const attention_call_t *call, bool halves, void *stream) STATUS_CHECKED;
-status_t CUDA_NAME(attention_split)(const attention_call_t *call, bool halves, void *stream) STATUS_CHECKED;
+// Few queries a sequence (attention_decode.cu); attention.cu chooses, and whether lists are split.
+status_t CUDA_NAME(attention_decode)(const attention_call_t *call, bool halves, void *stream) STATUS_CHECKED;
 
-// ---- the kernel of whole rows ----
+// ---- the kernel ----
 
 // Rows of q that belong to no sequence give zeros.
 static __device__ __forceinline__ void attention_clear(const attention_call_t &call, int kv_head, int threads) {
@@ -231,52 +233,74 @@ static __device__ __forceinline__ void attention_clear(const attention_call_t &c
     }
 }
 
+// The results of a tile, or of one part of its list.
 template <int D>
 static __device__ __forceinline__ void attention_store(const attention_call_t &call, const attention_tile_t &tile,
-                                                       int kv_head, const attention_state<D> &state) {
+                                                       int kv_head, int part, const attention_state<D> &state) {
     int lane = (int)threadIdx.x % 32;
-    for (int i = 0; i < 2; i++) {
+    CUDA_UNROLL for (int i = 0; i < 2; i++) {
         int r = (int)threadIdx.x / 32 * ATTENTION_WARP_ROWS + lane / 4 + i * 8;
         if (r >= tile.rows) continue;
         attention_row_t row = attention_row_at(call, tile, kv_head, r);
         int64_t at = row.query * call.out_stride + (int64_t)row.head * call.head_dim;
+        int64_t own = row.query * call.heads + row.head, piece = own * call.splits + part;
         CUDA_UNROLL for (int d = 0; d < D; d++) CUDA_UNROLL for (int e = 0; e < 2; e++) {
             int column = d * 8 + lane % 4 * 2 + e;
-            if (column < call.head_dim)
-                attention_put(call, at + column,
-                              attention_output(state.sum[d][i * 2 + e], state.total[i], state.maximum[i]));
+            if (column >= call.head_dim) continue;
+            float sum = state.sum[d][i * 2 + e];
+            if (call.splits)
+                call.partial[piece * call.head_dim + column] = sum;
+            else
+                attention_put(call, at + column, attention_output(sum, state.total[i], state.maximum[i]));
         }
-        if (call.lse && lane % 4 == 0)
-            call.lse[row.query * call.heads + row.head] = attention_lse(state.total[i], state.maximum[i]);
+        if (lane % 4) continue;
+        if (call.splits) {
+            call.partial_state[piece * 2] = state.maximum[i];
+            call.partial_state[piece * 2 + 1] = state.total[i];
+        } else if (call.lse)
+            call.lse[own] = attention_lse(state.total[i], state.maximum[i]);
     }
 }
 
-// A block takes one tile of rows through all keys they see. The last tiles of a list see the most keys and start first.
+// A block takes one tile of rows through all keys they see; or, where lists are split, through the parts blockIdx.z,
+// blockIdx.z + gridDim.z, ... one by one. The last tiles of a list see the most keys and start first.
 template <typename value_t, int size, int warps>
-static __global__ void __launch_bounds__(warps * 32) attention_kernel(attention_call_t call) {
+static __global__ void __launch_bounds__(warps * 32, (size > 128 ? 8 : 12) / warps)
+    attention_kernel(attention_call_t call) {
     CUDA_DYNAMIC_SHARED(value_t, memory);
     auto tiles = attention_tiles_in<value_t, size, warps>(memory);
     const int rows = warps * ATTENTION_WARP_ROWS;
     int64_t slot = (int64_t)gridDim.x - 1 - blockIdx.x;
     int kv_head = (int)blockIdx.y, low, high;
-    if (slot == 0) attention_clear(call, kv_head, warps * 32);
+    if (slot == 0 && !call.splits) attention_clear(call, kv_head, warps * 32);
     attention_tile_t tile;
     if (!attention_take(call, slot, rows, &tile)) return;
+    int length = call.splits ? ATTENTION_SPLIT : INT32_MAX, part = (int)blockIdx.z;
+    if (call.splits && part * length >= tile.keys) return;
     attention_reach(call, tile, &low, &high);
-    attention_state<size / 8> state;
     attention_load_rows<value_t, size, rows, warps * 32>(tiles.q, call, call.q, tile, kv_head);
     cuda_copy_commit();
-    attention_walk<value_t, size, warps>(call, tile, kv_head, low, high, tiles, state);
-    attention_store(call, tile, kv_head, state);
+    do {
+        attention_state<size / 8> state;
+        int first = part * length, last = call.splits ? first + length : INT32_MAX;
+        first = first < low ? low : first;
+        last = last > high ? high : last;
+        attention_state_clear(state);
+        if (first < last) attention_walk<value_t, size, warps>(call, tile, kv_head, first, last, tiles, state);
+        attention_store(call, tile, kv_head, part, state);
+        part += (int)gridDim.z;
+    } while (call.splits && part * length < tile.keys);
+    cuda_copy_wait<0>();
 }
 
+// depth: blocks to a list that is split, else 1.
 template <typename value_t, int size, int warps>
-static status_t attention_launch(const attention_call_t *given, void *stream) {
+static status_t attention_launch(const attention_call_t *given, unsigned depth, void *stream) {
     attention_call_t call = *given;
     auto kernel = attention_kernel<value_t, size, warps>;
-    size_t bytes = attention_tile_bytes<value_t, size, warps>(call.key_rows > ATTENTION_SPLIT);
+    size_t bytes = attention_tile_bytes<value_t, size, warps>(!call.splits && call.key_rows > ATTENTION_SPLIT);
     TRY(CUDA_GRANT_SHARED(kernel, bytes));
-    dim3 grid(attention_slots(call, warps * ATTENTION_WARP_ROWS), (unsigned)call.kv_heads);
+    dim3 grid(attention_slots(call, warps * ATTENTION_WARP_ROWS), (unsigned)call.kv_heads, depth);
     return CUDA_LAUNCH(kernel, grid, dim3(warps * 32), bytes, stream, call);
 }
 

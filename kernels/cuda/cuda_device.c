@@ -266,6 +266,7 @@ const device_table_t CUDA_TABLE = {
     .activation = CUDA_NAME(activation),
     .activation_backward = CUDA_NAME(activation_backward),
     .attention = CUDA_NAME(attention),
+    .attention_backward = CUDA_NAME(attention_backward),
     .add = CUDA_NAME(add),
     .token_logprobs = CUDA_NAME(token_logprobs),
     .token_logprobs_backward = CUDA_NAME(token_logprobs_backward),

@@ -6,9 +6,9 @@
 //   CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   kernel<<<...>>>(...); a status_t
 //   CUDA_NAME(linear)                          cuda_linear, or sim_linear in the simulator
 //   CUDA_GRANT_SHARED(kernel, bytes)           before a launch with more than 48 KiB of dynamic memory; a status_t
-//   CUDA_UNROLL for (...)                      #pragma unroll: arrays that shall stay in registers need it; CUDA_UNROLL_BY(4)
-//   cuda_named_barrier, cuda_copy_async16 / _commit / _wait<n>, cuda_load_matrices and _transposed (ldmatrix),
-//   cuda_mma_bf16
+//   CUDA_UNROLL for (...)                      #pragma unroll: arrays that shall stay in registers need it;
+//   CUDA_UNROLL_BY(4) cuda_named_barrier, cuda_copy_async16 / _commit / _wait<n>, cuda_load_matrices and _transposed
+//   (ldmatrix), cuda_mma_bf16
 //
 // Both builds compute without contraction and with IEEE division and square root, so that whatever is written with
 // these operations gives the same bits in both. Functions whose rounding only the hardware knows (__expf, rsqrtf, ...)
