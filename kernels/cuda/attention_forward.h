@@ -265,7 +265,7 @@ static __device__ __forceinline__ void attention_store(const attention_call_t &c
 // A block takes one tile of rows through all keys they see; or, where lists are split, through the parts blockIdx.z,
 // blockIdx.z + gridDim.z, ... one by one. The last tiles of a list see the most keys and start first.
 template <typename value_t, int size, int warps>
-static __global__ void __launch_bounds__(warps * 32, (size > 128 ? 8 : 12) / warps)
+static __global__ void __launch_bounds__(warps * 32, (size > 80 ? 8 : 12) / warps)
     attention_kernel(attention_call_t call) {
     CUDA_DYNAMIC_SHARED(value_t, memory);
     auto tiles = attention_tiles_in<value_t, size, warps>(memory);

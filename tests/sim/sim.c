@@ -252,6 +252,11 @@ static const struct {
     {"matrix", test_matrix_shared},
     {"matrix", test_matrix_faults},
     {"attention", test_attention_reference},
+    {"attention", test_attention_half},
+    {"attention", test_attention_orders},
+    {"attention", test_attention_company},
+    {"attention", test_attention_faults},
+    {"attention", test_rope_angles},
     {"indices", test_indices},
 };
 enum { PARTS = sizeof(parts) / sizeof(parts[0]) };

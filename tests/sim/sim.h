@@ -14,7 +14,13 @@ void test_matrix_leaves(void **state);
 void test_matrix_sampled(void **state);
 void test_matrix_shared(void **state);
 void test_matrix_faults(void **state);
+// tests/sim/attention.c
 void test_attention_reference(void **state);
+void test_attention_half(void **state);
+void test_attention_orders(void **state);
+void test_attention_company(void **state);
+void test_attention_faults(void **state);
+void test_rope_angles(void **state);
 // tests/sim/runtime.c: the stand-ins of the CUDA runtime, and the device's host side over them.
 void test_runtime_deferred(void **state);
 void test_runtime_pinned(void **state);
