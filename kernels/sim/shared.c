@@ -170,10 +170,10 @@ __attribute__((noreturn)) static void stop_bounds(const sim_state_t *sim, size_t
 
 static void cell_read(sim_state_t *sim, sim_cell_t *cell, const void *at) {
     int self = sim->running->number;
-    // A thread reads a place again before others get their turn, or after those of its warp: it is found near the front.
-    // One that is found too late for that is noted twice, which changes nothing.
+    // A thread that reads on is found at the front. One that comes back after others is noted twice, which changes
+    // nothing; to look further for it takes most of the time where a whole block reads one tile.
     int looked = 0;
-    for (int i = cell->reads; i >= 0 && looked < SIM_WARP + 1; i = sim->reads[i].next, looked++)
+    for (int i = cell->reads; i >= 0 && looked < 2; i = sim->reads[i].next, looked++)
         if (sim->reads[i].thread == self) {
             sim->reads[i].time = sim->running->time;
             return;

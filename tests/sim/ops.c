@@ -101,10 +101,12 @@ static bool close_part(const op_tensor_t *a, const op_tensor_t *b, int part, dou
 
 // Within the rounding of sums and of what is kept.
 static int compare_close(const op_case_t *row, const problem_t *a, const problem_t *b) {
-    int failures = 0;
+    int failures = 0, inexact = row->op->inexact ? row->op->inexact(row->shape) : 0;
+    bool tensor = row->shape[OP_HALF] && inexact & HALF_TENSOR;
     for (int i = 0; i < a->tensors; i++)
         for (int part = 0; part < CLOSE_PARTS; part++) {
             double bound = part == CLOSE_VALUE && a->tensor[i].half ? 0x1p-7 : 4e-6;
+            if (part == CLOSE_GRADIENT && tensor) bound = 0x1p-4;
             if (close_part(&a->tensor[i], &b->tensor[i], part, bound)) continue;
             fprintf(stderr, "%s of %s: ", a->tensor[i].name, row->op->name);
             failures += harness_fail(row, "the simulator is far from the CPU", NULL);
@@ -145,6 +147,7 @@ void test_ops_cpu_bits(void **state) {
         op_case_t row;
         op_t op;
         if (!sim_row(i / 2, *state, &row, &op)) continue;
+        if (op_cases[i / 2].op == &op_attention && (i / 2 + i) % 2) continue; // slow: one dtype a row, in turns
         row.shape[OP_HALF] = i % 2;
         failures += check_orders(&row, cpu);
     }

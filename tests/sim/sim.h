@@ -15,9 +15,7 @@ void test_matrix_sampled(void **state);
 void test_matrix_shared(void **state);
 void test_matrix_faults(void **state);
 // tests/sim/attention.c
-void test_attention_reference(void **state);
-void test_attention_half(void **state);
-void test_attention_orders(void **state);
+void test_attention_long(void **state);
 void test_attention_company(void **state);
 void test_attention_faults(void **state);
 void test_rope_angles(void **state);

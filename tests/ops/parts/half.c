@@ -53,8 +53,9 @@ static void half_deviation(const op_tensor_t *want, const op_tensor_t *got, bool
     *mean = sqrt(*mean / fmax(1.0, (double)want->rows * want->columns));
 }
 
-static int half_check(const op_case_t *row, const problem_t *whole, const problem_t *half) {
+static int half_check(const op_case_t *row, const problem_t *whole, const problem_t *half, bool tensor) {
     int failures = 0, inexact = row->op->inexact ? row->op->inexact(row->shape) : 0;
+    if (tensor && inexact & HALF_TENSOR) inexact |= HALF_FORWARD;
     for (int i = 0; i < whole->tensors; i++) {
         const op_tensor_t *want = &whole->tensor[i], *got = &half->tensor[i];
         bool result = want->role == TENSOR_OUTPUT || want->role == TENSOR_SAVED;
@@ -75,7 +76,7 @@ int harness_half_on(const op_case_t *row, device_t *device) {
     problem_t whole = {0}, half = {0};
     status_t status = half_run_on(row, false, device, &whole);
     if (!status) status = half_run_on(row, true, device, &half);
-    int failures = status ? harness_fail(row, "bf16", status) : half_check(row, &whole, &half);
+    int failures = status ? harness_fail(row, "bf16", status) : half_check(row, &whole, &half, mirror_wanted(device));
     problem_close(&whole);
     problem_close(&half);
     return failures;
@@ -85,7 +86,7 @@ int harness_half(const op_case_t *row) {
     problem_t whole = {0}, first = {0};
     status_t status = half_run(row, false, "cpu:portable", 1, &whole);
     if (!status) status = half_run(row, true, "cpu:portable", 1, &first);
-    int failures = status ? harness_fail(row, "bf16", status) : half_check(row, &whole, &first);
+    int failures = status ? harness_fail(row, "bf16", status) : half_check(row, &whole, &first, false);
     for (int set = 0; !status && set < 2 * SETS; set++) {
         problem_t other;
         status_t run = half_run(row, true, sets[set / 2], 1 + set % 2 * 2, &other);
