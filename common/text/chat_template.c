@@ -39,26 +39,19 @@ static status_t read_object(const char *directory, const char *name, json_t **ou
 
 // ---- special tokens ----
 
-// A token is a string, or an object that holds it; null takes a default away.
-static void add_tokens(const json_t *from, json_t *tokens) {
-    for (int i = 0; i < NAMED_TOKENS; i++) {
-        const char *name = tokenizer_named_tokens[i];
-        json_t *token = json_object_get(from, name);
-        if (json_is_null(token)) json_object_del(tokens, name);
-        if (json_is_object(token)) token = json_object_get(token, "content");
-        if (json_is_string(token)) json_object_set(tokens, name, token);
-    }
-}
-
+// The named tokens' texts.
 static status_t read_tokens(const tokenizer_config_t *files, json_t **out) {
-    const char *const *standard;
-    TRY(tokenizer_config_names(files, &standard));
+    json_t *named, *token;
+    const char *name;
+    TRY(tokenizer_config_names(files, &named));
     *out = json_object();
-    if (!*out) FAIL(STATUS_MEMORY, "out of memory while reading a chat template");
-    for (int i = 0; standard && i < NAMED_TOKENS; i++)
-        if (standard[i]) json_object_set_new(*out, tokenizer_named_tokens[i], json_string(standard[i]));
-    add_tokens(files->config, *out);
-    if (!json_object_get(files->config, "added_tokens_decoder")) add_tokens(files->map, *out);
+    bool whole = *out;
+    json_object_foreach(named, name, token) {
+        if (json_is_object(token)) token = json_object_get(token, "content");
+        if (json_is_string(token)) whole = whole && json_object_set(*out, name, token) == 0;
+    }
+    json_decref(named);
+    if (!whole) FAIL(STATUS_MEMORY, "out of memory while reading a chat template");
     return STATUS_OK;
 }
 
