@@ -206,7 +206,12 @@ status_t tokenizer_open(const char *directory, tokenizer_t **out) {
         }
         if (status) tokenizer_close(tokenizer);
     }
-    if (status && !strstr(status_message(status), directory)) status = status_context(status, "%s", path);
+    // Some errors name the file already.
+    char *name = strrchr(path, '/');
+    *name = 0;
+    const char *named = status ? strstr(status_message(status), path) : NULL;
+    *name = '/';
+    if (status && !(named && named[name - path] == '/')) status = status_context(status, "%s", path);
     free(path);
     if (!status) *out = tokenizer;
     return status;
