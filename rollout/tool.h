@@ -55,6 +55,7 @@ typedef struct tool {
     tokenizer_t *tokenizer;
     chat_template_t *chat_template; // NULL until a line has messages
     bool loaded;                    // the model has its weights
+    bool told_dropped;              // the warning of chat_tell_dropped was written
 } tool_t;
 // Opens the device and either the tokenizer or, with `weights`, the model and its adapter.
 status_t tool_open(const tool_options_t *options, bool weights, tool_t *out) STATUS_CHECKED;

@@ -120,6 +120,7 @@ status_t tool_item_chat(tool_t *tool, const json_t *line, bool generation, tool_
     chat_t chat = {0};
     image_shape_t *shapes = NULL;
     status_t status = encode_chat(tool, line, generation, item, &chat, &shapes);
+    if (!status) chat_tell_dropped(&chat, &tool->told_dropped, stderr);
     chat_free(&chat);
     free(shapes);
     return status;

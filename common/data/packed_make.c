@@ -48,6 +48,7 @@ typedef struct maker {
     int32_t *table;     // hash table of pictures: index + 1, 0 = free
     size_t table_size;
     int64_t options_total;
+    bool told_dropped; // the warning of chat_tell_dropped was written
 } maker_t;
 
 // One line on its way into the file.
@@ -153,6 +154,7 @@ static status_t read_prompt(maker_t *m, const json_t *json, const json_t *messag
     if (!status)
         status = chat_encode(m->chat_template, m->tokenizer, &chat, true, &m->model->config.image, line->shape,
                              &line->prompt);
+    if (!status) chat_tell_dropped(&chat, &m->told_dropped, m->report);
     chat_free(&chat);
     return status;
 }

@@ -154,7 +154,10 @@ static status_t load_side(model_t *model, const peft_config_t *config, const saf
     size_t length;
     double alpha = 0;
     if (!parse_name(model, tensor->name, &index, &side, &length))
-        FAIL(STATUS_INVALID, "the adapter tensor '%.160s' fits no linear layer of this model", tensor->name);
+        FAIL(STATUS_INVALID,
+             "the adapter tensor '%.160s' fits no linear layer of this model (its head and its embedding take no "
+             "adapters)",
+             tensor->name);
     const char *module = tensor->name + strlen(prefix);
     if (!is_targeted(model, &config->target, index, module, length))
         FAIL(STATUS_INVALID,

@@ -289,13 +289,50 @@ static status_t encode_text(const chat_template_t *chat_template, const tokenize
                : tokenizer_encode_marked(tokenizer, text->text, text->given, text->length, out);
 }
 
-status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *tokenizer, const chat_t *chat,
+// Whether the beginning of a text stands in what the template wrote. Templates strip blanks.
+static bool is_written(const json_t *words, const template_text_t *text) {
+    enum { ENOUGH = 24 };
+    const char *from = json_string_value(words);
+    size_t length = json_string_length(words);
+    while (length && strchr(" \t\r\n", *from)) from++, length--;
+    while (length && strchr(" \t\r\n", from[length - 1])) length--;
+    return !length || memmem(text->text, text->length, from, length < ENOUGH ? length : ENOUGH);
+}
+
+static int find_dropped(const chat_t *chat, const template_text_t *text) {
+    const json_t *message, *part;
+    size_t i, at;
+    json_array_foreach(chat->messages, i, message) {
+        const char *role = json_string_value(json_object_get(message, "role"));
+        const json_t *content = json_object_get(message, "content");
+        if (!role || strcmp(role, "user") != 0) continue;
+        bool written = !json_is_string(content) || is_written(content, text);
+        json_array_foreach(content, at, part) {
+            const json_t *words = json_object_get(part, "text");
+            written = written && (!json_is_string(words) || is_written(words, text));
+        }
+        if (!written) return (int)i + 1;
+    }
+    return 0;
+}
+
+void chat_tell_dropped(const chat_t *chat, bool *told, FILE *out) {
+    if (*told || !chat->dropped) return;
+    *told = true;
+    fprintf(out,
+            "warning: the folder's chat template leaves out the text of message %d; it may want 'content' as a list of "
+            "parts ({\"type\": \"text\", \"text\": ...}) or as plain text\n",
+            chat->dropped);
+}
+
+status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *tokenizer, chat_t *chat,
                      bool generation_prompt, const image_rules_t *rules, const image_shape_t *shapes,
                      token_list_t *out) {
     expansion_t expansion = {.rules = rules, .shapes = shapes, .images = chat->images};
     template_text_t text;
     int count = out->count;
     TRY(chat_template_render(chat_template, chat->messages, chat->variables, generation_prompt, &text));
+    chat->dropped = find_dropped(chat, &text);
     status_t status = chat->images ? expand(tokenizer, &text, &expansion) : STATUS_OK;
     if (!status) status = encode_text(chat_template, tokenizer, &text, out);
     template_text_free(&text);

@@ -8,6 +8,7 @@
 #include "common/text/tokenizer.h"
 #include "common/vision/image_rules.h"
 #include <jansson.h>
+#include <stdio.h>
 
 typedef struct chat_template chat_template_t;
 
@@ -22,6 +23,7 @@ typedef struct chat {
     json_t *variables; // what else the template is given, by name; may be NULL
     char **image;      // [images] paths as given, in order ("" where a part names none)
     int images;
+    int dropped; // set by chat_encode: the first message of a user, counted from 1, whose text the template left out; 0
 } chat_t;
 
 // "messages" as in docs/file-formats.md: content is a string or a list of {"type":"text","text"} /
@@ -40,9 +42,12 @@ status_t chat_render(const chat_template_t *chat_template, const chat_t *chat, b
 // before the text is tokenised. rules, shapes [chat->images]: not read without pictures (may be NULL). Errors: the
 // template writes another number of marks than there are pictures; a picture does not become as many image tokens as
 // its shape says.
-status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *tokenizer, const chat_t *chat,
+status_t chat_encode(const chat_template_t *chat_template, const tokenizer_t *tokenizer, chat_t *chat,
                      bool generation_prompt, const image_rules_t *rules, const image_shape_t *shapes,
                      token_list_t *out) STATUS_CHECKED;
+// A warning about `dropped` in one line, once: *told is set, and nothing is written where it was or nothing is left
+// out.
+void chat_tell_dropped(const chat_t *chat, bool *told, FILE *out);
 // How the template writes an assistant's turn.
 typedef struct chat_turn {
     int32_t end; // the token behind the text, if the template puts a special one there, or else the folder's eos_token;

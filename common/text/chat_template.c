@@ -39,45 +39,41 @@ static status_t read_object(const char *directory, const char *name, json_t **ou
 
 // ---- special tokens ----
 
-// A token is a string, or an object that holds it; null takes a default away.
-static void add_tokens(const json_t *from, json_t *tokens) {
-    for (int i = 0; i < NAMED_TOKENS; i++) {
-        const char *name = tokenizer_named_tokens[i];
-        json_t *token = json_object_get(from, name);
-        if (json_is_null(token)) json_object_del(tokens, name);
-        if (json_is_object(token)) token = json_object_get(token, "content");
-        if (json_is_string(token)) json_object_set(tokens, name, token);
-    }
-}
-
+// The named tokens' texts.
 static status_t read_tokens(const tokenizer_config_t *files, json_t **out) {
-    const char *const *standard;
-    TRY(tokenizer_config_names(files, &standard));
+    json_t *named, *token;
+    const char *name;
+    TRY(tokenizer_config_names(files, &named));
     *out = json_object();
-    if (!*out) FAIL(STATUS_MEMORY, "out of memory while reading a chat template");
-    for (int i = 0; standard && i < NAMED_TOKENS; i++)
-        if (standard[i]) json_object_set_new(*out, tokenizer_named_tokens[i], json_string(standard[i]));
-    add_tokens(files->config, *out);
-    if (!json_object_get(files->config, "added_tokens_decoder")) add_tokens(files->map, *out);
+    bool whole = *out;
+    json_object_foreach(named, name, token) {
+        if (json_is_object(token)) token = json_object_get(token, "content");
+        if (json_is_string(token)) whole = whole && json_object_set(*out, name, token) == 0;
+    }
+    json_decref(named);
+    if (!whole) FAIL(STATUS_MEMORY, "out of memory while reading a chat template");
     return STATUS_OK;
 }
 
 // ---- the template ----
 
+// One of several templates by its name, or NULL.
+static const json_t *named_template(const json_t *value, const char *name) {
+    const json_t *item, *found = json_object_get(value, name);
+    size_t i;
+    json_array_foreach(value, i, item) {
+        const char *here = json_string_value(json_object_get(item, "name"));
+        if (here && strcmp(here, name) == 0) found = json_object_get(item, "template");
+    }
+    return found;
+}
+
 // A template as a string, or the one named "default" of several.
 static status_t choose(const json_t *value, const char *place, const char **out) {
-    const json_t *item, *chosen = value;
-    size_t i;
+    const json_t *chosen = value;
     *out = NULL;
     if (json_is_null(value) || !value) return STATUS_OK;
-    if (json_is_object(value)) chosen = json_object_get(value, "default");
-    if (json_is_array(value)) {
-        chosen = NULL;
-        json_array_foreach(value, i, item) {
-            const char *name = json_string_value(json_object_get(item, "name"));
-            if (name && strcmp(name, "default") == 0) chosen = json_object_get(item, "template");
-        }
-    }
+    if (json_is_object(value) || json_is_array(value)) chosen = named_template(value, "default");
     if (!json_is_string(chosen)) FAIL(STATUS_INVALID, "%s: 'chat_template' holds no template named 'default'", place);
     *out = json_string_value(chosen);
     return STATUS_OK;
@@ -88,6 +84,13 @@ static status_t parse(chat_template_t *made, const char *place, const char *sour
     return status_context(template_parse(source, length, &made->parsed), "the chat template in %s", place);
 }
 
+// The template for samples with tools, where a tokenizer has one beside the other; processors do not look for it. It is
+// parsed where it is used, so that a folder without such samples is not refused for what it holds.
+static status_t keep_tools(chat_template_t *made, const char *source) {
+    if (made->processor || made->tools || !source) return STATUS_OK;
+    return memory_copy_string(source, &made->tools);
+}
+
 static status_t from_object(chat_template_t *made, const char *directory, const char *name, const json_t *object) {
     char *place;
     const char *source;
@@ -95,6 +98,8 @@ static status_t from_object(chat_template_t *made, const char *directory, const 
     TRY(path_in(directory, name, &place));
     status_t status = choose(json_object_get(object, "chat_template"), place, &source);
     if (!status && source) status = parse(made, place, source, strlen(source));
+    const json_t *tools = named_template(json_object_get(object, "chat_template"), "tool_use");
+    if (!status) status = keep_tools(made, json_string_value(tools));
     free(place);
     return status;
 }
@@ -123,7 +128,13 @@ static status_t from_jinja(chat_template_t *made, const char *directory) {
         free(text);
         TRY(status);
     }
-    return STATUS_OK;
+    if (!made->parsed) return STATUS_OK;
+    char *text;
+    size_t length;
+    TRY(read_file(directory, "additional_chat_templates/tool_use.jinja", &text, &length));
+    status_t status = keep_tools(made, text);
+    free(text);
+    return status;
 }
 
 static bool has_file(const char *directory, const char *name) {
@@ -167,6 +178,7 @@ status_t chat_template_open(const char *directory, chat_template_t **out) {
 void chat_template_close(chat_template_t *chat_template) {
     if (!chat_template) return;
     template_free(chat_template->parsed);
+    free(chat_template->tools);
     json_decref(chat_template->tokens);
     free(chat_template->place);
     free(chat_template);
@@ -183,8 +195,13 @@ status_t chat_template_render(const chat_template_t *chat_template, const json_t
         whole = whole && json_object_set(given, name, value) == 0;
         json_object_del(own, name);
     }
-    status_t status = whole ? template_render(chat_template->parsed, given, own, out)
-                            : STATUS_NEW(STATUS_MEMORY, "out of memory while rendering a chat");
+    template_t *tools = NULL;
+    status_t status = whole ? STATUS_OK : STATUS_NEW(STATUS_MEMORY, "out of memory while rendering a chat");
+    if (!status && chat_template->tools && !json_is_null(json_object_get(given, "tools")))
+        status = status_context(template_parse(chat_template->tools, strlen(chat_template->tools), &tools),
+                                "the template 'tool_use'");
+    if (!status) status = template_render(tools ? tools : chat_template->parsed, given, own, out);
+    template_free(tools);
     json_decref(given);
     json_decref(own);
     return status_context(status, "the chat template in %s", chat_template->place);

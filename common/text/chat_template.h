@@ -8,6 +8,7 @@
 struct chat_template {
     char *place; // the file it is from
     template_t *parsed;
+    char *tools;    // the source of the one for samples with tools, or NULL: the same
     json_t *tokens; // bos_token and its like, by their names
     bool processor; // the folder has one, for pictures
 };

@@ -44,7 +44,10 @@ static void encoder_free(encoder_t *encoder) {
 
 static status_t encode(const tokenizer_t *tokenizer, const char *text, size_t length, bool parse_special,
                        const char *given, token_list_t *out) {
-    encoder_t encoder = {.tokenizer = tokenizer, .out = out, .parse_special = parse_special, .given = given};
+    encoder_t encoder = {.tokenizer = tokenizer,
+                         .out = out,
+                         .parse_special = parse_special && !tokenizer->split_special,
+                         .given = given};
     int count = out->count;
     if (length > TOKENIZER_TEXT_LIMIT)
         FAIL(STATUS_INVALID, "the text has %zu bytes, more than the %d that can be tokenised", length,

@@ -25,8 +25,8 @@ typedef struct token_list {
 void token_list_free(token_list_t *list);
 status_t token_list_add(token_list_t *list, int32_t id, int32_t first, int32_t last) STATUS_CHECKED;
 
-// Reads DIRECTORY/tokenizer.json, or DIRECTORY/tokenizer.model, with what config.json, tokenizer_config.json and
-// special_tokens_map.json there change about it. Errors name the unsupported or broken part.
+// Reads DIRECTORY/tokenizer.json, or DIRECTORY/tokenizer.model, with what config.json, tokenizer_config.json,
+// special_tokens_map.json and added_tokens.json there change about it. Errors name the unsupported or broken part.
 status_t tokenizer_open(const char *directory, tokenizer_t **out) STATUS_CHECKED;
 void tokenizer_close(tokenizer_t *tokenizer);
 int tokenizer_size(const tokenizer_t *tokenizer); // largest id + 1

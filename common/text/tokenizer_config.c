@@ -1,6 +1,6 @@
 // What transformers makes of a folder's tokenizer.json. Its class, named by tokenizer_config.json or by the model's
-// type, may put other normalizers, pre-tokenizers and decoders in place of the file's; and tokenizer_config.json and
-// special_tokens_map.json add tokens. Here the same is done to the JSON before it is read.
+// type, may put other normalizers, pre-tokenizers and decoders in place of the file's. Here the same is done to the
+// JSON before it is read.
 #include "common/text/tokenizer_parts.h"
 
 #include "common/store/store.h"
@@ -9,9 +9,6 @@
 #include <unistd.h>
 
 enum { CONFIG_LIMIT = 64 << 20 };
-
-const char *const tokenizer_named_tokens[NAMED_TOKENS] = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                                          "pad_token", "cls_token", "mask_token"};
 
 // A class that builds the tokenizer anew from the vocabulary. The texts are JSON; NULL fields stand for null.
 typedef struct rebuild {
@@ -172,183 +169,6 @@ static status_t build_anew(const rebuild_t *class, const json_t *config, json_t 
     return set_spaces(class, config, root);
 }
 
-// ---- added tokens ----
-
-static const char *token_text(const json_t *token) {
-    return json_is_string(token) ? json_string_value(token) : json_text(token, "content");
-}
-
-// A token as added_tokens has it. A plain text is special and not normalised.
-static json_t *make_token(const json_t *token, bool special) {
-    bool plain = json_is_string(token);
-    const json_t *normalised = json_object_get(token, "normalized");
-    special |= plain || json_flag(token, "special");
-    return json_pack("{s:s, s:b, s:b, s:b, s:b, s:b}", "content", token_text(token), "single_word",
-                     json_flag(token, "single_word"), "lstrip", json_flag(token, "lstrip"), "rstrip",
-                     json_flag(token, "rstrip"), "normalized",
-                     plain        ? 0
-                     : normalised ? json_is_true(normalised)
-                                  : !special,
-                     "special", special);
-}
-
-static status_t put_token(json_t *list, const json_t *token, bool special) {
-    if (!*token_text(token)) return STATUS_OK;
-    json_t *made = make_token(token, special);
-    if (!made || json_array_append_new(list, made)) FAIL(STATUS_MEMORY, "out of memory for added tokens");
-    return STATUS_OK;
-}
-
-// The texts of a list's tokens as keys, with the last token of each.
-static status_t index_tokens(const json_t *list, json_t **out) {
-    const json_t *item;
-    size_t i;
-    *out = json_object();
-    if (!*out) FAIL(STATUS_MEMORY, "out of memory for added tokens");
-    json_array_foreach(list, i, item) {
-        const char *text = token_text(item);
-        if (*text && json_object_set_nocheck(*out, text, (json_t *)(uintptr_t)item))
-            FAIL(STATUS_MEMORY, "out of memory for added tokens");
-    }
-    return STATUS_OK;
-}
-
-static int compare_keys(const void *a, const void *b) {
-    long left = strtol(*(const char *const *)a, NULL, 10), right = strtol(*(const char *const *)b, NULL, 10);
-    return (left > right) - (left < right);
-}
-
-// added_tokens_decoder {"id": token} as a list by id.
-static status_t list_decoder(const json_t *decoder, json_t *out) {
-    size_t count = json_object_size(decoder), i = 0;
-    const char **keys, *key;
-    json_t *token;
-    status_t status = STATUS_OK;
-    TRY(ALLOCATE(&keys, count + 1));
-    json_object_foreach((json_t *)(uintptr_t)decoder, key, token) keys[i++] = key;
-    if (count) qsort(keys, count, sizeof(*keys), compare_keys);
-    for (i = 0; i < count && !status; i++) status = put_token(out, json_object_get(decoder, keys[i]), false);
-    free((void *)keys);
-    return status;
-}
-
-// The configuration's tokens by name, what special_tokens_map.json says included, then the extra ones.
-// `root` has those that a tokenizer.model brought.
-static status_t list_named(const rebuild_t *class, const json_t *config, const json_t *map, const json_t *root,
-                           json_t *out) {
-    const json_t *extra = NULL, *item;
-    const char *key;
-    size_t i;
-    for (i = 0; i < NAMED_TOKENS; i++) {
-        const json_t *token = json_object_get(map, tokenizer_named_tokens[i]);
-        bool given = token || json_object_get(config, tokenizer_named_tokens[i]);
-        if (!token) token = json_object_get(config, tokenizer_named_tokens[i]);
-        if (!given && !class) token = json_object_get(root, tokenizer_named_tokens[i]);
-        json_t *standard = !given && class && class->defaults[i] ? json_string(class->defaults[i]) : NULL;
-        status_t status = token || standard ? put_token(out, token ? token : standard, true) : STATUS_OK;
-        json_decref(standard);
-        TRY(status);
-    }
-    json_object_foreach((json_t *)(uintptr_t)config, key, item) {
-        size_t length = strlen(key);
-        bool known = length < 6 || strcmp(key + length - 6, "_token") != 0 || !json_is_string(item);
-        for (i = 0; i < NAMED_TOKENS && !known; i++) known = strcmp(key, tokenizer_named_tokens[i]) == 0;
-        if (!known) TRY(put_token(out, item, true));
-    }
-    if (map) extra = json_object_get(map, "extra_special_tokens");
-    if (!extra && map) extra = json_object_get(map, "additional_special_tokens");
-    if (!extra) extra = json_object_get(config, "extra_special_tokens");
-    if (!json_is_set(extra) || (json_is_array(extra) && !json_array_size(extra)))
-        extra = json_object_get(config, "additional_special_tokens");
-    if (!extra) extra = json_object_get(root, "extra_special_tokens");
-    json_array_foreach(extra, i, item) TRY(put_token(out, item, json_is_string(item)));
-    json_object_foreach((json_t *)(uintptr_t)extra, key, item) TRY(put_token(out, item, true));
-    return STATUS_OK;
-}
-
-// Appends to `list` what `more` has: in full where `all`, else only tokens of a text that `known` lacks.
-static status_t add_tokens(json_t *list, json_t *known, const json_t *more, const json_t *flags, bool all) {
-    json_t *item;
-    size_t i;
-    json_array_foreach(more, i, item) {
-        const char *text = token_text(item);
-        const json_t *full = flags ? json_object_get(flags, text) : NULL;
-        if (!all && json_object_get(known, text)) continue;
-        json_t *made = make_token(full ? full : item, flags != NULL && json_flag(item, "special"));
-        if (!made || json_array_append(list, made) || json_object_set_new_nocheck(known, text, made))
-            FAIL(STATUS_MEMORY, "out of memory for added tokens");
-    }
-    return STATUS_OK;
-}
-
-// Qwen2Tokenizer at last adds its named tokens as plain special ones.
-static status_t add_plain(json_t *list, const json_t *named) {
-    const json_t *item;
-    size_t i;
-    json_array_foreach(named, i, item) {
-        json_t *plain = json_string(token_text(item));
-        status_t status = plain ? put_token(list, plain, true) : STATUS_NEW(STATUS_MEMORY, "out of memory");
-        json_decref(plain);
-        TRY(status);
-    }
-    return STATUS_OK;
-}
-
-static status_t merge_added(const rebuild_t *class, const json_t *config, const json_t *map, json_t *root) {
-    const json_t *decoder = json_object_get(config, "added_tokens_decoder");
-    json_t *own = json_object_get(root, "added_tokens"), *list = json_array(), *more = json_array(),
-           *named = json_array(), *known = NULL, *flags = NULL;
-    status_t status = list && more && named ? STATUS_OK : STATUS_NEW(STATUS_MEMORY, "out of memory for added tokens");
-    if (!status && json_is_object(decoder)) status = list_decoder(decoder, more);
-    if (!status && json_is_array(own) && (!class || !decoder))
-        status = json_array_extend(class ? more : list, own) ? STATUS_NEW(STATUS_MEMORY, "out of memory") : STATUS_OK;
-    if (!status) status = index_tokens(list, &known);
-    if (!status) status = index_tokens(decoder || class ? more : list, &flags);
-    if (!status) status = list_named(class, config, decoder ? NULL : map, root, named);
-    if (!status) status = add_tokens(list, known, more, NULL, true);
-    if (!status) status = add_tokens(list, known, named, flags, false);
-    if (!status && class == &rebuilds[2]) status = add_plain(list, named);
-    if (!status && json_object_set(root, "added_tokens", list))
-        status = STATUS_NEW(STATUS_MEMORY, "out of memory for added tokens");
-    json_decref(list);
-    json_decref(more);
-    json_decref(named);
-    json_decref(known);
-    json_decref(flags);
-    return status;
-}
-
-// ---- the frame of a converted tokenizer ----
-
-static status_t frame_token(const char *key, const rebuild_t *class, const json_t *config, json_t *root,
-                            json_t *template) {
-    const json_t *token = json_object_get(config, key);
-    const char *text = json_is_set(token) ? token_text(token) : "";
-    int place = strcmp(key, "bos_token") == 0 ? 0 : 1;
-    if (!token && class && class->defaults[place]) text = class->defaults[place];
-    if (!token && !class) text = json_text(root, key);
-    if (!*text) return STATUS_OK;
-    json_t *item = json_pack("{s:{s:s, s:i}}", "SpecialToken", "id", text, "type_id", 0);
-    json_t *single = json_object_get(template, "single");
-    if (!item || (place ? json_array_append_new(single, item) : json_array_insert_new(single, 0, item)))
-        FAIL(STATUS_MEMORY, "out of memory for a tokenizer");
-    return STATUS_OK;
-}
-
-// Where there was no tokenizer.json, add_bos_token and add_eos_token say what is put around a text.
-static status_t set_frame(const rebuild_t *class, const json_t *config, json_t *root) {
-    json_t *template = json_pack("{s:s, s:[{s:{s:s, s:i}}]}", "type", "TemplateProcessing", "single", "Sequence", "id",
-                                 "A", "type_id", 0);
-    if (!template) FAIL(STATUS_MEMORY, "out of memory for a tokenizer");
-    status_t status = STATUS_OK;
-    if (json_flag(config, "add_bos_token")) status = frame_token("bos_token", class, config, root, template);
-    if (!status && json_flag(config, "add_eos_token")) status = frame_token("eos_token", class, config, root, template);
-    if (!status && json_object_set(root, "post_processor", template))
-        status = STATUS_NEW(STATUS_MEMORY, "out of memory for a tokenizer");
-    json_decref(template);
-    return status;
-}
-
 // ---- files ----
 
 status_t tokenizer_read_object(const char *path, json_t **out) {
@@ -370,14 +190,15 @@ status_t tokenizer_read_object(const char *path, json_t **out) {
 }
 
 status_t tokenizer_config_read(const char *directory, tokenizer_config_t *out) {
-    static const char *const names[] = {"config.json", "tokenizer_config.json", "special_tokens_map.json"};
-    json_t **into[] = {&out->model, &out->config, &out->map};
+    static const char *const names[] = {"config.json", "tokenizer_config.json", "special_tokens_map.json",
+                                        "added_tokens.json"};
+    json_t **into[] = {&out->model, &out->config, &out->map, &out->added};
     size_t bytes = strlen(directory) + 64;
     char *path;
     *out = (tokenizer_config_t){0};
     TRY(memory_allocate(bytes, 1, (void **)&path));
     status_t status = STATUS_OK;
-    for (int i = 0; i < 3 && !status; i++) {
+    for (int i = 0; i < 4 && !status; i++) {
         snprintf(path, bytes, "%s/%s", directory, names[i]);
         status = tokenizer_read_object(path, into[i]);
     }
@@ -389,6 +210,7 @@ void tokenizer_config_free(tokenizer_config_t *config) {
     json_decref(config->model);
     json_decref(config->config);
     json_decref(config->map);
+    json_decref(config->added);
 }
 
 status_t tokenizer_config_builds(const tokenizer_config_t *config, const json_t *root, bool *out) {
@@ -398,17 +220,25 @@ status_t tokenizer_config_builds(const tokenizer_config_t *config, const json_t 
     return STATUS_OK;
 }
 
-status_t tokenizer_config_names(const tokenizer_config_t *config, const char *const **out) {
+status_t tokenizer_config_names(const tokenizer_config_t *config, json_t **out) {
     const rebuild_t *class;
+    special_tokens_t special;
+    *out = NULL;
     TRY(choose_class(config->model, config->config, NULL, &class));
-    *out = class ? class->defaults : NULL;
-    return STATUS_OK;
+    status_t status = special_tokens_read(config, class ? class->defaults : NULL, NULL, false, &special);
+    if (!status) *out = json_incref(special.named);
+    special_tokens_free(&special);
+    return status;
 }
 
 status_t tokenizer_config_apply(const tokenizer_config_t *config, bool converted, json_t *root) {
     const rebuild_t *class;
+    special_tokens_t special;
     TRY(choose_class(config->model, config->config, root, &class));
     if (class) TRY(build_anew(class, config->config, root));
-    if (converted) TRY(set_frame(class, config->config, root));
-    return merge_added(class, config->config, config->map, root);
+    status_t status = special_tokens_read(config, class ? class->defaults : NULL, root, converted, &special);
+    if (!status && converted) status = special_tokens_frame(&special, config->config, root);
+    if (!status) status = special_tokens_add(&special, class != NULL, class == &rebuilds[2], root);
+    special_tokens_free(&special);
+    return status;
 }

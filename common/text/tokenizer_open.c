@@ -108,11 +108,35 @@ static status_t read_post_processor(tokenizer_t *tokenizer, const json_t *value,
 
 // ---- the whole ----
 
-static status_t read_all(tokenizer_t *tokenizer, const json_t *root) {
+// clean_up_tokenization_spaces: blanks before punctuation and contractions go from the whole decoded text. Of BPE
+// models transformers does so only where the key with the long name says so.
+static status_t read_cleanup(tokenizer_t *tokenizer, const json_t *config) {
+    static const char *const pairs[][2] = {{" .", "."},     {" ?", "?"},     {" !", "!"},   {" ,", ","},
+                                           {" ' ", "'"},    {" n't", "n't"}, {" 'm", "'m"}, {" 's", "'s"},
+                                           {" 've", "'ve"}, {" 're", "'re"}};
+    bool forced = json_flag(config, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output");
+    bool joins_by_blanks = !tokenizer->has_decoder;
+    if (!json_flag(config, "clean_up_tokenization_spaces") || (tokenizer->kind == MODEL_BPE && !forced))
+        return STATUS_OK;
+    json_t *steps = json_pack("[{s:s}]", "type", "Fuse");
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++)
+        json_array_append_new(steps, json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern", "String",
+                                               pairs[i][0], "content", pairs[i][1]));
+    json_t *whole = json_pack("{s:s, s:o}", "type", "Sequence", "decoders", steps);
+    status_t status = whole ? tokenizer_read_decoder(tokenizer, whole, 0)
+                            : STATUS_NEW(STATUS_MEMORY, "out of memory for a tokenizer");
+    json_decref(whole);
+    tokenizer->has_decoder = !joins_by_blanks;
+    return status;
+}
+
+static status_t read_all(tokenizer_t *tokenizer, const json_t *config, const json_t *root) {
     TRY(tokenizer_read_normalizer(tokenizer, json_object_get(root, "normalizer"), 0));
     TRY(tokenizer_read_cuts(tokenizer, json_object_get(root, "pre_tokenizer"), 0));
     TRY(tokenizer_read_decoder(tokenizer, json_object_get(root, "decoder"), 0));
     TRY(tokenizer_read_model(tokenizer, root));
+    TRY(read_cleanup(tokenizer, config));
+    tokenizer->split_special = json_flag(config, "split_special_tokens");
     if (tokenizer->byte_level && tokenizer->kind != MODEL_BPE)
         FAIL(STATUS_INVALID, "the pre_tokenizer ByteLevel is supported with BPE models only");
     TRY(tokenizer_read_added(tokenizer, root));
@@ -139,7 +163,7 @@ static status_t load_proto(const char *path, const tokenizer_config_t *config, j
     bool builds;
     TRY(tokenizer_config_builds(config, NULL, &builds));
     TRY(file_read_whole(path, FILE_LIMIT, &bytes, &size));
-    status_t status = tokenizer_read_proto(bytes, size, builds, config->config, out);
+    status_t status = tokenizer_read_proto(bytes, size, builds, config, out);
     free(bytes);
     return status;
 }
@@ -159,7 +183,7 @@ static status_t open_folder(tokenizer_t *tokenizer, const char *directory, char 
     if (converted) snprintf(path, bytes, "%s/tokenizer.model", directory);
     if (!status) status = converted ? load_proto(path, &config, &root) : load_json(path, &root);
     if (!status) status = tokenizer_config_apply(&config, converted, root);
-    if (!status) status = read_all(tokenizer, root);
+    if (!status) status = read_all(tokenizer, config.config, root);
     json_decref(root);
     tokenizer_config_free(&config);
     return status;
@@ -182,7 +206,12 @@ status_t tokenizer_open(const char *directory, tokenizer_t **out) {
         }
         if (status) tokenizer_close(tokenizer);
     }
-    if (status && !strstr(status_message(status), directory)) status = status_context(status, "%s", path);
+    // Some errors name the file already.
+    char *name = strrchr(path, '/');
+    *name = 0;
+    const char *named = status ? strstr(status_message(status), path) : NULL;
+    *name = '/';
+    if (status && !(named && named[name - path] == '/')) status = status_context(status, "%s", path);
     free(path);
     if (!status) *out = tokenizer;
     return status;

@@ -1,7 +1,8 @@
 // Inside of the tokenizer: what the readers build and encoding and decoding use.
 //
 //   tokenizer_open.c       the folder: which files, which of the reference's classes, opening and closing
-//   tokenizer_config.c     what tokenizer_config.json and the class change in tokenizer.json
+//   tokenizer_config.c     what the class that the folder names changes in tokenizer.json
+//   tokenizer_special.c    named, extra and added tokens of the files beside it
 //   tokenizer_proto.c      tokenizer.model, as the tokenizer.json that the reference makes of it
 //   tokenizer_read.c       the model: vocabulary, merges, scores
 //   tokenizer_added.c      added tokens: reading and matching
@@ -207,6 +208,7 @@ struct tokenizer {
     bool has_decoder;
     int32_t before[TOKENIZER_FRAME_TOKENS], after[TOKENIZER_FRAME_TOKENS]; // what the post-processor adds
     int befores, afters;
+    bool split_special; // text never becomes a special token
     pcre2_match_context *limits;
 };
 
@@ -225,25 +227,41 @@ status_t tokenizer_read_decoder(tokenizer_t *tokenizer, const json_t *value, int
 
 // What stands beside the vocabulary in a folder; fields are NULL where the file is missing.
 enum { NAMED_TOKENS = 7 };
-extern const char *const tokenizer_named_tokens[NAMED_TOKENS]; // bos_token, ...
 
 typedef struct tokenizer_config {
-    json_t *model, *config, *map; // config.json, tokenizer_config.json, special_tokens_map.json
+    json_t *model, *config, *map, *added; // config.json, tokenizer_config.json, special_tokens_map.json,
+                                          // added_tokens.json
 } tokenizer_config_t;
 status_t tokenizer_config_read(const char *directory, tokenizer_config_t *out) STATUS_CHECKED;
 void tokenizer_config_free(tokenizer_config_t *config);
-// What the folder's class calls its named tokens where the folder does not say: [NAMED_TOKENS], NULL for none; *out
-// NULL where the class calls none anything.
-status_t tokenizer_config_names(const tokenizer_config_t *config, const char *const **out) STATUS_CHECKED;
+// The named tokens ({"bos_token": token, ...}) that the files or the class tell; new reference.
+status_t tokenizer_config_names(const tokenizer_config_t *config, json_t **out) STATUS_CHECKED;
 // Whether the reference's class builds the tokenizer anew from its vocabulary, by its own rules.
 status_t tokenizer_config_builds(const tokenizer_config_t *config, const json_t *root, bool *out) STATUS_CHECKED;
 // Changes `root` (a whole tokenizer.json) to what the reference makes of it. `converted`: it was made of a
 // tokenizer.model.
 status_t tokenizer_config_apply(const tokenizer_config_t *config, bool converted, json_t *root) STATUS_CHECKED;
 // tokenizer.model as a tokenizer.json; new reference. bpe: whatever the file says of its kind.
-status_t tokenizer_read_proto(const char *bytes, size_t length, bool bpe, const json_t *config,
+status_t tokenizer_read_proto(const char *bytes, size_t length, bool bpe, const tokenizer_config_t *config,
                               json_t **out) STATUS_CHECKED;
 status_t tokenizer_read_object(const char *path, json_t **out) STATUS_CHECKED; // NULL: there is no such file
+
+// The tokens that the files beside the vocabulary name. A token is its text, or an object like those of added_tokens.
+typedef struct special_tokens {
+    json_t *named;   // {"bos_token": token, ..., then the folder's own names}; those that are none are not there
+    json_t *extra;   // list of tokens without a name
+    json_t *decoder; // {"id": token}
+    json_t *by_text; // the decoder's by their text
+} special_tokens_t;
+// defaults: the class's names for its tokens ([NAMED_TOKENS], NULL for none), or NULL where there is no such class.
+// root: tokenizer.json, or what a tokenizer.model was converted to, or NULL. To be freed after an error, too.
+status_t special_tokens_read(const tokenizer_config_t *files, const char *const *defaults, const json_t *root,
+                             bool converted, special_tokens_t *out) STATUS_CHECKED;
+void special_tokens_free(special_tokens_t *special);
+// Makes root's added_tokens. anew: the class forgets the file's own; plain: at last it adds all special ones plainly.
+status_t special_tokens_add(const special_tokens_t *special, bool anew, bool plain, json_t *root) STATUS_CHECKED;
+// The post-processor of a converted tokenizer: add_bos_token and add_eos_token say what is put around a text.
+status_t special_tokens_frame(const special_tokens_t *special, const json_t *config, json_t *root) STATUS_CHECKED;
 
 static inline bool json_is_set(const json_t *value) {
     return value && !json_is_null(value);

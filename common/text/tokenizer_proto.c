@@ -67,26 +67,35 @@ static status_t make_merges(const proto_model_t *proto, const json_t *vocabulary
     return STATUS_OK;
 }
 
-// Pieces that stand in for a token which tokenizer_config.json names by the same id take its name.
-static status_t rename_pieces(const proto_model_t *proto, const json_t *config, json_t *vocabulary) {
+static status_t rename_piece(const proto_model_t *proto, unsigned long id, const char *text, json_t *vocabulary) {
+    if (id >= proto->n_pieces || !*text || json_object_get(vocabulary, text)) return STATUS_OK;
+    ProtobufCBinaryData piece = proto->pieces[id]->piece;
+    const json_t *held = json_object_getn(vocabulary, piece.len ? (const char *)piece.data : "", piece.len);
+    if (!held || json_integer_value(held) != (json_int_t)id) return STATUS_OK;
+    if (json_object_deln(vocabulary, (const char *)piece.data, piece.len) ||
+        json_object_set_new(vocabulary, text, json_integer((json_int_t)id)))
+        FAIL(STATUS_MEMORY, "out of memory for a tokenizer");
+    return STATUS_OK;
+}
+
+// Pieces that stand in for a token which tokenizer_config.json or added_tokens.json names by the same id take its name.
+static status_t rename_pieces(const proto_model_t *proto, const tokenizer_config_t *config, json_t *vocabulary) {
+    json_t *decoder = json_object_get(config->config, "added_tokens_decoder"), *token;
     const char *key;
-    json_t *token;
-    json_object_foreach(json_object_get(config, "added_tokens_decoder"), key, token) {
+    json_object_foreach(decoder, key, token) {
         char *end;
         unsigned long id = strtoul(key, &end, 10);
-        const char *text = json_text(token, "content");
-        if (end == key || id >= proto->n_pieces || !*text || json_object_get(vocabulary, text)) continue;
-        ProtobufCBinaryData piece = proto->pieces[id]->piece;
-        const json_t *held = json_object_getn(vocabulary, piece.len ? (const char *)piece.data : "", piece.len);
-        if (!held || json_integer_value(held) != (json_int_t)id) continue;
-        if (json_object_deln(vocabulary, (const char *)piece.data, piece.len) ||
-            json_object_set_new(vocabulary, text, json_integer((json_int_t)id)))
-            FAIL(STATUS_MEMORY, "out of memory for a tokenizer");
+        if (end != key) TRY(rename_piece(proto, id, json_text(token, "content"), vocabulary));
+    }
+    if (decoder) return STATUS_OK;
+    json_object_foreach(config->added, key, token) {
+        double id = json_number_value(token);
+        if (id >= 0 && id <= INT32_MAX) TRY(rename_piece(proto, (unsigned long)id, key, vocabulary));
     }
     return STATUS_OK;
 }
 
-static status_t make_bpe(const proto_model_t *proto, bool plain, const json_t *config, json_t *model) {
+static status_t make_bpe(const proto_model_t *proto, bool plain, const tokenizer_config_t *config, json_t *model) {
     json_t *vocabulary = json_object(), *merges = json_array();
     const proto_trainer_t *trainer = proto->trainer;
     if (!vocabulary || !merges || json_object_set_new(model, "vocab", vocabulary) ||
@@ -198,7 +207,7 @@ static status_t make_special(const proto_model_t *proto, bool plain, json_t *roo
     return make_named(root, "unk_token", t->unk_id, t->has_unk_piece, t->unk_piece, "<unk>");
 }
 
-static status_t make_all(const proto_model_t *proto, bool bpe, const json_t *config, json_t *root) {
+static status_t make_all(const proto_model_t *proto, bool bpe, const tokenizer_config_t *config, json_t *root) {
     const proto_trainer_t *trainer = proto->trainer;
     bool fallback = trainer && trainer->byte_fallback;
     int type = trainer ? trainer->model_type : MODEL_TYPE_UNIGRAM;
@@ -211,7 +220,8 @@ static status_t make_all(const proto_model_t *proto, bool bpe, const json_t *con
     return make_special(proto, !bpe, root);
 }
 
-status_t tokenizer_read_proto(const char *bytes, size_t length, bool bpe, const json_t *config, json_t **out) {
+status_t tokenizer_read_proto(const char *bytes, size_t length, bool bpe, const tokenizer_config_t *config,
+                              json_t **out) {
     *out = NULL;
     proto_model_t *proto = poise__sentencepiece__model__unpack(NULL, length, (const uint8_t *)bytes);
     if (!proto) FAIL(STATUS_INVALID, "the file is no SentencePiece model");

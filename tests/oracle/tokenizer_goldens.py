@@ -3,7 +3,6 @@ each. NAME/ is a folder as a user has it; cases.json has the texts, ids and deco
 
 import io
 import json
-import shutil
 
 from oracle_common import GOLDENS, ROOT, versions
 
@@ -138,7 +137,30 @@ def models_only():
     }
 
 
-EXTRA = ["<s>a</s> b", "a<s>", " <s> ", "word words word", "sword word.", "a [L] b", "a [R]  b", "a  [LR]  b", "[R]  [L]", "[R] [L]", "x[R] [LR] y", "Normal Form",
+def besides():
+    """The files that add tokens, each against the others: (tokenizer, config.json, tokenizer_config.json, other files)."""
+    boi = {"content": "<boi>", "lstrip": True, "normalized": False, "rstrip": False, "single_word": False, "__type": "AddedToken"}
+    end = {"content": "<|end|>", "lstrip": False, "normalized": True, "rstrip": True, "single_word": False}
+    pieces = bpe(special=SPECIAL + BYTES, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    plain = trained(*pieces, normalizer=normalizers.Replace(" ", MARK), decoder=decoders.Sequence(SPACES), processor=template())
+    clean = unigram(pre_tokenizer=pre_tokenizers.Metaspace(replacement=MARK, prepend_scheme="always", split=True), decoder=decoders.Metaspace(prepend_scheme="always"))
+    cut = byte_bpe(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True))
+    return {
+        "added_json": (plain, {"model_type": "llama"}, {"bos_token": "<s>", "boi_token": boi, "extra_special_tokens": []},
+                       {"added_tokens.json": {"<image>": 32000, "new two": 32001, "<y>": 700}, "special_tokens_map.json":
+                        {"eos_token": end, "pad_token": "<image>", "additional_special_tokens": ["<think>", "<y>"]}}),
+        "added_json_late": (plain, {"model_type": "gemma3_text"}, {"additional_special_tokens": ["<y>"], "image_token": "<image>", "pad_token": None},
+                            {"added_tokens.json": {"<y>": 900, "new two": 3, "the": 901}}),
+        "model_named": (sentencepiece_model("bpe", True, "identity"), {"model_type": "mistral"}, {"add_bos_token": True, "add_eos_token": True, "boi_token": boi},
+                        {"added_tokens.json": {"<image>": 600, "<y>": 5}, "special_tokens_map.json": {"bos_token": "<y>", "eos_token": end}}),
+        "model_gemma_names": (sentencepiece_model("bpe", True, "identity"), {"model_type": "gemma3"}, {"add_eos_token": True, "image_token": "<image>",
+                              "extra_special_tokens": {"y_token": "<y>"}}, {}),
+        "cleaned": (clean, {}, {"clean_up_tokenization_spaces": True}, {}),
+        "special_split": (cut, {}, {"split_special_tokens": True, "eos_token": "</s>", "pad_token": "<y>"}, {}),
+    }
+
+
+EXTRA = ["<y> <image>  <boi> new two the<pad> <|end|> x", "Hello , don 't . I 'm ok , we do n't ? it 's", "<s>a</s> b", "a<s>", " <s> ", "word words word", "sword word.", "a [L] b", "a [R]  b", "a  [LR]  b", "[R]  [L]", "[R] [L]", "x[R] [LR] y", "Normal Form",
          "normal form", "the cat", "<|end|>x<|end|>", "a <|end|> b", "<image> <late>", "<think>a</think>", "a  <ctl> b", f"{MARK}a{MARK}{MARK}b", "<0x41>b", "\x01\x02",
          "\u4f60\u597d\U0001f642\u4f60", "\u4f60\u4f60 a \u4f60", "x" * 60, "a" * 300, " " * 50]
 
@@ -155,18 +177,20 @@ def cases(folder, texts):
 
 
 def main():
-    if PLACE.exists():
-        for folder in PLACE.iterdir():
-            shutil.rmtree(folder) if folder.is_dir() else None
     groups = vocabulary_text.alphabets()
     texts = EXTRA + [t for t in tricky_text.BY_HAND if len(t) < 60][::4] + [vocabulary_text.string(groups, 1 << 41 | number) for number in range(40)]
     result = {"versions": versions("transformers", "tokenizers", "sentencepiece"), "texts": texts, "tokenizers": {}}
-    for name, (made, config, settings) in {**whole(), **models_only()}.items():
+    for name, (made, config, settings, *others) in {**whole(), **models_only(), **besides()}.items():
         folder = PLACE / name
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-        if isinstance(made, bytes):
+        for file, content in (others[0] if others else {}).items():
+            (folder / file).write_text(json.dumps(content))
+        # Trainers do not repeat to the bit, so a tokenizer that is there stays.
+        if (folder / "tokenizer.model").exists() or (folder / "tokenizer.json").exists():
+            pass
+        elif isinstance(made, bytes):
             (folder / "tokenizer.model").write_bytes(made)
         else:
             (folder / "tokenizer.json").write_text(json.dumps(json.loads(made.to_str()), ensure_ascii=False, separators=(",", ":")))

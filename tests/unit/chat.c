@@ -210,12 +210,86 @@ static void test_variables(void **state) {
     check_line_fails(MESSAGES ",\"chat_template_kwargs\":{\"messages\":[]}}", "cannot set 'messages'");
 }
 
+// ---- several templates ----
+
+#define NAMED                                                                                                          \
+    "{\"chat_template\": [{\"name\": \"default\", \"template\": \"plain\"}, {\"name\": \"tool_use\", \"template\": "   \
+    "\"{{ tools | length }} tools\"}, {\"name\": \"rag\", \"template\": \"{% include 'x' %}\"}]}"
+
+// What a folder of these files makes of a line; NULL for a file that is not there.
+static void check_named(const char *config, const char *jinja, const char *processor, const char *line,
+                        const char *wanted) {
+    chat_template_t *chat_template;
+    chat_t chat;
+    char folder[1024], *text;
+    check_make_folder(folder, sizeof(folder));
+    if (config) write_file(folder, "tokenizer_config.json", config);
+    if (jinja) write_file(folder, "chat_template.jinja", jinja);
+    if (processor) write_file(folder, "processor_config.json", processor);
+    json_t *json = json_loads(line, 0, NULL);
+    CHECK_OK(chat_template_open(folder, &chat_template));
+    CHECK_OK(chat_read_line(json, json_object_get(json, "messages"), &chat));
+    CHECK_OK(chat_render(chat_template, &chat, true, &text));
+    assert_string_equal(text, wanted);
+    free(text);
+    chat_free(&chat);
+    json_decref(json);
+    chat_template_close(chat_template);
+    check_remove_folder(folder);
+}
+
+static void test_named(void **state) {
+    (void)state;
+    check_named(NAMED, NULL, NULL, MESSAGES "}", "plain");
+    check_named(NAMED, NULL, NULL, MESSAGES ",\"tools\":[{\"a\":1}]}", "1 tools");
+    check_named(NAMED, NULL, NULL, MESSAGES ",\"tools\":[]}", "0 tools");
+    check_named("{\"chat_template\": {\"default\": \"a\", \"tool_use\": \"b\"}}", NULL, NULL, MESSAGES ",\"tools\":[]}",
+                "b");
+    check_named(NAMED, "file", NULL, MESSAGES ",\"tools\":[{\"a\":1}]}", "file"); // the file is instead of all of them
+    check_named(NAMED, NULL, "{}", MESSAGES ",\"tools\":[{\"a\":1}]}", "plain");  // processors take the default
+}
+
+// ---- text that a template leaves out ----
+
+static void check_dropped(const char *messages, int expected) {
+    scene_t scene;
+    chat_t chat;
+    char told[256] = {0};
+    token_list_t list = {0};
+    // As LLaVA's: content is taken as a list of parts.
+    scene_open(&scene, "x{% for m in messages %}{% for p in m.content if p.type == 'text' %}{{ p.text | trim }}"
+                       "{% endfor %}{% endfor %}");
+    json_t *json = json_loads(messages, 0, NULL);
+    CHECK_OK(chat_read(json, &chat));
+    CHECK_OK(chat_encode(scene.chat_template, scene.tokenizer, &chat, true, NULL, NULL, &list));
+    assert_int_equal(chat.dropped, expected);
+    FILE *out = fmemopen(told, sizeof(told), "w");
+    bool once = false;
+    for (int i = 0; i < 2; i++) chat_tell_dropped(&chat, &once, out);
+    assert_int_equal(fclose(out), 0);
+    assert_int_equal(once, expected > 0);
+    assert_int_equal(strncmp(told, "warning: ", 9) == 0 && strchr(told, '\n')[1] == 0,
+                     expected > 0); // one line, or none
+    token_list_free(&list);
+    chat_free(&chat);
+    json_decref(json);
+    scene_close(&scene);
+}
+
+static void test_dropped(void **state) {
+    (void)state;
+    check_dropped("[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\" the lot \"}]}]", 0);
+    check_dropped("[{\"role\":\"user\",\"content\":\"the lot\"}]", 1);
+    check_dropped("[{\"role\":\"user\",\"content\":\" \"}]", 0);
+    check_dropped("[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"}]},"
+                  "{\"role\":\"assistant\",\"content\":\"gone\"},{\"role\":\"user\",\"content\":\"b\"}]",
+                  3);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_responses),
-        cmocka_unit_test(test_alone),
-        cmocka_unit_test(test_beginning),
-        cmocka_unit_test(test_variables),
+        cmocka_unit_test(test_dropped), cmocka_unit_test(test_named),     cmocka_unit_test(test_responses),
+        cmocka_unit_test(test_alone),   cmocka_unit_test(test_beginning), cmocka_unit_test(test_variables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
