@@ -370,6 +370,8 @@ typedef struct device_table {
 struct device {
     const device_table_t *table;
     const char *kernels; // which kernel set runs: "portable", "avx2", "avx512", "sm_90", ...
+    const char *note;    // what a run's log should say of the device, once; NULL: nothing
+    uint64_t identity;   // of a library that makes some of its results, for the fingerprint; 0: there is none
     threads_t *threads;
     void *state;            // the member's own
     bool measuring;         // dry run: see above
@@ -389,7 +391,8 @@ status_t device_open_table(const device_table_t *table, const char *kernels, int
 void device_close(device_t *device);
 // At least `bytes` of scratch, 64-byte aligned, valid until the next op. In measuring mode *out is NULL.
 status_t device_workspace(device_t *device, size_t bytes, void **out) STATUS_CHECKED;
-// A hash of the outputs of every op on fixed probe inputs. Two processes with equal fingerprints compute equal bits.
+// A hash of the outputs of every op on fixed probe inputs, and of the library that makes some of them. Two processes
+// with equal fingerprints compute equal bits.
 status_t device_fingerprint(device_t *device, uint64_t *out) STATUS_CHECKED;
 
 // The members; a program has cuda and sim where it is linked with them (poise_devices in cmake/poise_cuda.cmake).

@@ -80,7 +80,7 @@ static void check_cuda(doctor_t *doctor) {
     status_t status = device_open("cuda", 1, &device);
     bool gpu = !access("/dev/nvidia0", F_OK);
     if (!status) {
-        say(doctor, VERDICT_OK, "CUDA", NULL, "device: cuda runs %s kernels", device->kernels);
+        say(doctor, VERDICT_OK, "CUDA", NULL, "device: cuda runs %s kernels; %s", device->kernels, device->note);
         device_close(device);
     } else {
         say(doctor, gpu ? VERDICT_WARNING : VERDICT_OK, "CUDA", NULL, "%s%s", status_message(status),
@@ -98,7 +98,8 @@ static void check_simulator(doctor_t *doctor) {
     }
     status_t status = device_open("sim", 1, &device);
     if (!status) {
-        say(doctor, VERDICT_OK, "simulator", NULL, "device: sim runs the GPU's kernels on this CPU, for tests");
+        say(doctor, VERDICT_OK, "simulator", NULL, "device: sim runs the GPU's kernels on this CPU, for tests; %s",
+            device->note);
         device_close(device);
     } else {
         say(doctor, VERDICT_WARNING, "simulator", NULL, "%s", status_message(status));

@@ -13,6 +13,7 @@ static status_t open_parts(learner_t *learner, bool grpo) {
     if (!config->data.train || !config->data.train[0])
         FAIL(STATUS_INVALID, "data.train is not set; name a file that \"poise pack\" made");
     TRY(device_open(job_device(learner->job), config->threads, &learner->device));
+    if (learner->first && learner->device->note) fprintf(stderr, "poise: %s\n", learner->device->note);
     TRY(model_start(config, learner->device, &learner->model));
     if (grpo && learner->first) model_warn_generation(learner->model, stderr);
     TRY(packed_open(config->data.train, &learner->packed));

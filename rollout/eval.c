@@ -43,6 +43,7 @@ static status_t open_parts(eval_t *eval) {
         FAIL(STATUS_INVALID, "data.test is not set; name a file that \"poise pack\" made");
     if (!config->output || !*config->output) FAIL(STATUS_INVALID, "output is not set; name a folder for the results");
     TRY(device_open(job_device(eval->job), config->threads, &eval->device));
+    if (!comm_rank(eval->job->world) && eval->device->note) fprintf(stderr, "poise: %s\n", eval->device->note);
     TRY(model_start(config, eval->device, &eval->model));
     if (!comm_rank(eval->job->world)) model_warn_generation(eval->model, stderr);
     TRY(tokenizer_open(config->model, &eval->tokenizer));

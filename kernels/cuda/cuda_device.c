@@ -4,6 +4,7 @@
 // One stream carries everything, so that ops, copies and sets happen in the order of the calls. Uploads go through
 // pinned memory in SLOTS parts: the caller's memory is free again at once, and nothing waits until the parts are used
 // up.
+#include "kernels/cuda/cuda_library.h"
 #include "kernels/cuda/cuda_ops.h"
 
 #include <stdlib.h>
@@ -127,6 +128,13 @@ static status_t host_open(cuda_host_t *host, const char *kernels) {
     return STATUS_OK;
 }
 
+static void cuda_device_close(device_t *device) {
+    if (host_of(device)->stream) (void)cudaStreamSynchronize(host_of(device)->stream);
+    CUDA_NAME(library_close)(device);
+    host_close(host_of(device));
+    device->state = NULL;
+}
+
 static status_t cuda_device_open(device_t *device) {
     cuda_host_t *host;
     TRY(ALLOCATE(&host, 1));
@@ -137,12 +145,9 @@ static status_t cuda_device_open(device_t *device) {
     }
     device->state = host;
     device->kernels = host->name;
-    return STATUS_OK;
-}
-
-static void cuda_device_close(device_t *device) {
-    host_close(host_of(device));
-    device->state = NULL;
+    status = CUDA_NAME(library_open)(device);
+    if (status) cuda_device_close(device);
+    return status;
 }
 
 // ---- memory and copies; every call may come from another thread than the last one ----

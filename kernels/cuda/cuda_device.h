@@ -34,8 +34,10 @@ typedef enum cuda_fault {
 status_t cuda_fault_status(uint32_t fault) STATUS_CHECKED;
 
 typedef struct cuda_state {
-    void *stream;    // every op launches here, in order
-    uint32_t *fault; // device memory, one word
+    void *stream;                 // every op launches here, in order
+    uint32_t *fault;              // device memory, one word
+    struct cuda_library *library; // NULL: all products are our own (kernels/cuda/cuda_library.h)
+    char note[512];               // which products run, and why
 } cuda_state_t;
 
 extern const struct device_streams CUDA_NAME(streams); // cuda_streams.c

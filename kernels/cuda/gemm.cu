@@ -10,7 +10,8 @@ static __device__ __forceinline__ float finish(const gemm_output_t &out, int row
         old = __fadd_rn(((const float *)out.data)[row * out.stride + column], sum);
         return second ? __fadd_rn(old, other) : old;
     case GEMM_FMA:
-        return __fmaf_rn(out.alpha, sum, out.base[row * out.base_stride + column]);
+        old = out.base[row * out.base_stride + column];
+        return __fmaf_rn(out.alpha, sum, out.bias ? __fadd_rn(old, out.bias[column]) : old);
     case GEMM_RESUME:
         return sum;
     default:

@@ -26,7 +26,7 @@ typedef struct gemm_operand {
 typedef enum gemm_store {
     GEMM_STORE,  // out = sum + bias, or alpha * sum; with a second product fma(alpha, second, sum + bias)
     GEMM_ADD,    // out = (out + sum) + second
-    GEMM_FMA,    // out = fma(alpha, sum, base)
+    GEMM_FMA,    // out = fma(alpha, sum, base + bias)
     GEMM_RESUME, // the sums start from out instead of +0
 } gemm_store_t;
 
@@ -80,6 +80,12 @@ static inline gemm_output_t gemm_output_to(matrix_t m, gemm_store_t store, float
     out.store = store;
     out.alpha = alpha;
     return out;
+}
+
+static inline matrix_t gemm_rows(matrix_t m, int first, int rows) {
+    m.data = (char *)m.data + (size_t)(first * m.stride) * dtype_bytes(m.dtype);
+    m.rows = rows;
+    return m;
 }
 
 // Leaves that cover all of `rows`.

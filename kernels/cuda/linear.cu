@@ -1,5 +1,6 @@
 // linear and its backward, as products of kernels/cuda/gemm.h. Rounding as on the CPU: y is one fp32 number, the
 // adapter's part included, until it is stored; x A^T is rounded to what lora_xa keeps before B meets it.
+#include "kernels/cuda/cuda_library.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/gemm.h"
 
@@ -30,12 +31,6 @@ static gemm_job_t product(matrix_t a, matrix_t b, bool across, gemm_output_t out
     return job;
 }
 
-static matrix_t rows_from(matrix_t m, int first, int rows) {
-    m.data = (char *)m.data + (size_t)(first * m.stride) * dtype_bytes(m.dtype);
-    m.rows = rows;
-    return m;
-}
-
 // Whether a base of bf16 meets an adapter that is not: then they are products of two engines.
 static bool is_mixed(const linear_args_t *args) {
     bool base = args->x.dtype == DTYPE_BF16 && args->weight.dtype == DTYPE_BF16;
@@ -46,12 +41,12 @@ static status_t linear_mixed(device_t *device, const linear_args_t *args, float 
     for (int first = 0; first < args->x.rows; first += BASE_ROWS) {
         int rows = args->x.rows - first < BASE_ROWS ? args->x.rows - first : (int)BASE_ROWS;
         matrix_t sums = matrix_view(base, DTYPE_F32, rows, args->y.columns);
-        matrix_t y = rows_from(args->y, first, rows);
+        matrix_t y = gemm_rows(args->y, first, rows);
         gemm_job_t job =
-            product(rows_from(args->x, first, rows), args->weight, false, gemm_output_to(sums, GEMM_STORE, 1.0f));
+            product(gemm_rows(args->x, first, rows), args->weight, false, gemm_output_to(sums, GEMM_STORE, 1.0f));
         job.out.bias = args->bias;
         TRY(CUDA_NAME(gemm_product)(device, &job));
-        job = product(rows_from(args->lora_xa, first, rows), args->lora_b, false,
+        job = product(gemm_rows(args->lora_xa, first, rows), args->lora_b, false,
                       gemm_output_to(y, GEMM_FMA, args->lora_scale));
         job.out.base = base;
         job.out.base_stride = sums.stride;
@@ -62,8 +57,12 @@ static status_t linear_mixed(device_t *device, const linear_args_t *args, float 
 
 extern "C" status_t CUDA_NAME(linear)(device_t *device, const linear_args_t *args) {
     void *base = NULL;
+    library_plan_t plan;
     TRY(check_linear(args));
-    if (is_mixed(args)) {
+    TRY(CUDA_NAME(library_plan)(device, args, &plan));
+    if (plan.taken) {
+        TRY(device_workspace(device, plan.bytes, &base));
+    } else if (is_mixed(args)) {
         int rows = args->x.rows < BASE_ROWS ? args->x.rows : (int)BASE_ROWS;
         TRY(device_workspace(device, (size_t)rows * (size_t)args->y.columns * sizeof(float), &base));
     }
@@ -72,6 +71,7 @@ extern "C" status_t CUDA_NAME(linear)(device_t *device, const linear_args_t *arg
         gemm_job_t job = product(args->x, args->lora_a, false, gemm_output_to(args->lora_xa, GEMM_STORE, 1.0f));
         TRY(CUDA_NAME(gemm_product)(device, &job));
     }
+    if (plan.taken) return CUDA_NAME(library_linear)(device, args, &plan, base);
     if (is_mixed(args)) return linear_mixed(device, args, (float *)base);
     gemm_job_t job = product(args->x, args->weight, false, gemm_output_to(args->y, GEMM_STORE, 1.0f));
     job.out.bias = args->bias;

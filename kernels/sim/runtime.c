@@ -56,7 +56,7 @@ static struct {
     struct sim_cuda_stream *streams;
     struct sim_cuda_event *events;
     pinned_t *pinned;
-    size_t pinned_count, leaks;
+    size_t pinned_count, leaks, allocations;
     uint64_t serial;
     char *fault; // the first one; stays
     int depth;   // of run_until
@@ -381,6 +381,7 @@ sim_cuda_error_t sim_cuda_event_query(sim_cuda_event_t event) {
 
 sim_cuda_error_t sim_cuda_malloc(void **out, size_t bytes) {
     sim_cuda_error_t error = enter();
+    runtime.allocations++;
     *out = error ? NULL : sim_memory_take(bytes);
     if (!error && !*out)
         error =
@@ -399,6 +400,7 @@ sim_cuda_error_t sim_cuda_free(void *memory) {
 
 sim_cuda_error_t sim_cuda_malloc_host(void **out, size_t bytes) {
     sim_cuda_error_t error = enter();
+    runtime.allocations++;
     pinned_t *pinned = error ? NULL : malloc(sizeof(*pinned) + bytes);
     *out = NULL;
     if (!error && !pinned) error = fail(SIM_CUDA_MEMORY_ALLOCATION, "the host cannot pin %zu bytes", bytes);
@@ -564,6 +566,10 @@ size_t sim_runtime_live(void) {
 
 size_t sim_runtime_leaks(void) {
     return runtime.leaks;
+}
+
+size_t sim_runtime_allocations(void) {
+    return runtime.allocations;
 }
 
 void sim_runtime_set_memory(size_t bytes) {

@@ -130,6 +130,8 @@ void sim_runtime_reset(void);
 // Live allocations of device and pinned memory, and how many of them the last leak report found.
 size_t sim_runtime_live(void);
 size_t sim_runtime_leaks(void);
+// cudaMalloc and cudaMallocHost so far.
+size_t sim_runtime_allocations(void);
 // The host's access to device memory ends the process, whoever handled SIGSEGV before.
 void sim_runtime_end_plainly(void);
 // Bytes that the device has; cudaMalloc fails beyond.

@@ -256,6 +256,10 @@ static const struct {
     {"attention", test_attention_faults},
     {"attention", test_rope_angles},
     {"indices", test_indices},
+    {"library", test_library_probe},
+    {"library", test_library_results},
+    {"library", test_library_memory},
+    {"library", test_library_fingerprint},
 };
 enum { PARTS = sizeof(parts) / sizeof(parts[0]) };
 
@@ -267,7 +271,7 @@ int main(int count, char **argument) {
     const char *part = count > 1 ? argument[1] : "all";
     for (int i = 0; i < PARTS; i++)
         if (!strcmp(part, "all") || !strcmp(part, parts[i].name) ||
-            (!strcmp(part, "ops") && !strstr("simulator runtime indices matrix attention", parts[i].name)))
+            (!strcmp(part, "ops") && !strstr("simulator runtime indices matrix attention library", parts[i].name)))
             tests[chosen++] = (struct CMUnitTest){
                 .name = parts[i].name, .test_func = parts[i].test, .initial_state = count > 2 ? argument[2] : NULL};
     if (!chosen) {

@@ -28,6 +28,11 @@ void test_runtime_copies(void **state);
 void test_runtime_host_access(void **state);
 void test_runtime_leaks(void **state);
 void test_runtime_device(void **state);
+// tests/sim/library.c: products by cuBLASLt, over its stand-in.
+void test_library_probe(void **state);
+void test_library_results(void **state);
+void test_library_memory(void **state);
+void test_library_fingerprint(void **state);
 // The number of the line of faults.cu that is marked "LINE name".
 int line_of(const char *name);
 // tests/sim/indices.c: indices out of range.
