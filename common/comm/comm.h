@@ -44,7 +44,7 @@ int comm_local_rank(const comm_t *comm);
 int comm_hosts(const comm_t *comm);
 void comm_set_deadline(comm_t *comm, double deadline_s);
 
-// `phase` is a short name such as "gradient sum"; it stands in timeout messages.
+// `phase` is a short name such as "gradient sum"; it stands in timeout messages, and a copy is kept.
 status_t comm_barrier(comm_t *comm, const char *phase) STATUS_CHECKED;
 status_t comm_broadcast(comm_t *comm, void *data, size_t bytes, int root, const char *phase) STATUS_CHECKED;
 status_t comm_all_reduce_i64(comm_t *comm, int64_t *data, int64_t count, comm_operation_t operation,

@@ -118,14 +118,13 @@ static status_t make_unigram(const proto_model_t *proto, json_t *model) {
     if (!vocabulary || json_object_set_new(model, "vocab", vocabulary))
         FAIL(STATUS_MEMORY, "out of memory for a tokenizer");
     for (size_t i = 0; i < proto->n_pieces; i++) {
-        json_t *pair = json_array(), *score = json_real((double)proto->pieces[i]->score);
-        if (!score) {
-            json_decref(pair);
-            FAIL(STATUS_INVALID, "piece %zu of the model has no finite score", i);
-        }
-        if (!pair || json_array_append_new(vocabulary, pair) ||
-            json_array_append_new(pair, json_bytes(proto->pieces[i]->piece)) || json_array_append_new(pair, score))
-            FAIL(STATUS_MEMORY, "out of memory for a tokenizer");
+        json_t *piece = json_bytes(proto->pieces[i]->piece), *score = json_real((double)proto->pieces[i]->score);
+        const char *wrong = !piece ? "is no UTF-8 text" : !score ? "has no finite score" : NULL;
+        json_t *pair = wrong ? NULL : json_pack("[O, O]", piece, score);
+        json_decref(piece);
+        json_decref(score);
+        if (wrong) FAIL(STATUS_INVALID, "piece %zu of the model %s", i, wrong);
+        if (!pair || json_array_append_new(vocabulary, pair)) FAIL(STATUS_MEMORY, "out of memory for a tokenizer");
     }
     int failed = json_object_set_new(model, "type", json_string("Unigram")) |
                  json_object_set_new(model, "unk_id", json_integer(proto->trainer ? proto->trainer->unk_id : 0));
