@@ -239,8 +239,8 @@ static status_t data_make(const data_options_t *options) {
 
 status_t command_quickstart_data(int argc, char **argv) {
     data_options_t o = {.fashion = "/usr/share/datasets/fashion-mnist",
-                        .base = 24000,
-                        .text = 12000,
+                        .base = 32000,
+                        .text = 14000,
                         .sft = 10240,
                         .rl = 4096,
                         .dev = 200,
