@@ -22,7 +22,7 @@ typedef enum split { SPLIT_BASE = 1, SPLIT_TEXT, SPLIT_SFT, SPLIT_RL, SPLIT_DEV,
 
 typedef struct data_options {
     const char *output, *fashion;
-    int64_t seed, base, text, captions, sft, rl, dev, test;
+    int64_t seed, base, text, captions, sft, rl, dev, test, teacher_errors;
 } data_options_t;
 
 typedef struct writer {
@@ -172,7 +172,7 @@ static status_t make_sft(const data_options_t *options, const fashion_t *fashion
         question_t question;
         int view[SCENE_CELLS];
         draw_question(&draws, fashion, draw_type(&draws, trace_shares), &scene, &question);
-        teacher_view(&draws, &scene, view);
+        teacher_view(&draws, (double)options->teacher_errors / 100, &scene, view);
         if (!question_answer(&question, view, concluded, sizeof(concluded)) || strcmp(concluded, question.answer))
             continue;
         scene_listing(scene.kind, listing, sizeof(listing));
@@ -239,18 +239,19 @@ static status_t data_make(const data_options_t *options) {
 
 status_t command_quickstart_data(int argc, char **argv) {
     data_options_t o = {.fashion = "/usr/share/datasets/fashion-mnist",
-                        .base = 24000,
-                        .text = 12000,
+                        .base = 32000,
+                        .text = 14000,
                         .sft = 10240,
                         .rl = 4096,
                         .dev = 200,
-                        .test = 500};
+                        .test = 500,
+                        .teacher_errors = 70};
     static const struct option options[] = {
-        {"output", 1, NULL, 'o'}, {"fashion", 1, NULL, 'f'}, {"seed", 1, NULL, 's'},     {"base", 1, NULL, 'b'},
-        {"text", 1, NULL, 'x'},   {"sft", 1, NULL, 't'},     {"captions", 1, NULL, 'c'}, {"rl", 1, NULL, 'r'},
-        {"dev", 1, NULL, 'd'},    {"test", 1, NULL, 'e'},    {NULL, 0, NULL, 0}};
-    int64_t *number[128] = {['s'] = &o.seed, ['b'] = &o.base, ['x'] = &o.text, ['c'] = &o.captions,
-                            ['t'] = &o.sft,  ['r'] = &o.rl,   ['d'] = &o.dev,  ['e'] = &o.test};
+        {"output", 1, NULL, 'o'}, {"fashion", 1, NULL, 'f'}, {"seed", 1, NULL, 's'},           {"base", 1, NULL, 'b'},
+        {"text", 1, NULL, 'x'},   {"sft", 1, NULL, 't'},     {"captions", 1, NULL, 'c'},       {"rl", 1, NULL, 'r'},
+        {"dev", 1, NULL, 'd'},    {"test", 1, NULL, 'e'},    {"teacher-errors", 1, NULL, 'w'}, {NULL, 0, NULL, 0}};
+    int64_t *number[128] = {['s'] = &o.seed, ['b'] = &o.base, ['x'] = &o.text, ['c'] = &o.captions,      ['t'] = &o.sft,
+                            ['r'] = &o.rl,   ['d'] = &o.dev,  ['e'] = &o.test, ['w'] = &o.teacher_errors};
     int index = 0;
     opterr = 0;
     optind = 1;
@@ -260,7 +261,7 @@ status_t command_quickstart_data(int argc, char **argv) {
         else if (letter == 'f')
             o.fashion = optarg;
         else if (letter < 128 && letter > 0 && number[letter])
-            TRY(argument_whole(options[index].name, optarg, 0, 100000000, number[letter]));
+            TRY(argument_whole(options[index].name, optarg, 0, letter == 'w' ? 100 : 100000000, number[letter]));
         else
             FAIL(STATUS_INVALID, "poise quickstart-data does not take '%s'", argv[optind - 1]);
     }

@@ -6,7 +6,6 @@
 enum { TSHIRT, TROUSER, PULLOVER, DRESS, SANDAL, SNEAKER, BAG, BOOT };
 
 static const int cluster[2][3] = {{BOOT, SANDAL, SNEAKER}, {PULLOVER, DRESS, TSHIRT}};
-static const double teacher_error = 0.6;
 
 // Appends formatted text; silently full, which the fixed sizes of what is written rule out.
 static void append(char *out, size_t bytes, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -206,14 +205,14 @@ bool question_answer(const question_t *q, const int kinds[SCENE_CELLS], char *ou
 
 // ---- the teacher ----
 
-void teacher_view(draws_t *draws, const scene_t *scene, int out[SCENE_CELLS]) {
+void teacher_view(draws_t *draws, double errors, const scene_t *scene, int out[SCENE_CELLS]) {
     int name[KINDS];
     for (int k = 0; k < KINDS; k++) name[k] = k;
     // One decision per kind and trace, drawn for all of them so that it does not depend on the scene.
-    if (draws_chance(draws, teacher_error)) name[BOOT] = SNEAKER;
-    if (draws_chance(draws, teacher_error)) name[SANDAL] = SNEAKER;
-    if (draws_chance(draws, teacher_error)) name[PULLOVER] = TSHIRT;
-    if (draws_chance(draws, teacher_error)) name[DRESS] = TSHIRT;
+    if (draws_chance(draws, errors)) name[BOOT] = SNEAKER;
+    if (draws_chance(draws, errors)) name[SANDAL] = SNEAKER;
+    if (draws_chance(draws, errors)) name[PULLOVER] = TSHIRT;
+    if (draws_chance(draws, errors)) name[DRESS] = TSHIRT;
     for (int i = 0; i < SCENE_CELLS; i++) out[i] = name[scene->kind[i]];
 }
 

@@ -43,9 +43,9 @@ bool question_make(draws_t *draws, question_type_t type, const scene_t *scene, q
 const char *question_kind(question_type_t type);
 // The answer that follows from a (possibly misnamed) grid; false when nothing follows (two options stand in the row).
 bool question_answer(const question_t *question, const int kinds[SCENE_CELLS], char *out, size_t bytes);
-// The teacher's view: with probability 0.6 per trace and kind, boots and sandals are called sneakers, pullovers and
-// dresses tshirts.
-void teacher_view(draws_t *draws, const scene_t *scene, int out[SCENE_CELLS]);
+// The teacher's view: with probability `errors` per trace and kind, boots and sandals are called sneakers, pullovers
+// and dresses tshirts.
+void teacher_view(draws_t *draws, double errors, const scene_t *scene, int out[SCENE_CELLS]);
 // A caption that carries the notes a question needs: "Describe the picture and count the boot." -> "row 1: boot 1, bag,
 // boot 2. ..."
 void noted_caption(const question_t *question, const int kinds[SCENE_CELLS], char *text, char *answer, size_t bytes);
