@@ -1,5 +1,5 @@
 // Products with a result in memory: the forward of linear, and the gradients of its input.
-#include "kernels/cuda/gemm_tiles.h"
+#include "kernels/cuda/gemm_split.h"
 
 // What becomes of a sum, and of the second product's where there is one.
 template <bool second>
@@ -53,14 +53,11 @@ static __device__ __forceinline__ void store_values(const gemm_output_t &out, in
         *(float2 *)(void *)to = make_float2(value[0], value[1]);
 }
 
-template <typename tile_t, bool aligned, bool second>
-static __global__ void __launch_bounds__(tile_t::threads) mma_product_kernel(gemm_job_t job) {
-    CUDA_SHARED(mma_shared<tile_t>, tile, [1]);
-    int row, column;
-    gemm_place((int)blockIdx.x, tile_t::rows, tile_t::columns, job.rows, job.columns, &row, &column);
-    float sum[tile_t::high][tile_t::wide][4] = {}, other[tile_t::high][tile_t::wide][4] = {};
-    mma_sum<tile_t, aligned>(sum, tile[0], job.a, job.b, row, column);
-    if constexpr (second) mma_sum<tile_t, aligned>(other, tile[0], job.a2, job.b2, row, column);
+// A block's sums as the tensor cores' engines lay them out, and those of the second product.
+template <typename tile_t, bool second>
+static __device__ __forceinline__ void store_tile(const gemm_job_t &job, int row, int column,
+                                                  const float (&sum)[tile_t::high][tile_t::wide][4],
+                                                  const float (&other)[tile_t::high][tile_t::wide][4]) {
     CUDA_UNROLL
     for (int i = 0; i < tile_t::high; i++) {
         CUDA_UNROLL
@@ -80,6 +77,39 @@ static __global__ void __launch_bounds__(tile_t::threads) mma_product_kernel(gem
             }
         }
     }
+}
+
+template <typename tile_t, bool aligned, bool second>
+static __global__ void __launch_bounds__(tile_t::threads) mma_product_kernel(gemm_job_t job) {
+    CUDA_SHARED(mma_shared<tile_t>, tile, [1]);
+    int row, column;
+    gemm_place((int)blockIdx.x, tile_t::rows, tile_t::columns, job.rows, job.columns, &row, &column);
+    float sum[tile_t::high][tile_t::wide][4] = {}, other[tile_t::high][tile_t::wide][4] = {};
+    mma_sum<tile_t, aligned>(sum, tile[0], job.a, job.b, row, column);
+    if constexpr (second) mma_sum<tile_t, aligned>(other, tile[0], job.a2, job.b2, row, column);
+    store_tile<tile_t, second>(job, row, column, sum, other);
+}
+
+template <typename tile_t, bool second>
+static __global__ void __launch_bounds__(tile_t::threads) split_product_kernel(gemm_job_t job) {
+    CUDA_SHARED(split_shared<tile_t>, tile, [1]);
+    int row, column;
+    gemm_place((int)blockIdx.x, tile_t::rows, tile_t::columns, job.rows, job.columns, &row, &column);
+    float sum[tile_t::high][tile_t::wide][4] = {}, other[tile_t::high][tile_t::wide][4] = {};
+    if (job.out.store == GEMM_RESUME) {
+        CUDA_UNROLL
+        for (int i = 0; i < tile_t::high; i++) {
+            CUDA_UNROLL
+            for (int j = 0; j < tile_t::wide * 4; j++) {
+                int r = row + mma_row<tile_t>(i, j % 4 / 2), c = column + mma_column<tile_t>(j / 4) + j % 2;
+                if (r < job.rows && c < job.columns)
+                    sum[i][j / 4][j % 4] = ((const float *)job.out.data)[r * job.out.stride + c];
+            }
+        }
+    }
+    split_sum<tile_t, false>(sum, tile[0], job.a, job.b, row, column, 0, job.a.columns);
+    if constexpr (second) split_sum<tile_t, false>(other, tile[0], job.a2, job.b2, row, column, 0, job.a2.columns);
+    store_tile<tile_t, second>(job, row, column, sum, other);
 }
 
 template <typename tile_t, bool b_across, bool second>
@@ -133,6 +163,21 @@ template <bool aligned> static status_t mma_product(const gemm_job_t *job, void 
     return mma_launch<mma_small_t, aligned>(job, stream);
 }
 
+template <typename tile_t> static status_t split_launch(const gemm_job_t *given, void *stream) {
+    gemm_job_t job = *given;
+    auto kernel = job.a2.data ? split_product_kernel<tile_t, true> : split_product_kernel<tile_t, false>;
+    dim3 grid((unsigned)gemm_blocks<tile_t>(job.rows, job.columns)), block(tile_t::threads);
+    return CUDA_LAUNCH(kernel, grid, block, 0, stream, job);
+}
+
+static status_t split_product(const gemm_job_t *job, void *stream) {
+    if (gemm_blocks<split_large_t>(job->rows, job->columns) >= GEMM_ENOUGH)
+        return split_launch<split_large_t>(job, stream);
+    if (gemm_blocks<split_medium_t>(job->rows, job->columns) >= GEMM_ENOUGH && job->columns > 32)
+        return split_launch<split_medium_t>(job, stream);
+    return split_launch<split_small_t>(job, stream);
+}
+
 template <typename tile_t> static status_t fma_launch(const gemm_job_t *given, void *stream) {
     gemm_job_t job = *given;
     auto along = job.a2.data ? fma_product_kernel<tile_t, false, true> : fma_product_kernel<tile_t, false, false>;
@@ -152,6 +197,8 @@ extern "C" status_t CUDA_NAME(gemm_product)(device_t *device, const gemm_job_t *
         if (job->a2.data) aligned = aligned && job->a2.eight && job->b2.eight;
         return aligned ? mma_product<true>(job, stream) : mma_product<false>(job, stream);
     }
+    if (job->b_across && gemm_splits(&job->a, &job->b) && (!job->a2.data || gemm_splits(&job->a2, &job->b2)))
+        return split_product(job, stream);
     if (gemm_blocks<fma_large_t>(job->rows, job->columns) >= GEMM_ENOUGH) return fma_launch<fma_large_t>(job, stream);
     return fma_launch<fma_small_t>(job, stream);
 }

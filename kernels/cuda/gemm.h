@@ -1,8 +1,12 @@
-// Matrix products of the CUDA member, for the .cu files of linear and the head. A product's sums are made by one of two
-// engines, chosen by the storage of its operands alone, never by their sizes:
+// Matrix products of the CUDA member, for the .cu files of linear and the head. A product's sums are made by one of
+// three engines, chosen by the storage of its operands alone, never by their sizes:
 //
 //  - both operands bf16 with k along their rows (x W^T): tensor cores, k by steps of 16 in order;
+//  - an fp32 gradient and a bf16 matrix with k down its rows (dy W, dy^T x): tensor cores, the gradient as two bf16
+//    parts (kernels/cuda/gemm_split.h), k by steps of 16 in order, counted from where the product or the leaf begins;
 //  - everything else: fp32 fused multiply-adds, k = 0 .. K-1 in order, from +0: the CPU kernels' bits.
+//
+// A second product of a job is made by the first one's engine: the callers give no others.
 //
 // One block makes one tile of the result and goes through all of k by itself. The tile's size follows the problem's, so
 // that small products fill the GPU too; no bit depends on it.
@@ -69,6 +73,11 @@ static inline gemm_operand_t gemm_operand_of(matrix_t m) {
     return out;
 }
 
+// Whether a gradient and what it meets go to the tensor cores in two parts.
+static inline bool gemm_splits(const gemm_operand_t *gradient, const gemm_operand_t *other) {
+    return !gradient->half && other->half;
+}
+
 static inline gemm_output_t gemm_output_to(matrix_t m, gemm_store_t store, float alpha) {
     gemm_output_t out = {};
     uintptr_t bytes = m.dtype == DTYPE_BF16 ? 2 : 4;
@@ -102,7 +111,7 @@ extern "C" {
 #endif
 status_t CUDA_NAME(gemm_product)(device_t *device, const gemm_job_t *job) STATUS_CHECKED;
 // sink += alpha * a^T b, leaf by leaf of the rows of both: a leaf's sum goes over its rows in order, is multiplied and
-// then quantised once.
+// then quantised once. a is a gradient: its engine is chosen as above.
 status_t CUDA_NAME(gemm_sink)(device_t *device, const gemm_operand_t *a, const gemm_operand_t *b, float alpha,
                               const gradient_sink_t *sink, const leaves_t *leaves) STATUS_CHECKED;
 // sink += the column sums of a, leaf by leaf, rows in order from +0.

@@ -1,5 +1,5 @@
 // Logits and what is made of them on the spot; token_logprobs and its backward.
-#include "kernels/cuda/gemm_tiles.h"
+#include "kernels/cuda/gemm_split.h"
 #include "kernels/cuda/head_tiles.h"
 
 enum {
@@ -307,7 +307,8 @@ static backward_plan_t plan_backward(const token_logprobs_args_t *args, const to
     char *at = (char *)workspace;
     size_t rows = (size_t)args->hidden.rows, entries = (size_t)args->count;
     bool adds = gradients->dhidden.data != NULL;
-    plan.ids = chunk ? chunk : chunk_of(args->weight.rows, GRADIENT_BYTES, entries * sizeof(float));
+    plan.ids = chunk ? (chunk + SPLIT_STEP - 1) / SPLIT_STEP * SPLIT_STEP // sums go on from block to block
+                     : chunk_of(args->weight.rows, GRADIENT_BYTES, entries * sizeof(float));
     plan.stride = (plan.ids + 3) / 4 * 4;
     size_t logits = head_padded(entries * (size_t)plan.stride * sizeof(float));
     size_t dhidden = adds ? head_padded(entries * (size_t)args->hidden.columns * sizeof(float)) : 0;

@@ -40,7 +40,7 @@ static inline int head_groups(int ids) {
 extern "C" {
 #endif
 status_t CUDA_NAME(head_logits)(device_t *device, const head_job_t *job) STATUS_CHECKED;
-// The ops with a chunk of so many rows (backward: ids); 0: as many as fit. No bit depends on it.
+// The ops with a chunk of so many rows (backward: ids, made a multiple of 32); 0: as many as fit. No bit depends on it.
 status_t CUDA_NAME(head_score)(device_t *device, const token_logprobs_args_t *args, int chunk) STATUS_CHECKED;
 status_t CUDA_NAME(head_backward)(device_t *device, const token_logprobs_args_t *args,
                                   const token_logprobs_gradients_t *gradients, int chunk) STATUS_CHECKED;

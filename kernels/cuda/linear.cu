@@ -127,12 +127,16 @@ extern "C" status_t CUDA_NAME(linear_backward)(device_t *device, const linear_ar
         TRY(CUDA_NAME(gemm_product)(device, &job));
     }
     if (gradients->dx.data) {
-        gemm_job_t job = product(gradients->dy, args->weight, true, gemm_output_to(gradients->dx, GEMM_ADD, 1.0f));
-        if (adapter) {
+        gemm_output_t dx = gemm_output_to(gradients->dx, GEMM_ADD, 1.0f);
+        gemm_job_t job = product(gradients->dy, args->weight, true, dx);
+        bool alike = args->weight.dtype == args->lora_a.dtype; // else they are products of two engines
+        if (adapter && alike) {
             job.a2 = gemm_operand_of(dxa);
             job.b2 = gemm_operand_of(args->lora_a);
         }
         TRY(CUDA_NAME(gemm_product)(device, &job));
+        job = product(dxa, args->lora_a, true, dx);
+        if (adapter && !alike) TRY(CUDA_NAME(gemm_product)(device, &job));
     }
     return backward_sinks(device, args, gradients, dxa);
 }

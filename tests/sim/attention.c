@@ -205,6 +205,15 @@ void test_attention_company(void **state) {
     assert_int_equal(failures, 0);
 }
 
+// The CPU's own checks: hidden keys that hold NaN, queries that see nothing, image groups and windows in other company.
+void test_attention_hidden(void **state) {
+    (void)state;
+    int failures = attention_hidden("sim") + attention_hidden("sim:reverse");
+    failures += attention_invariance(4, 2, 32, 0, false, "sim");
+    failures += attention_invariance(2, 1, 24, 19, true, "sim");
+    assert_int_equal(failures, 0);
+}
+
 // ---- faults, and the table of angles ----
 
 void test_attention_faults(void **state) {

@@ -251,8 +251,13 @@ static const struct {
     {"sampled", test_matrix_sampled},
     {"matrix", test_matrix_shared},
     {"matrix", test_matrix_faults},
+    {"backward", test_backward_rows},
+    {"backward", test_backward_leaves},
+    {"backward", test_backward_parts},
+    {"backward", test_backward_attention},
     {"attention", test_attention_long},
     {"attention", test_attention_company},
+    {"attention", test_attention_hidden},
     {"attention", test_attention_faults},
     {"attention", test_rope_angles},
     {"indices", test_indices},
@@ -271,7 +276,8 @@ int main(int count, char **argument) {
     const char *part = count > 1 ? argument[1] : "all";
     for (int i = 0; i < PARTS; i++)
         if (!strcmp(part, "all") || !strcmp(part, parts[i].name) ||
-            (!strcmp(part, "ops") && !strstr("simulator runtime indices matrix attention library", parts[i].name)))
+            (!strcmp(part, "ops") &&
+             !strstr("simulator runtime indices matrix backward attention library", parts[i].name)))
             tests[chosen++] = (struct CMUnitTest){
                 .name = parts[i].name, .test_func = parts[i].test, .initial_state = count > 2 ? argument[2] : NULL};
     if (!chosen) {

@@ -14,9 +14,15 @@ void test_matrix_leaves(void **state);
 void test_matrix_sampled(void **state);
 void test_matrix_shared(void **state);
 void test_matrix_faults(void **state);
+// tests/sim/backward.c: gradients of bf16 matrices, in other company.
+void test_backward_rows(void **state);
+void test_backward_leaves(void **state);
+void test_backward_parts(void **state);
+void test_backward_attention(void **state);
 // tests/sim/attention.c
 void test_attention_long(void **state);
 void test_attention_company(void **state);
+void test_attention_hidden(void **state);
 void test_attention_faults(void **state);
 void test_rope_angles(void **state);
 // tests/sim/runtime.c: the stand-ins of the CUDA runtime, and the device's host side over them.

@@ -64,6 +64,7 @@ static int half_check(const op_case_t *row, const problem_t *whole, const proble
         if (!result && !gradient) continue;
         half_deviation(want, got, gradient, &worst, &mean);
         double bound = inexact & (gradient ? HALF_BACKWARD : HALF_FORWARD) ? mean * 0x1p-4 : 0;
+        if (gradient && tensor && inexact & HALF_SPLIT) bound = fmax(bound, mean * HALF_SPLIT_BOUND);
         if (worst <= bound) continue;
         failures++;
         fprintf(stderr, "%s/%s in bf16: %s%s is off by %g, with a root mean square of %g\n", row->op->name, row->name,

@@ -85,7 +85,7 @@ static double linear_flops(const int *shape, bool backward) {
 }
 // What an adapter's B meets is rounded.
 static int linear_inexact(const int *shape) {
-    return shape[3] ? HALF_FORWARD | HALF_BACKWARD : 0;
+    return HALF_SPLIT | (shape[3] ? HALF_FORWARD | HALF_BACKWARD : 0);
 }
 const op_t op_linear = {.name = "linear",
                         .inexact = linear_inexact,
@@ -170,7 +170,12 @@ static void logprobs_reference(const problem_t *p, double *const *value) {
 static double head_flops(const int *shape, bool backward) {
     return 2.0 * shape[0] * shape[1] * shape[2] * (backward ? 3 : 1);
 }
+static int logprobs_inexact(const int *shape) {
+    (void)shape;
+    return HALF_SPLIT;
+}
 const op_t op_token_logprobs = {.name = "token_logprobs",
+                                .inexact = logprobs_inexact,
                                 .backward = "token_logprobs_backward",
                                 .setup = logprobs_setup,
                                 .run = logprobs_run,

@@ -9,7 +9,8 @@
 #include "kernels/device.h"
 
 enum { OP_TENSORS = 8, OP_ARRAYS = 6, OP_SHAPE = 8, OP_EXPONENT = 30 };
-enum { HALF_FORWARD = 1, HALF_BACKWARD = 2, HALF_TENSOR = 4 };
+enum { HALF_FORWARD = 1, HALF_BACKWARD = 2, HALF_TENSOR = 4, HALF_SPLIT = 8 };
+#define HALF_SPLIT_BOUND 0x1p-15 // of the root mean square of a gradient's tensor
 enum { OP_HALF = OP_SHAPE - 1 }; // the place in a shape that is 1 for bf16
 
 typedef enum tensor_role {
@@ -71,7 +72,8 @@ typedef struct op {
     void (*reference)(const problem_t *problem, double *const *value);
     double tolerance; // of outputs against the reference: |difference| <= tolerance * (1 + |reference|)
     // Where bf16 is more than rounding what fp32 gives for the same inputs: HALF_FORWARD, HALF_BACKWARD; HALF_TENSOR:
-    // the forward on a GPU, whose tensor cores take bf16 from one product to the next. NULL: nowhere.
+    // the forward on a GPU, whose tensor cores take bf16 from one product to the next; HALF_SPLIT: the backward there,
+    // which takes a gradient as two bf16 parts, off by 2^-17 at most. NULL: nowhere.
     int (*inexact)(const int *shape);
     double (*flops)(const int *shape, bool backward);
     double (*bytes)(const int *shape, bool backward); // that must move at least
