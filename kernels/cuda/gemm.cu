@@ -91,7 +91,7 @@ static __global__ void __launch_bounds__(tile_t::threads) mma_product_kernel(gem
 }
 
 template <typename tile_t, bool second>
-static __global__ void __launch_bounds__(tile_t::threads) split_product_kernel(gemm_job_t job) {
+static __global__ void __launch_bounds__(tile_t::threads, tile_t::resident) split_product_kernel(gemm_job_t job) {
     CUDA_SHARED(split_shared<tile_t>, tile, [1]);
     int row, column;
     gemm_place((int)blockIdx.x, tile_t::rows, tile_t::columns, job.rows, job.columns, &row, &column);
@@ -170,8 +170,9 @@ template <typename tile_t> static status_t split_launch(const gemm_job_t *given,
     return CUDA_LAUNCH(kernel, grid, block, 0, stream, job);
 }
 
+// An adapter's rank is a few columns: small tiles waste the least of them, and there are more to read the gradient.
 static status_t split_product(const gemm_job_t *job, void *stream) {
-    if (gemm_blocks<split_large_t>(job->rows, job->columns) >= GEMM_ENOUGH)
+    if (gemm_blocks<split_large_t>(job->rows, job->columns) >= GEMM_ENOUGH && job->columns > 64)
         return split_launch<split_large_t>(job, stream);
     if (gemm_blocks<split_medium_t>(job->rows, job->columns) >= GEMM_ENOUGH && job->columns > 32)
         return split_launch<split_medium_t>(job, stream);

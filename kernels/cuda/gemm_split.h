@@ -21,6 +21,7 @@ template <int tile_rows, int tile_columns, int warp_tile_rows> struct split_tile
     static constexpr int warp_rows = warp_tile_rows, warp_columns = 32;
     static constexpr int high = warp_rows / 16, wide = warp_columns / 8, warps_across = columns / warp_columns;
     static constexpr int threads = rows / warp_rows * warps_across * 32;
+    static constexpr int resident = threads > 128 ? 1 : 3; // blocks: more of them, and registers spill
 };
 typedef split_tile<128, 128, 64> split_large_t; // 48 KiB
 typedef split_tile<64, 64, 32> split_medium_t;

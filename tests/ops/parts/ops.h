@@ -10,7 +10,8 @@
 
 enum { OP_TENSORS = 8, OP_ARRAYS = 6, OP_SHAPE = 8, OP_EXPONENT = 30 };
 enum { HALF_FORWARD = 1, HALF_BACKWARD = 2, HALF_TENSOR = 4, HALF_SPLIT = 8 };
-#define HALF_SPLIT_BOUND 0x1p-15 // of the root mean square of a gradient's tensor
+// Of the largest number of a gradient's tensor; or of its root mean square and the number itself.
+#define HALF_SPLIT_BOUND 0x1p-15
 enum { OP_HALF = OP_SHAPE - 1 }; // the place in a shape that is 1 for bf16
 
 typedef enum tensor_role {
