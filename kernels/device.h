@@ -10,17 +10,16 @@
 //    itself: a bf16 input is widened, computing is fp32, and a bf16 output is rounded once from the fp32 result.
 //    Gradients, statistics (rstd, lse), rope tables, biases, norm weights and log-probs are f32 always. lora_xa is read
 //    again by the product with B, so that product sees it as it was kept.
-//  - The bit contract: a row of an output, and of an activation's gradient, is a function of that row's inputs alone (of
-//    those that its keys, tokens or entries name, where there are such). Its reduction runs in one fixed order that
-//    depends on nothing beside it: not on the number of rows, threads, pages or packs. A leaf's gradient is a function
-//    of that leaf's rows.
+//  - The bit contract: a row of an output, and of an activation's gradient, is a function of its own inputs alone (and
+//    of the keys, tokens or entries that belong to it). Its reduction runs in one fixed order that depends on nothing
+//    beside it: not on the number of rows, threads, pages or packs. A leaf's gradient is a function of that leaf's rows.
 //    CPU: dot products over K go in order k = 0 .. K-1 with one fused multiply-add a step, starting from +0; other sums
 //    use 16 virtual lanes (element i in lane i mod 16, in order) folded 8-4-2-1. The portable, AVX2 and AVX-512 kernels
 //    agree to the bit, in f32 and in bf16.
 //    GPU: the CPU's order wherever a product has an f32 matrix in it (gradients apart) and in most other sums
 //    (docs/gpu.md). Products of two bf16 matrices, and of a gradient with a bf16 matrix, are the tensor cores': k by
-//    steps of 16 in order, summed in fp32; what a step rounds is the hardware's. The gradient goes in as two bf16 parts,
-//    off by 2^-17 at most.
+//    steps of 16 in order, summed in fp32; what a step rounds is the hardware's. The gradient goes in as two bf16
+//    parts, off by 2^-17 at most.
 //  - Errors: wrong shapes or an unsupported dtype give STATUS_INVALID or STATUS_UNAVAILABLE; nothing is written then.
 //    An index out of range gives STATUS_INVALID: on the CPU at once, with nothing written; on a GPU, where the host
 //    cannot look, the kernel reads and writes nothing for that index and the next download or synchronize fails.
@@ -223,15 +222,15 @@ typedef struct attention_mask {
 // maximum and sum in fp32, rescaled once a block; masked keys of a block are left out. out = sum(p v) / sum(p), where
 // p = e^(s - maximum). Identical for prefill, decode, packing and sharing. The backward makes p again from lse, and
 // ds = p (dout . v - dout . out) scale. The devices differ in blocks and rounding, and so in bits:
-//  - CPU: blocks of ATTENTION_BLOCK positions; dots in order of d and sums in order of keys (backward: of queries for dk
-//    and dv) with FMA; p, ds and dout stay fp32, whatever q, k and v are stored as.
-//  - GPU, q, k and v all bf16: tensor cores, in blocks of 64 positions (32 above head size 128; backward: 32 positions or
-//    rows of queries). Scores and sums are fp32. p is rounded to bf16 for its product with v, once, after the maximum
-//    has been taken off; sum(p), and with it lse, is of p before it is rounded. In the backward p, ds and dout are
-//    rounded to bf16 once each for the products; dout . out takes dout as it is given.
-//  - GPU, else: blocks of 32 positions, FMA in the CPU's orders of d, keys and queries, p, ds and dout in fp32.
-//  - GPU, forward: lists of more than 256 keys go in parts of 256 positions, each with maximum and sum of its own, which
-//    are put together in order; that is so in prefill and decode alike, whether blocks of threads share a list or not.
+//  - CPU: blocks of ATTENTION_BLOCK positions; dots in order of d, sums in order of keys (dk and dv: of queries), with
+//    FMA; p, ds and dout stay fp32, whatever q, k and v are stored as.
+//  - GPU, q, k and v all bf16: tensor cores, in blocks of 64 positions (32 above head size 128; 32 positions or rows of
+//    queries in the backward). Scores and sums are fp32. p is rounded to bf16 once, for its product with v, after the
+//    maximum has been taken off; sum(p), and with it lse, is of p before it is rounded. In the backward p, ds and dout
+//    are rounded to bf16 once each for the products; dout . out takes dout as it is given.
+//  - GPU, else: blocks of 32 positions, FMA in the CPU's orders of d, keys and queries; p, ds and dout stay fp32.
+//  - GPU, forward: lists of more than 256 keys go in parts of 256 positions, each with a maximum and a sum of its own,
+//    which are put together in order: in prefill as in decode, whether one block of threads has the list or several.
 enum { ATTENTION_BLOCK = 16, ATTENTION_MAX_HEAD_DIM = 256 };
 typedef struct attention_args {
     matrix_t q;    // [M, heads * head_dim]
