@@ -12,7 +12,7 @@
 //    again by the product with B, so that product sees it as it was kept.
 //  - The bit contract: a row of an output, and of an activation's gradient, is a function of its own inputs alone (and
 //    of the keys, tokens or entries that belong to it). Its reduction runs in one fixed order that depends on nothing
-//    beside it: not on the number of rows, threads, pages or packs. A leaf's gradient is a function of that leaf's rows.
+//    beside it: not on the number of rows, threads, pages or packs. A leaf's gradient is one of that leaf's rows alone.
 //    CPU: dot products over K go in order k = 0 .. K-1 with one fused multiply-add a step, starting from +0; other sums
 //    use 16 virtual lanes (element i in lane i mod 16, in order) folded 8-4-2-1. The portable, AVX2 and AVX-512 kernels
 //    agree to the bit, in f32 and in bf16.
