@@ -79,6 +79,7 @@ static status_t dry_run(launcher_t *launcher, model_t *model, batch_t *batch, co
 status_t launcher_ready(launcher_t *launcher) {
     tape_close(launcher->tape);
     launcher->tape = NULL;
+    tape_plan(launcher->device, &launcher->memory, LEDGER_VALUES);
     return tape_open(launcher->device, &launcher->memory, launcher->recompute, &launcher->tape);
 }
 

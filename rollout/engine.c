@@ -11,9 +11,10 @@ enum { COPY_ROWS = 1024 };
 
 // ---- opening ----
 
-static status_t device_matrix(engine_t *engine, dtype_t dtype, int rows, int columns, matrix_t *out) {
+static status_t device_matrix(engine_t *engine, ledger_part_t part, dtype_t dtype, int rows, int columns,
+                              matrix_t *out) {
     void *memory;
-    TRY(engine->device->table->allocate(engine->device, (size_t)rows * (size_t)columns * dtype_bytes(dtype), &memory));
+    TRY(ledger_take(engine->device, part, (size_t)rows * (size_t)columns * dtype_bytes(dtype), &memory));
     *out = matrix_view(memory, dtype, rows, columns);
     return STATUS_OK;
 }
@@ -24,16 +25,18 @@ static status_t open_cache(engine_t *engine) {
     int width = config->kv_heads * config->head_dim, pages = engine->options.pages;
     engine->cache.layers = config->layers;
     engine->cache.rows = pages * ENGINE_PAGE;
+    engine->cache_bytes = 2 * (size_t)config->layers * (size_t)engine->cache.rows * (size_t)width * dtype_bytes(dtype);
+    ledger_plan(engine->device, LEDGER_CACHE, engine->cache_bytes);
+    TRY(ledger_check(engine->device));
     TRY(ALLOCATE(&engine->cache.k, config->layers));
     TRY(ALLOCATE(&engine->cache.v, config->layers));
     for (int layer = 0; layer < config->layers; layer++) {
-        TRY(device_matrix(engine, dtype, engine->cache.rows, width, &engine->cache.k[layer]));
-        TRY(device_matrix(engine, dtype, engine->cache.rows, width, &engine->cache.v[layer]));
+        TRY(device_matrix(engine, LEDGER_CACHE, dtype, engine->cache.rows, width, &engine->cache.k[layer]));
+        TRY(device_matrix(engine, LEDGER_CACHE, dtype, engine->cache.rows, width, &engine->cache.v[layer]));
     }
-    engine->cache_bytes = 2 * (size_t)config->layers * (size_t)engine->cache.rows * (size_t)width * dtype_bytes(dtype);
     int rows = engine->options.batch_rows, most = rows < COPY_ROWS / ENGINE_PAGE ? rows * ENGINE_PAGE : COPY_ROWS;
-    TRY(device_matrix(engine, dtype, most, width, &engine->copied));
-    TRY(device_matrix(engine, dtype, rows, config->hidden, &engine->picked));
+    TRY(device_matrix(engine, LEDGER_STEP, dtype, most, width, &engine->copied));
+    TRY(device_matrix(engine, LEDGER_STEP, dtype, rows, config->hidden, &engine->picked));
     TRY(ALLOCATE(&engine->reference, pages));
     TRY(ALLOCATE(&engine->free_page, pages));
     for (int i = 0; i < pages; i++) engine->free_page[i] = pages - 1 - i;
@@ -89,8 +92,8 @@ static status_t set_step_rows(engine_t *engine, size_t rows) {
                        (void **)&engine->device_entropy, (void **)&engine->device_lse};
     for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++) {
         void *memory;
-        TRY(engine->device->table->allocate(engine->device, rows * sizeof(int32_t), &memory));
-        if (*device[i]) engine->device->table->release(engine->device, *device[i]);
+        TRY(ledger_take(engine->device, LEDGER_STEP, rows * sizeof(int32_t), &memory));
+        ledger_give(engine->device, *device[i]);
         *device[i] = memory;
     }
     TRY(grow_keys(engine, rows));
@@ -103,7 +106,7 @@ static status_t open_banned(engine_t *engine) {
     for (int i = 0; i < rules->media_token_count; i++)
         if (rules->media_tokens[i] < engine->model->config.vocabulary)
             engine->banned[engine->banned_count++] = rules->media_tokens[i];
-    TRY(engine->device->table->allocate(engine->device, sizeof(engine->banned), (void **)&engine->device_banned));
+    TRY(ledger_take(engine->device, LEDGER_STEP, sizeof(engine->banned), (void **)&engine->device_banned));
     return engine->device->table->upload(engine->device, engine->device_banned, engine->banned, sizeof(engine->banned));
 }
 
@@ -147,22 +150,20 @@ static void group_free(group_t *group) {
 
 void engine_close(engine_t *engine) {
     if (!engine) return;
-    const device_table_t *table = engine->device->table;
     while (engine->first) {
         group_t *next = engine->first->next;
         group_free(engine->first);
         engine->first = next;
     }
     for (int layer = 0; engine->cache.k && layer < engine->cache.layers; layer++)
-        if (engine->cache.k[layer].data) table->release(engine->device, engine->cache.k[layer].data);
+        ledger_give(engine->device, engine->cache.k[layer].data);
     for (int layer = 0; engine->cache.v && layer < engine->cache.layers; layer++)
-        if (engine->cache.v[layer].data) table->release(engine->device, engine->cache.v[layer].data);
+        ledger_give(engine->device, engine->cache.v[layer].data);
     void *device[] = {engine->copied.data,        engine->picked.data,    engine->device_row,
                       engine->device_target,      engine->device_token,   engine->device_banned,
                       engine->device_temperature, engine->device_uniform, engine->device_logprob,
                       engine->device_entropy,     engine->device_lse};
-    for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++)
-        if (device[i]) table->release(engine->device, device[i]);
+    for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++) ledger_give(engine->device, device[i]);
     feature_store_close(engine);
     tape_close(engine->tape);
     void *host[] = {engine->cache.k,      engine->cache.v,       engine->reference,      engine->free_page,
@@ -177,24 +178,11 @@ void engine_close(engine_t *engine) {
 }
 
 void engine_print_memory(const engine_t *engine, FILE *stream) {
-    const matrix_t *features = &engine->features.rows;
-    int most = engine->features.budget > features->rows ? engine->features.budget : features->rows;
-    struct {
-        const char *name;
-        size_t bytes;
-    } row[] = {
-        {"KV cache", engine->cache_bytes},
-        {"features (most)", (size_t)most * (size_t)features->columns * dtype_bytes(features->dtype)},
-        {"text step", engine->text_memory.values},
-        {"vision launch", engine->vision_memory.values},
-        {"kernel workspace", engine->device->workspace_bytes},
-        {"row tables", engine->host_bytes + (engine->key_capacity + engine->group_capacity) * sizeof(int32_t)},
-    };
+    ledger_report_t report;
+    ledger_read(engine->device, &report);
     fprintf(stream, "engine memory: %d pages of %d tokens, at most %d rows a step\n", engine->options.pages,
             ENGINE_PAGE, engine->options.batch_rows);
-    for (size_t i = 0; i < sizeof(row) / sizeof(*row); i++)
-        fprintf(stream, "  %-18s %10.2f MiB\n", row[i].name, (double)row[i].bytes / 1048576);
-    fprintf(stream, "  (text step and vision launch share one arena)\n");
+    ledger_print(&report, stream);
 }
 
 // ---- requests ----

@@ -18,7 +18,8 @@ static status_t reopen(engine_t *engine) {
     if (engine->vision_memory.workspace > memory.workspace) memory.workspace = engine->vision_memory.workspace;
     tape_close(engine->tape);
     engine->tape = NULL;
-    return tape_open(engine->device, &memory, RECOMPUTE_NONE, &engine->tape);
+    ledger_plan(engine->device, LEDGER_STEP, 0);
+    return tape_open_as(engine->device, &memory, RECOMPUTE_NONE, LEDGER_STEP, &engine->tape);
 }
 
 // The worst text step: every row a sequence of its own, an image token, and one that is drawn for.

@@ -212,6 +212,8 @@ status_t eval_print_plan(job_t *job, FILE *stream) {
         fprintf(stream, "one rank (of %d):\n", eval.ranks);
         engine_print_memory(eval.engine, stream);
     }
+    if (!status) ledger_read(eval.device, &job->memory);
+    if (!status) status = eval_agree(&eval, STATUS_OK, "memory plan");
     eval_close(&eval);
     return status;
 }

@@ -57,6 +57,23 @@ static status_t send_message(rollout_worker_t *worker, const message_t *message)
 
 // ---- opening ----
 
+// A colocated worker computes with its learner's weights and scratch.
+static void add_memory(device_t *device, ledger_report_t *sum) {
+    ledger_report_t own;
+    ledger_read(device, &own);
+    for (int i = 0; i < LEDGER_PARTS; i++) {
+        bool one = i == LEDGER_WEIGHTS || i == LEDGER_WORKSPACE || i == LEDGER_IMAGES;
+        ledger_row_t *row = &sum->row[i], *more = &own.row[i];
+        row->device = one ? (row->device > more->device ? row->device : more->device) : row->device + more->device;
+        row->host = one ? (row->host > more->host ? row->host : more->host) : row->host + more->host;
+    }
+    if (sum->total) return; // the learner has said what is free
+    memcpy(sum->place, own.place, sizeof(sum->place));
+    sum->total = own.total;
+    sum->free = own.free;
+    sum->taken = own.taken;
+}
+
 status_t rollout_print_plan(job_t *job, FILE *stream) {
     device_t *device;
     model_t *model = NULL;
@@ -69,10 +86,12 @@ status_t rollout_print_plan(job_t *job, FILE *stream) {
     if (!status) status = engine_open(model, &options, &engine);
     if (!status && data && *data) status = packed_open(data, &packed);
     if (!status && packed) status = engine_plan_images(engine, packed);
-    if (!status) {
+    if (!status && !job->role_index) {
         fprintf(stream, "one rollout worker (of %d):\n", job->rollout_count);
         engine_print_memory(engine, stream);
+        fflush(stream);
     }
+    if (!status) add_memory(device, &job->memory);
     packed_close(packed);
     engine_close(engine);
     model_close(model);

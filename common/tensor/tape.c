@@ -19,13 +19,24 @@ static status_t tape_create(device_t *device, recompute_t recompute, bool measur
     return STATUS_OK;
 }
 
+void tape_plan(device_t *device, const tape_memory_t *memory, ledger_part_t part) {
+    ledger_plan(device, part, heap_bytes(memory->values));
+    if (memory->gradients) ledger_plan(device, LEDGER_GRADIENTS, heap_bytes(memory->gradients));
+    ledger_plan(device, LEDGER_WORKSPACE, device->workspace_bytes);
+}
+
 status_t tape_open(device_t *device, const tape_memory_t *memory, recompute_t recompute, tape_t **out) {
+    return tape_open_as(device, memory, recompute, LEDGER_VALUES, out);
+}
+
+status_t tape_open_as(device_t *device, const tape_memory_t *memory, recompute_t recompute, ledger_part_t part,
+                      tape_t **out) {
     tape_t *tape;
     *out = NULL;
     TRY(tape_create(device, recompute, false, &tape));
     void *workspace;
-    status_t status = heap_open(&tape->values, device, "values", memory->values);
-    if (!status) status = heap_open(&tape->gradients, device, "gradients", memory->gradients);
+    status_t status = heap_open(&tape->values, device, part, "values", memory->values);
+    if (!status) status = heap_open(&tape->gradients, device, LEDGER_GRADIENTS, "gradients", memory->gradients);
     if (!status && memory->workspace) status = device_workspace(device, memory->workspace, &workspace);
     if (status) {
         tape_close(tape);

@@ -16,7 +16,7 @@
 #define COMMON_TENSOR_TAPE_H
 
 #include "kernels/base/arena.h"
-#include "kernels/device.h"
+#include "kernels/ledger.h"
 
 // A value of the forward. Owned by the tape, valid until tape_reset.
 typedef struct tensor {
@@ -58,6 +58,11 @@ typedef struct tape_memory {
 
 // `memory` gives the arena sizes (values, gradients). Use tape_open_measuring first to learn them.
 status_t tape_open(device_t *device, const tape_memory_t *memory, recompute_t recompute, tape_t **out) STATUS_CHECKED;
+// The same, with values that are counted as `part` of the device's memory (tape_open: LEDGER_VALUES).
+status_t tape_open_as(device_t *device, const tape_memory_t *memory, recompute_t recompute, ledger_part_t part,
+                      tape_t **out) STATUS_CHECKED;
+// Notes in the device's ledger what a tape of that much memory will take.
+void tape_plan(device_t *device, const tape_memory_t *memory, ledger_part_t part);
 status_t tape_open_measuring(device_t *device, recompute_t recompute, tape_t **out) STATUS_CHECKED;
 void tape_close(tape_t *tape);
 // Forgets all tensors and records, keeps the memory. Recording is as given until the next reset.
