@@ -24,6 +24,7 @@ typedef enum ledger_part {
     LEDGER_OTHER,
     LEDGER_PARTS
 } ledger_part_t;
+enum { LEDGER_PROBE_BYTES = 4 << 20 }; // of LEDGER_OTHER while device_fingerprint runs
 const char *ledger_part_name(ledger_part_t part);
 
 typedef struct ledger_row {

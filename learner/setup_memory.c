@@ -142,6 +142,7 @@ status_t learner_plan_memory(learner_t *learner, bool grpo, bool plan_only) {
     status_t status = grpo ? grpo_plan(learner) : sft_plan(learner);
     if (learner->patches)
         ledger_note_host(learner->device, LEDGER_IMAGES, (int64_t)learner->config->data.patch_cache_mb << 20);
+    if (grpo) ledger_plan(learner->device, LEDGER_OTHER, LEDGER_PROBE_BYTES); // the kernel fingerprint
     tape_plan(learner->device, &learner->launcher.memory, LEDGER_VALUES);
     TRY(learner_agree(learner, status, "memory plan"));
     // Before anything is taken for it: ranks that share a device could otherwise each find room that the other takes.

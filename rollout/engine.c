@@ -44,63 +44,6 @@ static status_t open_cache(engine_t *engine) {
     return STATUS_OK;
 }
 
-// The mask's arrays of a step's keys.
-static status_t grow_keys(engine_t *engine, size_t count) {
-    TRY(memory_grow((void **)&engine->key_row, &engine->key_capacity, count, sizeof(int32_t)));
-    if (!engine->model->config.image_groups) return STATUS_OK;
-    return memory_grow((void **)&engine->key_group, &engine->group_capacity, count, sizeof(int32_t));
-}
-
-// Memory for steps of up to `rows` rows; what was there before goes.
-static status_t set_step_rows(engine_t *engine, size_t rows) {
-    struct {
-        void **array;
-        size_t count;
-    } host[] = {
-        {(void **)&engine->token, rows},
-        {(void **)&engine->rope[0], rows},
-        {(void **)&engine->rope[1], rows},
-        {(void **)&engine->rope[2], rows},
-        {(void **)&engine->cache_row, rows},
-        {(void **)&engine->query_start, rows + 1},
-        {(void **)&engine->query_position, rows},
-        {(void **)&engine->key_start, rows + 1},
-        {(void **)&engine->feature_source, rows},
-        {(void **)&engine->feature_target, rows},
-        {(void **)&engine->copy_from, rows * ENGINE_PAGE},
-        {(void **)&engine->copy_to, rows * ENGINE_PAGE},
-        {(void **)&engine->draw_row, rows},
-        {(void **)&engine->draw_target, rows},
-        {(void **)&engine->drawn, rows},
-        {(void **)&engine->draw_temperature, rows},
-        {(void **)&engine->draw_uniform, rows},
-        {(void **)&engine->drawn_logprob, rows},
-        {(void **)&engine->drawn_entropy, rows},
-        {(void **)&engine->draw_item, rows},
-    };
-    engine->host_bytes = 0;
-    for (size_t i = 0; i < sizeof(host) / sizeof(*host); i++) {
-        void *memory;
-        TRY(memory_allocate(host[i].count, sizeof(int32_t), &memory));
-        free(*host[i].array);
-        *host[i].array = memory;
-        engine->host_bytes += host[i].count * sizeof(int32_t);
-    }
-    void **device[] = {(void **)&engine->device_row,     (void **)&engine->device_target,
-                       (void **)&engine->device_token,   (void **)&engine->device_temperature,
-                       (void **)&engine->device_uniform, (void **)&engine->device_logprob,
-                       (void **)&engine->device_entropy, (void **)&engine->device_lse};
-    for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++) {
-        void *memory;
-        TRY(ledger_take(engine->device, LEDGER_STEP, rows * sizeof(int32_t), &memory));
-        ledger_give(engine->device, *device[i]);
-        *device[i] = memory;
-    }
-    TRY(grow_keys(engine, rows));
-    engine->step_rows = (int)rows;
-    return STATUS_OK;
-}
-
 static status_t open_banned(engine_t *engine) {
     const image_rules_t *rules = &engine->model->config.image;
     for (int i = 0; i < rules->media_token_count; i++)
@@ -128,8 +71,11 @@ status_t engine_open(model_t *model, const engine_options_t *options, engine_t *
     engine->model = model;
     engine->device = model->device;
     engine->options = *options;
+    const char *graphs = getenv("POISE_GRAPHS");
+    engine->graphs.off = graphs && !strcmp(graphs, "none");
     status_t status = open_cache(engine);
-    if (!status) status = set_step_rows(engine, (size_t)options->batch_rows);
+    if (!status) status = engine_set_rows(engine, (size_t)options->batch_rows);
+    if (!status) status = engine_open_constants(engine);
     if (!status) status = open_banned(engine);
     if (!status) status = feature_store_open(engine);
     if (!status) status = engine_plan_text(engine);
@@ -159,20 +105,14 @@ void engine_close(engine_t *engine) {
         ledger_give(engine->device, engine->cache.k[layer].data);
     for (int layer = 0; engine->cache.v && layer < engine->cache.layers; layer++)
         ledger_give(engine->device, engine->cache.v[layer].data);
-    void *device[] = {engine->copied.data,        engine->picked.data,    engine->device_row,
-                      engine->device_target,      engine->device_token,   engine->device_banned,
-                      engine->device_temperature, engine->device_uniform, engine->device_logprob,
-                      engine->device_entropy,     engine->device_lse};
+    void *device[] = {engine->copied.data, engine->picked.data, engine->device_banned};
     for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++) ledger_give(engine->device, device[i]);
+    engine_graphs_close(engine);
+    engine_free_memory(engine);
     feature_store_close(engine);
     tape_close(engine->tape);
-    void *host[] = {engine->cache.k,      engine->cache.v,       engine->reference,      engine->free_page,
-                    engine->token,        engine->rope[0],       engine->rope[1],        engine->rope[2],
-                    engine->cache_row,    engine->query_start,   engine->query_position, engine->key_start,
-                    engine->key_row,      engine->key_group,     engine->feature_source, engine->feature_target,
-                    engine->copy_from,    engine->copy_to,       engine->image,          engine->draw,
-                    engine->draw_row,     engine->draw_target,   engine->drawn,          engine->draw_temperature,
-                    engine->draw_uniform, engine->drawn_logprob, engine->drawn_entropy,  engine->draw_item};
+    void *host[] = {engine->cache.k, engine->cache.v, engine->reference, engine->free_page,
+                    engine->image,   engine->draw,    engine->draw_item};
     for (size_t i = 0; i < sizeof(host) / sizeof(*host); i++) free(host[i]);
     free(engine);
 }
@@ -313,10 +253,10 @@ static status_t reserve(engine_t *engine, const group_t *group) {
     size_t longest = (size_t)group->prompt_length + (size_t)group->budget;
     for (const group_t *other = engine->first; other; other = other->next) images += other->image_count;
     TRY(memory_grow((void **)&engine->image, &engine->image_capacity, (size_t)images, sizeof(*engine->image)));
-    TRY(grow_keys(engine, longest * (size_t)engine->options.batch_rows));
+    TRY(engine_grow_keys(engine, longest * (size_t)engine->options.batch_rows));
     size_t step_rows = (size_t)engine->options.batch_rows + (size_t)group->longest_image;
     if (group->longest_image && step_rows > (size_t)engine->step_rows) {
-        TRY(set_step_rows(engine, step_rows));
+        TRY(engine_set_rows(engine, step_rows));
         TRY(engine_plan_text(engine));
     }
     // A row is drawn from once for each completion that waits for its first token, and once otherwise.

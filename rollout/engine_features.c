@@ -113,6 +113,15 @@ status_t feature_store_reserve(engine_t *engine, int rows) {
     return STATUS_OK;
 }
 
+status_t feature_store_plan(engine_t *engine) {
+    feature_store_t *store = &engine->features;
+    size_t row_bytes = (size_t)store->rows.columns * dtype_bytes(store->rows.dtype);
+    ledger_plan(engine->device, LEDGER_FEATURES, (size_t)store->budget * row_bytes);
+    if (engine->device->table->host_memory || store->rows.rows >= store->budget) return STATUS_OK;
+    TRY(ledger_check(engine->device));
+    return feature_store_reserve(engine, store->budget);
+}
+
 static feature_entry_t *find(feature_store_t *store, const image_patches_t *patches) {
     feature_entry_t *entry = *bucket_of(store, patches->content_hash);
     while (entry && (entry->hash != patches->content_hash || entry->rows != patches->shape.feature_rows))

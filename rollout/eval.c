@@ -58,7 +58,7 @@ static status_t open_parts(eval_t *eval) {
     TRY(eval_identify(eval));
     engine_options_t options = engine_options_of(config);
     TRY(engine_open(eval->model, &options, &eval->engine));
-    return engine_plan_images(eval->engine, eval->packed);
+    return engine_plan_data(eval->engine, eval->packed, config->eval.max_new_tokens);
 }
 
 static void eval_close(eval_t *eval) {

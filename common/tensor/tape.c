@@ -135,9 +135,22 @@ status_t tape_host(tape_t *tape, size_t count, size_t size, void **out) {
     return tape_host_bytes(tape, count * size, out);
 }
 
+void tape_adopt(tape_t *tape, const void *memory, size_t bytes) {
+    if (!memory) tape->adopted_count = 0;
+    if (!memory || tape->adopted_count == TAPE_ADOPTED) return;
+    tape->adopted[tape->adopted_count].memory = memory;
+    tape->adopted[tape->adopted_count++].bytes = bytes;
+}
+
+bool tape_holds(const tape_t *tape, const void *memory) {
+    for (int i = 0; i < tape->adopted_count; i++)
+        if ((uintptr_t)memory - (uintptr_t)tape->adopted[i].memory < tape->adopted[i].bytes) return true;
+    return false;
+}
+
 status_t tape_upload(tape_t *tape, const void *host, size_t bytes, const void **out) {
     *out = host;
-    if (tape->host_memory || !host || !bytes) return STATUS_OK;
+    if (tape->host_memory || !host || !bytes || tape_holds(tape, host)) return STATUS_OK;
     void *memory;
     TRY(tape_take(tape, bytes, NULL, &memory));
     *out = memory;
