@@ -25,7 +25,7 @@ static void read_config(const scene_t *scene, config_t *config) {
                           "save_model=false",
                           "metrics.tensorboard=false",
                           "device=sim",
-                          "collectives=nccl",
+
                           train,
                           output};
     CHECK_OK(config_read(NULL, list, sizeof(list) / sizeof(*list), config));
@@ -55,6 +55,11 @@ static void test_steps(void **state) {
             fail_msg("step %d takes memory %zu times", (int)step + 1, sim_runtime_allocations() - before);
         sft_finish(&run);
     }
+    size_t before = sim_runtime_allocations();
+    void *planted;
+    CHECK_OK(ledger_take(run.learner.device, LEDGER_OTHER, 64, &planted));
+    ledger_give(run.learner.device, planted);
+    assert_true(sim_runtime_allocations() > before); // what the loop above looks at sees one
     ledger_read(run.learner.device, &report);
     sim_runtime_bytes(&now, &most);
     assert_int_equal(report.taken + sizeof(uint32_t), now); // the device's own fault word
