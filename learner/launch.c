@@ -20,6 +20,8 @@ status_t launcher_open(const config_t *config, device_t *device, launcher_t *out
 }
 
 void launcher_close(launcher_t *launcher) {
+    if (launcher->device) tape_plan(launcher->device, &(tape_memory_t){.gradients = 0}, LEDGER_VALUES);
+    if (launcher->device) ledger_plan(launcher->device, LEDGER_GRADIENTS, 0);
     tape_close(launcher->tape);
     free(launcher->host);
     *launcher = (launcher_t){0};

@@ -61,6 +61,8 @@ static status_t layout_memory(optimizer_t *optimizer) {
     TRY(device_take(optimizer, LEDGER_SUMS, (size_t)optimizer->blocks * sizeof(double),
                     (void **)&optimizer->device_square_sum));
     TRY(device_take(optimizer, LEDGER_SUMS, tensors * sizeof(int64_t), (void **)&optimizer->device_absmax));
+    ledger_plan(optimizer->device, LEDGER_SUMS, 0); // all is taken
+    ledger_plan(optimizer->device, LEDGER_OPTIMIZER, 0);
     if (optimizer->host_memory) {
         optimizer->staged_sum = optimizer->sum;
         optimizer->host_flags = optimizer->flags;

@@ -34,6 +34,7 @@ static status_t open_cache(engine_t *engine) {
         TRY(device_matrix(engine, LEDGER_CACHE, dtype, engine->cache.rows, width, &engine->cache.k[layer]));
         TRY(device_matrix(engine, LEDGER_CACHE, dtype, engine->cache.rows, width, &engine->cache.v[layer]));
     }
+    ledger_plan(engine->device, LEDGER_CACHE, 0); // all is taken
     int rows = engine->options.batch_rows, most = rows < COPY_ROWS / ENGINE_PAGE ? rows * ENGINE_PAGE : COPY_ROWS;
     TRY(device_matrix(engine, LEDGER_STEP, dtype, most, width, &engine->copied));
     TRY(device_matrix(engine, LEDGER_STEP, dtype, rows, config->hidden, &engine->picked));
@@ -109,6 +110,7 @@ void engine_close(engine_t *engine) {
     for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++) ledger_give(engine->device, device[i]);
     engine_graphs_close(engine);
     engine_free_memory(engine);
+    ledger_plan(engine->device, LEDGER_FEATURES, 0);
     feature_store_close(engine);
     tape_close(engine->tape);
     void *host[] = {engine->cache.k, engine->cache.v, engine->reference, engine->free_page,

@@ -55,6 +55,7 @@ status_t model_allocate(model_t *model) {
         if (packed) status = ledger_take(device, LEDGER_WEIGHTS, packed, &model->parameter[i].packed);
         if (status) return status_context(status, "the packed form of the parameter %s", spec->name);
     }
+    ledger_plan(device, LEDGER_WEIGHTS, 0); // all is taken
     return STATUS_OK;
 }
 

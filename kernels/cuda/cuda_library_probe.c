@@ -84,8 +84,7 @@ void CUDA_NAME(probe_close)(device_t *device, library_probe_t *probe) {
     for (int i = 0; i < SHAPES; i++) {
         struct probe_shape *shape = &probe->shape[i];
         void *const memory[] = {shape->x, shape->weight, shape->y};
-        for (int m = 0; m < 3; m++)
-            ledger_give(device, memory[m]);
+        for (int m = 0; m < 3; m++) ledger_give(device, memory[m]);
         free(shape->own);
         free(shape->sums);
     }

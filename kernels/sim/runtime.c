@@ -267,6 +267,19 @@ status_t sim_stream_put(void *stream, sim_step_t step, void *context) {
     return STATUS_OK;
 }
 
+status_t sim_stream_put_copy(void *stream, sim_step_t step, const void *context, size_t bytes) {
+    sim_cuda_error_t error = enter();
+    if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
+    task_t *task = error ? NULL : task_add(stream, TASK_STEP, bytes);
+    if (task) {
+        task->step = step;
+        task->context = memcpy(task->data, context, bytes);
+    }
+    leave(error);
+    if (!task) FAIL(STATUS_FAILED, "%s", said);
+    return STATUS_OK;
+}
+
 sim_cuda_error_t sim_cuda_stream_create(sim_cuda_stream_t *out, unsigned flags) {
     (void)flags;
     sim_cuda_error_t error = enter();
@@ -476,6 +489,7 @@ static sim_cuda_error_t tasks_copy(const task_t *first, task_t ***last) {
         memcpy(task, first, sizeof(*task) + first->data_bytes);
         task->next = NULL;
         if (task->kind == TASK_LAUNCH) task->launch.context = task->data;
+        if (task->kind == TASK_STEP) task->context = task->data;
         **last = task;
         *last = &task->next;
     }

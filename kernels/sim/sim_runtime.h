@@ -163,6 +163,8 @@ const char *sim_cuda_get_error_string(sim_cuda_error_t error);
 // device's memory open to it. A step that fails is a fault.
 typedef status_t (*sim_step_t)(void *context, bool *done);
 status_t sim_stream_put(void *stream, sim_step_t step, void *context) STATUS_CHECKED;
+// The same with a copy of the context, of whose making nothing is left to do: graphs can hold it.
+status_t sim_stream_put_copy(void *stream, sim_step_t step, const void *context, size_t bytes) STATUS_CHECKED;
 
 // ---- for tests ----
 // Forgets the fault and whatever still waits.

@@ -2,6 +2,7 @@
 // steps that take no memory, and decode steps that run as graphs, to the same bits.
 #include "common/comm/memory_share.h"
 #include "kernels/ledger.h"
+#include "kernels/sim/cublas.h"
 #include "kernels/sim/sim_runtime.h"
 #include "kernels/streams.h"
 #include "rollout/engine_internal.h"
@@ -107,7 +108,13 @@ static size_t run_once(fixture_t *f, engine_t *engine, fixture_results_t *result
 }
 
 static const engine_options_t options = {.pages = 64, .batch_rows = 12, .prefill_chunk = 12};
-static const char *const folders[] = {"families/llama_gqa3_llama3", "families/gemma3_text_gqa2_pattern3"};
+static const char folders_llama[] = "families/llama_gqa3_llama3",
+                  folders_gemma[] = "families/gemma3_text_gqa2_pattern3";
+typedef struct kind {
+    const char *folder;
+    bool half; // bf16, products by cuBLASLt's stand-in
+} kind_t;
+static const kind_t kinds[] = {{folders_llama, false}, {folders_gemma, false}, {folders_llama, true}};
 
 static void expect_equal(const fixture_results_t *a, const fixture_results_t *b) {
     assert_int_equal(a->finished, b->finished);
@@ -120,8 +127,16 @@ static status_t no_capture(device_t *device) {
     FAIL(STATUS_FAILED, "no graphs today");
 }
 
+// One that is spoilt once it has begun, by an allocation in the step.
+static status_t spoilt_capture(device_t *device) {
+    void *memory;
+    TRY(device_sim_table.streams->capture_begin(device));
+    assert_int_equal(cudaMalloc(&memory, 64), cudaErrorStreamCaptureUnsupported);
+    return STATUS_OK;
+}
+
 static void test_graphs(void **state) {
-    const char *folder = *state;
+    const kind_t *kind = *state;
     fixture_t f;
     engine_t *engine;
     ledger_report_t report;
@@ -129,7 +144,15 @@ static void test_graphs(void **state) {
     fixture_results_t *plain = calloc(1, sizeof(*plain)), *first = calloc(1, sizeof(*plain)),
                       *again = calloc(1, sizeof(*plain)), *third = calloc(1, sizeof(*plain)),
                       *without = calloc(1, sizeof(*plain));
-    fixture_open_on(&f, "sim", 1, folder);
+    sim_cublas_set(kind->half ? SIM_CUBLAS_GOOD : SIM_CUBLAS_ABSENT);
+    fixture_open_on(&f, "sim", 1, kind->folder);
+    if (kind->half) {
+        char path[512];
+        snprintf(path, sizeof(path), "%s/tests/goldens/%s", POISE_SOURCE_DIR, kind->folder);
+        model_close(f.model);
+        CHECK_OK(model_open_as(path, f.device, DTYPE_BF16, &f.model));
+        CHECK_OK(model_load(f.model, path));
+    }
     f.model->config.eos_token_count = 0;
     CHECK_OK(engine_open(f.model, &options, &engine));
     engine->graphs.off = true;
@@ -143,6 +166,7 @@ static void test_graphs(void **state) {
     assert_false(engine->graphs.off);
     assert_true(engine->graphs.captured >= 1);
     assert_true(sim_runtime_launched_graphs() > launched);
+    assert_int_equal(sim_cublas_count().products > 0, kind->half);
     // Memory that moved: graphs are captured anew.
     int64_t captured = engine->graphs.captured;
     CHECK_OK(engine_grow_keys(engine, 3 * engine->key_capacity));
@@ -171,11 +195,11 @@ static void test_graphs(void **state) {
 
 // Where a step cannot be captured it runs as it is, and so do those after it.
 static void test_uncaptured(void **state) {
-    (void)state;
     fixture_t f;
     engine_t *engine;
     fixture_results_t *plain = calloc(1, sizeof(*plain)), *other = calloc(1, sizeof(*plain));
-    fixture_open_on(&f, "sim", 1, folders[0]);
+    sim_cublas_set(SIM_CUBLAS_ABSENT);
+    fixture_open_on(&f, "sim", 1, folders_llama);
     f.model->config.eos_token_count = 0;
     CHECK_OK(engine_open(f.model, &options, &engine));
     engine->graphs.off = true;
@@ -184,7 +208,7 @@ static void test_uncaptured(void **state) {
     const device_table_t *table = f.device->table;
     device_streams_t streams = *table->streams;
     device_table_t changed = *table;
-    streams.capture_begin = no_capture;
+    streams.capture_begin = *state ? spoilt_capture : no_capture;
     changed.streams = &streams;
     f.device->table = &changed;
     CHECK_OK(engine_open(f.model, &options, &engine));
@@ -203,9 +227,11 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ledger),
         cmocka_unit_test(test_shared),
-        cmocka_unit_test_prestate(test_graphs, (void *)(uintptr_t)folders[0]),
-        cmocka_unit_test_prestate(test_graphs, (void *)(uintptr_t)folders[1]),
-        cmocka_unit_test(test_uncaptured),
+        cmocka_unit_test_prestate(test_graphs, (void *)(uintptr_t)&kinds[0]),
+        cmocka_unit_test_prestate(test_graphs, (void *)(uintptr_t)&kinds[1]),
+        cmocka_unit_test_prestate(test_graphs, (void *)(uintptr_t)&kinds[2]),
+        cmocka_unit_test_prestate(test_uncaptured, NULL),
+        cmocka_unit_test_prestate(test_uncaptured, (void *)(uintptr_t)kinds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
