@@ -125,6 +125,9 @@ void engine_print_memory(const engine_t *engine, FILE *stream) {
     fprintf(stream, "engine memory: %d pages of %d tokens, at most %d rows a step\n", engine->options.pages,
             ENGINE_PAGE, engine->options.batch_rows);
     ledger_print(&report, stream);
+    fprintf(stream, "  values of a step of the engine, in one arena:\n");
+    fprintf(stream, "    %-32s %10.2f MiB\n", "text step", (double)engine->text_memory.values / 1048576);
+    fprintf(stream, "    %-32s %10.2f MiB\n", "vision launch", (double)engine->vision_memory.values / 1048576);
 }
 
 // ---- requests ----
