@@ -1,5 +1,6 @@
 #include "kernels/device.h"
 
+#include "kernels/ledger.h"
 #include "kernels/streams.h"
 
 #include <stdlib.h>
@@ -131,9 +132,11 @@ status_t device_open_table(const device_table_t *table, const char *kernels, int
     TRY(ALLOCATE(&device, 1));
     device->table = table;
     device->kernels = kernels;
-    status_t status = threads_open(threads, &device->threads);
+    status_t status = ledger_open(device);
+    if (!status) status = threads_open(threads, &device->threads);
     if (!status) status = table->open(device);
     if (status) {
+        ledger_close(device);
         threads_close(device->threads);
         free(device);
         PASS_ON(status);
@@ -155,8 +158,9 @@ status_t device_open(const char *name, int threads, device_t **out) {
 
 void device_close(device_t *device) {
     if (!device) return;
-    if (device->workspace) device->table->release(device, device->workspace);
+    ledger_give(device, device->workspace);
     device->table->close(device);
+    ledger_close(device);
     threads_close(device->threads);
     free(device);
 }
@@ -169,13 +173,13 @@ status_t device_workspace(device_t *device, size_t bytes, void **out) {
     if (rounded < bytes) FAIL(STATUS_MEMORY, "an op asks for %zu bytes of workspace; use a smaller batch", bytes);
     if (rounded == 0) rounded = WORKSPACE_ALIGNMENT;
     if (device->workspace && rounded > device->workspace_bytes) {
-        device->table->release(device, device->workspace);
+        ledger_give(device, device->workspace);
         device->workspace = NULL;
     }
     if (rounded > device->workspace_bytes) device->workspace_bytes = rounded;
     if (device->measuring) return STATUS_OK;
     if (!device->workspace) {
-        status_t status = device->table->allocate(device, device->workspace_bytes, &device->workspace);
+        status_t status = ledger_take(device, LEDGER_WORKSPACE, device->workspace_bytes, &device->workspace);
         if (status) {
             device->workspace = NULL;
             device->workspace_bytes = 0;

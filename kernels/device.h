@@ -392,6 +392,7 @@ struct device {
     bool measuring;         // dry run: see above
     void *workspace;        // grown by device_workspace, shared by all ops of this device
     size_t workspace_bytes; // its size; the largest need so far while measuring
+    struct ledger *ledger;  // what its memory is taken for (kernels/ledger.h)
 };
 
 // Opens a device. name: "cpu", "cpu:portable", "cpu:avx2", "cpu:avx512" (the plain name picks the best this CPU has),

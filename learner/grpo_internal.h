@@ -88,6 +88,7 @@ typedef struct grpo_run {
     const learner_colocated_t *colocated; // NULL: rollouts are elsewhere
     link_t *link;
     weight_server_t *server; // learner 0
+    uint64_t fingerprint;    // of the kernels; 0: not made yet
     message_t *pending;      // plans that came early
     size_t pending_count, pending_capacity;
     bool stopped; // the reward rank said stop

@@ -38,7 +38,8 @@ struct optimizer {
     device_t *device;
     comm_t *comm;
     comm_t *device_comm; // the same ranks by NCCL, on the device's memory; NULL: through the host's
-    bool host_memory; // the device's memory is the host's: nothing is staged
+    size_t host_bytes;   // beside the device's
+    bool host_memory;    // the device's memory is the host's: nothing is staged
     trained_tensor_t *tensor;
     int tensors;
     int64_t *start;  // [tensors + 1] first element of each tensor in the flat space, multiples of GRADIENT_BLOCK

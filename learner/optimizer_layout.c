@@ -43,20 +43,26 @@ static status_t layout_owners(optimizer_t *optimizer) {
     return STATUS_OK;
 }
 
-static status_t device_take(optimizer_t *optimizer, size_t bytes, void **out) {
-    return optimizer->device->table->allocate(optimizer->device, bytes ? bytes : 1, out);
+static status_t device_take(optimizer_t *optimizer, ledger_part_t part, size_t bytes, void **out) {
+    return ledger_take(optimizer->device, part, bytes ? bytes : 1, out);
 }
 
 static status_t layout_memory(optimizer_t *optimizer) {
     size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK, own = (size_t)optimizer->own_count;
     size_t tensors = (size_t)optimizer->tensors;
-    TRY(device_take(optimizer, flat * sizeof(int64_t), (void **)&optimizer->sum));
-    TRY(device_take(optimizer, tensors * sizeof(uint32_t), (void **)&optimizer->flags));
-    TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->master));
-    TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->first_moment));
-    TRY(device_take(optimizer, own * sizeof(float), (void **)&optimizer->second_moment));
-    TRY(device_take(optimizer, (size_t)optimizer->blocks * sizeof(double), (void **)&optimizer->device_square_sum));
-    TRY(device_take(optimizer, tensors * sizeof(int64_t), (void **)&optimizer->device_absmax));
+    ledger_plan(optimizer->device, LEDGER_SUMS, flat * sizeof(int64_t));
+    ledger_plan(optimizer->device, LEDGER_OPTIMIZER, 3 * own * sizeof(float));
+    TRY(ledger_check(optimizer->device));
+    TRY(device_take(optimizer, LEDGER_SUMS, flat * sizeof(int64_t), (void **)&optimizer->sum));
+    TRY(device_take(optimizer, LEDGER_SUMS, tensors * sizeof(uint32_t), (void **)&optimizer->flags));
+    TRY(device_take(optimizer, LEDGER_OPTIMIZER, own * sizeof(float), (void **)&optimizer->master));
+    TRY(device_take(optimizer, LEDGER_OPTIMIZER, own * sizeof(float), (void **)&optimizer->first_moment));
+    TRY(device_take(optimizer, LEDGER_OPTIMIZER, own * sizeof(float), (void **)&optimizer->second_moment));
+    TRY(device_take(optimizer, LEDGER_SUMS, (size_t)optimizer->blocks * sizeof(double),
+                    (void **)&optimizer->device_square_sum));
+    TRY(device_take(optimizer, LEDGER_SUMS, tensors * sizeof(int64_t), (void **)&optimizer->device_absmax));
+    ledger_plan(optimizer->device, LEDGER_SUMS, 0); // all is taken
+    ledger_plan(optimizer->device, LEDGER_OPTIMIZER, 0);
     if (optimizer->host_memory) {
         optimizer->staged_sum = optimizer->sum;
         optimizer->host_flags = optimizer->flags;
@@ -74,6 +80,11 @@ static status_t layout_memory(optimizer_t *optimizer) {
     for (size_t i = 0; i < tensors; i++) {
         optimizer->scale[i] = (optimizer_scale_t){EXPONENT_START, EXPONENT_MOST, CALIBRATION_FRESH};
     }
+    optimizer->host_bytes = flat * sizeof(float) + 3 * tensors * sizeof(int64_t) + tensors * sizeof(optimizer_scale_t);
+    if (!optimizer->host_memory)
+        optimizer->host_bytes += (size_t)optimizer->blocks * sizeof(double) + tensors * 12 +
+                                 (optimizer->device_comm ? 0 : flat * sizeof(int64_t));
+    ledger_note_host(optimizer->device, LEDGER_SUMS, (int64_t)optimizer->host_bytes);
     return ALLOCATE(&optimizer->changed, optimizer->model->parameter_count + 1);
 }
 
@@ -150,8 +161,9 @@ void optimizer_close(optimizer_t *optimizer) {
                          optimizer->first_moment, optimizer->second_moment, optimizer->device_square_sum,
                          optimizer->device_absmax};
     for (size_t i = 0; i < sizeof(on_device) / sizeof(*on_device); i++) {
-        if (on_device[i]) device->table->release(device, on_device[i]);
+        ledger_give(device, on_device[i]);
     }
+    ledger_note_host(device, LEDGER_SUMS, -(int64_t)optimizer->host_bytes);
     comm_close(optimizer->device_comm);
     if (!optimizer->host_memory) {
         free(optimizer->staged_sum);

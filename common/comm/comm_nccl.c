@@ -6,6 +6,7 @@
 #include "common/comm/comm_table.h"
 #include "common/comm/nccl_load.h"
 #include "common/comm/nccl_mpi.h"
+#include "kernels/ledger.h"
 #include "kernels/streams.h"
 
 #include <stdlib.h>
@@ -189,7 +190,7 @@ static void state_free(nccl_state_t *state) {
         if (state->ended[i]) streams->event_close(state->device, state->ended[i]);
     if (state->before) streams->event_close(state->device, state->before);
     if (state->stream) streams->close(state->device, state->stream);
-    if (state->word) state->device->table->release(state->device, state->word);
+    ledger_give(state->device, state->word);
     nccl_unload(state->loaded);
     free(state);
 }
@@ -226,7 +227,7 @@ static status_t open_own(comm_t *comm, device_t *device, nccl_state_t *state) {
         TRY(nccl_load(&state->call, &state->loaded));
     }
     const device_streams_t *streams = streams_of(state);
-    TRY(device->table->allocate(device, sizeof(int64_t), &state->word));
+    TRY(ledger_take(device, LEDGER_OTHER, sizeof(int64_t), &state->word));
     TRY(streams->open(device, &state->stream));
     TRY(streams->event_open(device, &state->before));
     for (int i = 0; i < COMM_MAX_PIECES; i++) TRY(streams->event_open(device, &state->ended[i]));

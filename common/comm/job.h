@@ -7,6 +7,7 @@
 #include "common/comm/watch.h"
 #include "common/config/config.h"
 #include "common/wire/link.h"
+#include "kernels/ledger.h"
 
 typedef enum role { ROLE_LEARNER, ROLE_ROLLOUT, ROLE_REWARD, ROLE_COUNT } role_t;
 const char *role_name(role_t role);
@@ -26,6 +27,7 @@ typedef struct job {
     char *secret_key;
     int signal_fd; // signalfd of USR1, TERM, INT; -1 when there is none
     bool stop_seen;
+    ledger_report_t memory; // what a dry run found that this rank takes
     watch_t *watch; // of this process; set by whoever opened it, NULL in tests
 } job_t;
 

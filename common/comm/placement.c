@@ -92,9 +92,9 @@ typedef struct shared_place {
     char host[256], gpus[GPU_LIST];
 } shared_place_t;
 
-status_t placement_share(comm_t *world, const char *device, bool computes, char out[PLACEMENT_NAME]) {
-    snprintf(out, PLACEMENT_NAME, "%s", device ? device : "");
-    if (!has_places(device)) return STATUS_OK;
+// *ordinal -1: the rank computes nothing.
+static status_t share(comm_t *world, const char *device, bool computes, int *ordinal) {
+    *ordinal = -1;
     size_t size = (size_t)comm_size(world), rank = (size_t)comm_rank(world);
     shared_place_t *all = NULL;
     int64_t *offset = NULL;
@@ -114,14 +114,25 @@ status_t placement_share(comm_t *world, const char *device, bool computes, char 
         if (all[r].failed && !own && !status)
             status = STATUS_NEW(STATUS_PEER, "rank %zu cannot use the device %s; its message says why", r, device);
     }
-    int ordinal = -1;
-    if (!own && !status) status = placement_choose(ranks, (int)size, (int)rank, &ordinal);
-    name_place(device, ordinal, out);
+    if (!own && !status) status = placement_choose(ranks, (int)size, (int)rank, ordinal);
 done:
     free(ranks);
     free(offset);
     free(all);
     return status_first(own, status);
+}
+
+status_t placement_share(comm_t *world, const char *device, bool computes, char out[PLACEMENT_NAME]) {
+    int ordinal = -1;
+    snprintf(out, PLACEMENT_NAME, "%s", device ? device : "");
+    if (!has_places(device)) return STATUS_OK;
+    status_t status = share(world, device, computes, &ordinal);
+    name_place(device, ordinal, out);
+    return status;
+}
+
+status_t placement_ordinal(comm_t *world, const char *device, int *ordinal) {
+    return share(world, device, true, ordinal);
 }
 
 static int number_of(const char *const *names, size_t count, int initial) {

@@ -19,6 +19,8 @@ status_t placement_choose(const placement_rank_t *ranks, int count, int rank, in
 // The name to open the configuration's `device` by on this rank: "cuda" becomes "cuda:2", others stay; empty where the
 // rank computes nothing. Collective over the world.
 status_t placement_share(comm_t *world, const char *device, bool computes, char out[PLACEMENT_NAME]) STATUS_CHECKED;
+// The number of the GPU of "cuda" or "sim" that this rank would compute on. Collective over the world.
+status_t placement_ordinal(comm_t *world, const char *device, int *ordinal) STATUS_CHECKED;
 // The same for a process outside the job's world (a rollout pool's): by the local rank that its launcher gives it.
 status_t placement_alone(const char *device, char out[PLACEMENT_NAME]) STATUS_CHECKED;
 

@@ -19,13 +19,24 @@ static status_t tape_create(device_t *device, recompute_t recompute, bool measur
     return STATUS_OK;
 }
 
+void tape_plan(device_t *device, const tape_memory_t *memory, ledger_part_t part) {
+    ledger_plan(device, part, heap_bytes(memory->values));
+    if (memory->gradients) ledger_plan(device, LEDGER_GRADIENTS, heap_bytes(memory->gradients));
+    ledger_plan(device, LEDGER_WORKSPACE, device->workspace_bytes);
+}
+
 status_t tape_open(device_t *device, const tape_memory_t *memory, recompute_t recompute, tape_t **out) {
+    return tape_open_as(device, memory, recompute, LEDGER_VALUES, out);
+}
+
+status_t tape_open_as(device_t *device, const tape_memory_t *memory, recompute_t recompute, ledger_part_t part,
+                      tape_t **out) {
     tape_t *tape;
     *out = NULL;
     TRY(tape_create(device, recompute, false, &tape));
     void *workspace;
-    status_t status = heap_open(&tape->values, device, "values", memory->values);
-    if (!status) status = heap_open(&tape->gradients, device, "gradients", memory->gradients);
+    status_t status = heap_open(&tape->values, device, part, "values", memory->values);
+    if (!status) status = heap_open(&tape->gradients, device, LEDGER_GRADIENTS, "gradients", memory->gradients);
     if (!status && memory->workspace) status = device_workspace(device, memory->workspace, &workspace);
     if (status) {
         tape_close(tape);
@@ -124,9 +135,22 @@ status_t tape_host(tape_t *tape, size_t count, size_t size, void **out) {
     return tape_host_bytes(tape, count * size, out);
 }
 
+void tape_adopt(tape_t *tape, const void *memory, size_t bytes) {
+    if (!memory) tape->adopted_count = 0;
+    if (!memory || tape->adopted_count == TAPE_ADOPTED) return;
+    tape->adopted[tape->adopted_count].memory = memory;
+    tape->adopted[tape->adopted_count++].bytes = bytes;
+}
+
+bool tape_holds(const tape_t *tape, const void *memory) {
+    for (int i = 0; i < tape->adopted_count; i++)
+        if ((uintptr_t)memory - (uintptr_t)tape->adopted[i].memory < tape->adopted[i].bytes) return true;
+    return false;
+}
+
 status_t tape_upload(tape_t *tape, const void *host, size_t bytes, const void **out) {
     *out = host;
-    if (tape->host_memory || !host || !bytes) return STATUS_OK;
+    if (tape->host_memory || !host || !bytes || tape_holds(tape, host)) return STATUS_OK;
     void *memory;
     TRY(tape_take(tape, bytes, NULL, &memory));
     *out = memory;

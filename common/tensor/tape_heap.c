@@ -4,13 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-status_t heap_open(heap_t *heap, device_t *device, const char *name, size_t bytes) {
-    *heap = (heap_t){.device = device, .arena = {.name = name}};
+// One unit more, because a device promises memory, not our alignment.
+size_t heap_bytes(size_t bytes) {
     size_t capacity = (bytes + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
-    if (!capacity) return STATUS_OK;
+    return capacity ? capacity + ARENA_ALIGNMENT : 0;
+}
+
+status_t heap_open(heap_t *heap, device_t *device, ledger_part_t part, const char *name, size_t bytes) {
+    *heap = (heap_t){.device = device, .arena = {.name = name}};
+    size_t taken = heap_bytes(bytes), capacity = taken - ARENA_ALIGNMENT;
+    if (!taken) return STATUS_OK;
     void *memory;
-    // One unit more, because a device promises memory, not our alignment.
-    status_t status = device->table->allocate(device, capacity + ARENA_ALIGNMENT, &memory);
+    status_t status = ledger_take(device, part, taken, &memory);
     if (status) return status_context(status, "reserving %zu bytes for the %s of a tape", capacity, name);
     heap->arena.base = memory;
     heap->arena.capacity = capacity;
@@ -23,7 +28,7 @@ status_t heap_open_measuring(heap_t *heap, const char *name) {
 }
 
 void heap_close(heap_t *heap) {
-    if (heap->device && heap->arena.base) heap->device->table->release(heap->device, heap->arena.base);
+    if (heap->device && heap->arena.base) ledger_give(heap->device, heap->arena.base);
     if (!heap->device) arena_close(&heap->arena);
     free(heap->holes);
     *heap = (heap_t){0};

@@ -4,7 +4,7 @@
 #define COMMON_TENSOR_TAPE_HEAP_H
 
 #include "kernels/base/arena.h"
-#include "kernels/device.h"
+#include "kernels/ledger.h"
 
 typedef struct heap_hole {
     size_t offset, bytes;
@@ -17,7 +17,9 @@ typedef struct heap {
     size_t hole_count, hole_capacity;
 } heap_t;
 
-status_t heap_open(heap_t *heap, device_t *device, const char *name, size_t bytes) STATUS_CHECKED;
+// part: of the device's memory. What is taken there: heap_bytes(bytes).
+status_t heap_open(heap_t *heap, device_t *device, ledger_part_t part, const char *name, size_t bytes) STATUS_CHECKED;
+size_t heap_bytes(size_t bytes);
 status_t heap_open_measuring(heap_t *heap, const char *name) STATUS_CHECKED;
 void heap_close(heap_t *heap);
 void heap_reset(heap_t *heap);

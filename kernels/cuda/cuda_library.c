@@ -190,7 +190,7 @@ status_t CUDA_NAME(library_open)(device_t *device) {
     cuda_library_t *library;
     TRY(ALLOCATE(&library, 1));
     status_t status = library_try(device, library);
-    if (device->workspace) device->table->release(device, device->workspace); // the probe's says nothing of a run's
+    ledger_give(device, device->workspace); // the probe's says nothing of a run's
     device->workspace = NULL;
     device->workspace_bytes = 0;
     if (status) {

@@ -3,6 +3,7 @@
 #define KERNELS_CUDA_CUDA_LIBRARY_INTERNAL_H
 
 #include "kernels/cuda/cuda_library.h"
+#include "kernels/ledger.h"
 
 typedef struct library_shape {
     int n, k;

@@ -41,7 +41,7 @@ static status_t put_numbers(device_t *device, uint32_t which, int rows, int uniq
     for (size_t r = 0; r < (size_t)rows; r++)
         for (size_t c = 0; c < each; c++) host[r * each + c] = number(which, (uint32_t)(r % (size_t)unique * each + c));
     size_t bytes = (size_t)rows * each * sizeof(*host);
-    status_t status = device->table->allocate(device, bytes, out);
+    status_t status = ledger_take(device, LEDGER_OTHER, bytes, out);
     if (!status) status = device->table->upload(device, *out, host, bytes);
     free(host);
     return status;
@@ -72,7 +72,7 @@ status_t CUDA_NAME(probe_open)(device_t *device, library_probe_t *probe) {
         int n = shapes[i].n, k = shapes[i].k, rows = shapes[i].rows;
         TRY(put_numbers(device, 1, rows, ROWS, k, &shape->x));
         TRY(put_numbers(device, 2, n, n, k, &shape->weight));
-        TRY(device->table->allocate(device, (size_t)rows * (size_t)n * sizeof(float), &shape->y));
+        TRY(ledger_take(device, LEDGER_OTHER, (size_t)rows * (size_t)n * sizeof(float), &shape->y));
         TRY(ALLOCATE(&shape->own, (size_t)ROWS * (size_t)n));
         TRY(ALLOCATE(&shape->sums, (size_t)rows * (size_t)n));
         TRY(multiply(device, shape, i, 0, ROWS, false, shape->own)); // the device has no library yet
@@ -84,8 +84,7 @@ void CUDA_NAME(probe_close)(device_t *device, library_probe_t *probe) {
     for (int i = 0; i < SHAPES; i++) {
         struct probe_shape *shape = &probe->shape[i];
         void *const memory[] = {shape->x, shape->weight, shape->y};
-        for (int m = 0; m < 3; m++)
-            if (memory[m]) device->table->release(device, memory[m]);
+        for (int m = 0; m < 3; m++) ledger_give(device, memory[m]);
         free(shape->own);
         free(shape->sums);
     }

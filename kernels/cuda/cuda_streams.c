@@ -3,13 +3,16 @@
 #include "kernels/streams.h"
 
 #include "kernels/cuda/cuda_ops.h"
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #ifdef POISE_CUDA_HOST
 #include <cuda_runtime_api.h>
 #define CUDA_MEMBER "cuda"
 #else
 #include "kernels/sim/sim_runtime.h"
-#define CUDA_MEMBER "sim"
+#define CUDA_MEMBER          "sim"
+#define POISE_CUDA_BUILT_FOR "80, 90" // what nvcc compiles the same sources for
 #endif
 
 #define CUDA_TRY(call)                                                                                                 \
@@ -86,6 +89,73 @@ static status_t streams_list(char *out, size_t bytes) {
     return STATUS_OK;
 }
 
+// ---- what the GPUs are, and their memory ----
+
+static status_t streams_about(int ordinal, device_about_t *out) {
+    struct cudaDeviceProp properties;
+    *out = (device_about_t){.built_for = POISE_CUDA_BUILT_FOR};
+    CUDA_TRY(cudaDriverGetVersion(&out->driver));
+    CUDA_TRY(cudaRuntimeGetVersion(&out->runtime));
+    CUDA_TRY(cudaGetDeviceProperties(&properties, ordinal));
+    snprintf(out->name, sizeof(out->name), "%.*s", (int)sizeof(out->name) - 1, properties.name);
+    out->major = properties.major;
+    out->minor = properties.minor;
+    // Code for one capability runs on later ones of the same major number, and on no others.
+    const char *at = POISE_CUDA_BUILT_FOR;
+    char *end;
+    for (long built; (built = strtol(at, &end, 10)) > 0; at = end + strspn(end, ", "))
+        out->supported = out->supported || (built / 10 == out->major && built % 10 <= out->minor);
+    CUDA_TRY(cudaDeviceGetPCIBusId(out->place, sizeof(out->place), ordinal));
+    CUDA_TRY(cudaSetDevice(ordinal));
+    CUDA_TRY(cudaMemGetInfo(&out->left, &out->total));
+    return STATUS_OK;
+}
+
+static status_t streams_memory(device_t *device, size_t *left, size_t *total, char *place, size_t bytes) {
+    int ordinal = 0;
+    char name[32] = "";
+    (void)device;
+    CUDA_TRY(cudaGetDevice(&ordinal));
+    CUDA_TRY(cudaDeviceGetPCIBusId(name, sizeof(name), ordinal));
+#ifdef POISE_CUDA_HOST
+    snprintf(place, bytes, "GPU %s", name);
+#else
+    snprintf(place, bytes, "the simulated GPU of process %ld", (long)getpid()); // each process has its own memory
+#endif
+    CUDA_TRY(cudaMemGetInfo(left, total));
+    return STATUS_OK;
+}
+
+// ---- graphs ----
+
+static status_t streams_capture_begin(device_t *device) {
+    CUDA_TRY(cudaStreamBeginCapture(stream_of(device, NULL), cudaStreamCaptureModeThreadLocal));
+    return STATUS_OK;
+}
+
+static status_t streams_capture_end(device_t *device, void **out) {
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t executable = NULL;
+    *out = NULL;
+    cudaError_t error = cudaStreamEndCapture(stream_of(device, NULL), &graph);
+    if (error == cudaSuccess) error = cudaGraphInstantiateWithFlags(&executable, graph, 0);
+    if (graph) (void)cudaGraphDestroy(graph);
+    if (error != cudaSuccess) (void)cudaGetLastError(); // it is told here; the next launch has not failed
+    CUDA_TRY(error);
+    *out = executable;
+    return STATUS_OK;
+}
+
+static status_t streams_graph_run(device_t *device, void *graph) {
+    CUDA_TRY(cudaGraphLaunch((cudaGraphExec_t)graph, stream_of(device, NULL)));
+    return STATUS_OK;
+}
+
+static void streams_graph_close(device_t *device, void *graph) {
+    (void)device;
+    if (graph) (void)cudaGraphExecDestroy((cudaGraphExec_t)graph);
+}
+
 const device_streams_t CUDA_NAME(streams) = {
     .open = streams_open,
     .close = streams_close,
@@ -95,4 +165,10 @@ const device_streams_t CUDA_NAME(streams) = {
     .after = streams_after,
     .ended = streams_ended,
     .list = streams_list,
+    .about = streams_about,
+    .memory = streams_memory,
+    .capture_begin = streams_capture_begin,
+    .capture_end = streams_capture_end,
+    .graph_run = streams_graph_run,
+    .graph_close = streams_graph_close,
 };

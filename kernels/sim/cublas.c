@@ -261,12 +261,11 @@ static float sum_of(const product_t *p, const uint16_t *a, const uint16_t *b, ui
 }
 
 static status_t product_step(void *context, bool *done) {
-    product_t *p = context;
+    const product_t *p = context;
     char why[256];
     *done = true;
     if (!holds(&p->a, p->from_a, why, sizeof(why)) || !holds(&p->b, p->from_b, why, sizeof(why)) ||
         !holds(&p->d, p->to, why, sizeof(why))) {
-        free(p);
         FAIL(STATUS_FAILED, "a product of cuBLASLt's stand-in is given memory of the device that is none: %s", why);
     }
     const uint16_t *a = sim_memory_view(p->from_a), *b = sim_memory_view(p->from_b);
@@ -284,7 +283,6 @@ static status_t product_step(void *context, bool *done) {
             else
                 memcpy(to + at * sizeof(sum), &sum, sizeof(sum));
         }
-    free(p);
     return STATUS_OK;
 }
 
@@ -302,22 +300,19 @@ static int matmul(void *handle, void *description, const void *alpha, const void
     if (!fits(description, a_layout, b_layout, c_layout, d_layout)) return CUBLAS_NOT_SUPPORTED;
     if (((uintptr_t)a | (uintptr_t)b | (uintptr_t)d) % ALIGNMENT) return CUBLAS_INVALID_VALUE;
     if (kind == SIM_CUBLAS_FAILS || algorithm->data[1] > 1) return CUBLAS_EXECUTION_FAILED;
-    product_t *p = malloc(sizeof(*p));
-    if (!p) return CUBLAS_ALLOC_FAILED;
-    *p = (product_t){.order = (order_t)algorithm->data[2],
-                     .truncates = kind == SIM_CUBLAS_TRUNCATES,
-                     .shifts = kind == SIM_CUBLAS_WRONG,
-                     .a = *(const object_t *)a_layout,
-                     .b = *(const object_t *)b_layout,
-                     .d = *(const object_t *)d_layout,
-                     .from_a = a,
-                     .from_b = b,
-                     .to = d};
+    const product_t p = {.order = (order_t)algorithm->data[2],
+                         .truncates = kind == SIM_CUBLAS_TRUNCATES,
+                         .shifts = kind == SIM_CUBLAS_WRONG,
+                         .a = *(const object_t *)a_layout,
+                         .b = *(const object_t *)b_layout,
+                         .d = *(const object_t *)d_layout,
+                         .from_a = a,
+                         .from_b = b,
+                         .to = d};
     counts.products++;
-    status = sim_stream_put(stream, product_step, p);
+    status = sim_stream_put_copy(stream, product_step, &p, sizeof(p));
     if (!status) return CUBLAS_SUCCESS;
     status_free(status);
-    free(p);
     return CUBLAS_EXECUTION_FAILED;
 }
 

@@ -34,7 +34,8 @@ static struct {
     size_t live, live_bytes, total;
     int open;
     struct sigaction before;
-} memory = {.total = (size_t)16 << 30};
+} memory;
+static const size_t usual_bytes = (size_t)16 << 30; // that the device has
 
 static const allocation_t *allocation_at(const void *address) {
     size_t offset = (size_t)((const char *)address - memory.range);
@@ -164,7 +165,8 @@ static void give_pages(size_t offset, size_t bytes) {
 void *sim_memory_take(size_t bytes) {
     if (!memory.range && !range_open()) return NULL;
     size_t rounded = (bytes + GRANULE - 1) / GRANULE * GRANULE;
-    if (rounded < bytes || bytes > memory.total - memory.live_bytes || rounded + 2 * GUARD > range_bytes - memory.used)
+    if (rounded < bytes || bytes > sim_memory_total() - memory.live_bytes ||
+        rounded + 2 * GUARD > range_bytes - memory.used)
         return NULL;
     if (memory.count == memory.capacity) {
         uint32_t more = memory.capacity ? 2 * memory.capacity : 1024;
@@ -226,6 +228,9 @@ size_t sim_memory_live(size_t *bytes) {
 }
 
 size_t sim_memory_total(void) {
+    const char *own = getenv("POISE_SIM_MEMORY");
+    double asked = own ? strtod(own, NULL) * (double)(1 << 20) : 0;
+    if (!memory.total) memory.total = asked > 0 ? (size_t)asked : usual_bytes;
     return memory.total;
 }
 

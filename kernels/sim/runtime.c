@@ -27,12 +27,20 @@ typedef struct task {
     uint64_t serial; // of the event's record
     sim_step_t step;
     void *context;
+    size_t data_bytes;
     max_align_t data[]; // the launch's arguments, or what is copied from pageable memory
 } task_t;
+
+struct sim_cuda_graph {
+    task_t *first, **last;
+    bool invalid; // something that cannot be captured was called meanwhile
+};
 
 struct sim_cuda_stream {
     struct sim_cuda_stream *next;
     task_t *first, **last;
+    struct sim_cuda_graph *capture; // what is put into the stream goes here
+    pthread_t capturer;
     sim_order_t order;
     uint64_t seed;
     bool runs; // one of its tasks is under way
@@ -56,7 +64,7 @@ static struct {
     struct sim_cuda_stream *streams;
     struct sim_cuda_event *events;
     pinned_t *pinned;
-    size_t pinned_count, leaks, allocations;
+    size_t pinned_count, leaks, allocations, graphs, launched_graphs, most_bytes;
     uint64_t serial;
     char *fault; // the first one; stays
     int depth;   // of run_until
@@ -64,6 +72,7 @@ static struct {
 } runtime = {.lock = PTHREAD_MUTEX_INITIALIZER};
 static __thread char said[1024];
 static __thread sim_cuda_error_t last_error;
+static __thread int chosen; // device
 
 // ---- errors ----
 
@@ -208,10 +217,23 @@ static task_t *task_add(struct sim_cuda_stream *stream, task_kind_t kind, size_t
         fail(SIM_CUDA_MEMORY_ALLOCATION, "the host has no memory left for what a stream keeps");
         return NULL;
     }
+    task_t ***last = stream->capture ? &stream->capture->last : &stream->last;
     task->kind = kind;
-    *stream->last = task;
-    stream->last = &task->next;
+    task->data_bytes = data;
+    **last = task;
+    *last = &task->next;
     return task;
+}
+
+// While this thread captures a stream: what a graph cannot hold, or what waits. It spoils the capture. `stream` NULL:
+// whatever stream it is.
+static sim_cuda_error_t uncaptured(const struct sim_cuda_stream *stream, const char *what) {
+    for (struct sim_cuda_stream *s = runtime.streams; s; s = s->next) {
+        if (!s->capture || (stream && s != stream) || !pthread_equal(s->capturer, pthread_self())) continue;
+        s->capture->invalid = true;
+        return fail(SIM_CUDA_CAPTURE_UNSUPPORTED, "%s while a stream is captured: a graph cannot hold it", what);
+    }
+    return SIM_CUDA_SUCCESS;
 }
 
 status_t sim_enqueue(const sim_launch_t *launch, size_t context_bytes, void *stream) {
@@ -233,11 +255,25 @@ status_t sim_enqueue(const sim_launch_t *launch, size_t context_bytes, void *str
 
 status_t sim_stream_put(void *stream, sim_step_t step, void *context) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(stream, "work of another library");
     if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
     task_t *task = error ? NULL : task_add(stream, TASK_STEP, 0);
     if (task) {
         task->step = step;
         task->context = context;
+    }
+    leave(error);
+    if (!task) FAIL(STATUS_FAILED, "%s", said);
+    return STATUS_OK;
+}
+
+status_t sim_stream_put_copy(void *stream, sim_step_t step, const void *context, size_t bytes) {
+    sim_cuda_error_t error = enter();
+    if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
+    task_t *task = error ? NULL : task_add(stream, TASK_STEP, bytes);
+    if (task) {
+        task->step = step;
+        task->context = memcpy(task->data, context, bytes);
     }
     leave(error);
     if (!task) FAIL(STATUS_FAILED, "%s", said);
@@ -258,9 +294,22 @@ sim_cuda_error_t sim_cuda_stream_create(sim_cuda_stream_t *out, unsigned flags) 
     return leave(SIM_CUDA_SUCCESS);
 }
 
+static void graph_free(struct sim_cuda_graph *graph) {
+    if (!graph) return;
+    for (task_t *task = graph->first, *next; task; task = next) {
+        next = task->next;
+        free(task);
+    }
+    free(graph);
+    runtime.graphs--;
+}
+
 static void look_for_leaks(void) {
     size_t bytes;
-    runtime.leaks = sim_memory_live(&bytes) + runtime.pinned_count;
+    if (getenv("POISE_SIM_REPORT"))
+        fprintf(stderr, "simulated device: at most %zu bytes of its memory were in use, in %zu allocations\n",
+                runtime.most_bytes, runtime.allocations);
+    runtime.leaks = sim_memory_live(&bytes) + runtime.pinned_count + runtime.graphs;
     if (!runtime.leaks) {
         sim_memory_forget();
         return;
@@ -280,6 +329,7 @@ sim_cuda_error_t sim_cuda_stream_destroy(sim_cuda_stream_t stream) {
     struct sim_cuda_stream **at = &runtime.streams;
     while (*at != stream) at = &(*at)->next;
     *at = stream->next;
+    graph_free(stream->capture);
     free(stream);
     if (!runtime.streams) look_for_leaks();
     return leave(error);
@@ -287,6 +337,7 @@ sim_cuda_error_t sim_cuda_stream_destroy(sim_cuda_stream_t stream) {
 
 sim_cuda_error_t sim_cuda_stream_synchronize(sim_cuda_stream_t stream) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(stream, "cudaStreamSynchronize");
     if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
     if (!error) {
         run_until(stream, NULL, 0, true);
@@ -297,12 +348,14 @@ sim_cuda_error_t sim_cuda_stream_synchronize(sim_cuda_stream_t stream) {
 
 sim_cuda_error_t sim_cuda_stream_query(sim_cuda_stream_t stream) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(stream, "cudaStreamQuery");
     if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
     return leave(!error && stream->first ? SIM_CUDA_NOT_READY : error);
 }
 
 sim_cuda_error_t sim_cuda_device_synchronize(void) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(NULL, "cudaDeviceSynchronize");
     return leave(error ? error : run_all());
 }
 
@@ -334,6 +387,7 @@ sim_cuda_error_t sim_cuda_event_destroy(sim_cuda_event_t event) {
 
 sim_cuda_error_t sim_cuda_event_record(sim_cuda_event_t event, sim_cuda_stream_t stream) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(stream, "cudaEventRecord (which these stand-ins do not capture)");
     if (!error && (!has_event(event) || !has_stream(stream))) error = SIM_CUDA_INVALID_HANDLE;
     task_t *task = error ? NULL : task_add(stream, TASK_RECORD, 0);
     if (!error && !task) error = SIM_CUDA_MEMORY_ALLOCATION;
@@ -348,6 +402,7 @@ sim_cuda_error_t sim_cuda_event_record(sim_cuda_event_t event, sim_cuda_stream_t
 sim_cuda_error_t sim_cuda_stream_wait_event(sim_cuda_stream_t stream, sim_cuda_event_t event, unsigned flags) {
     (void)flags;
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(stream, "cudaStreamWaitEvent (which these stand-ins do not capture)");
     if (!error && (!has_event(event) || !has_stream(stream))) error = SIM_CUDA_INVALID_HANDLE;
     if (error || event->reached >= event->recorded) return leave(error);
     task_t *task = task_add(stream, TASK_WAIT, 0);
@@ -359,6 +414,7 @@ sim_cuda_error_t sim_cuda_stream_wait_event(sim_cuda_stream_t stream, sim_cuda_e
 
 sim_cuda_error_t sim_cuda_event_synchronize(sim_cuda_event_t event) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(NULL, "cudaEventSynchronize");
     if (!error && !has_event(event)) error = SIM_CUDA_INVALID_HANDLE;
     if (error) return leave(error);
     if (event->reached < event->recorded && event->stream) run_until(event->stream, event, event->recorded, true);
@@ -367,6 +423,7 @@ sim_cuda_error_t sim_cuda_event_synchronize(sim_cuda_event_t event) {
 
 sim_cuda_error_t sim_cuda_event_query(sim_cuda_event_t event) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(NULL, "cudaEventQuery");
     if (!error && !has_event(event)) error = SIM_CUDA_INVALID_HANDLE;
     if (error || event->reached >= event->recorded) return leave(error);
     // Who asks again polls, and finds that the device has gone on meanwhile.
@@ -377,15 +434,106 @@ sim_cuda_error_t sim_cuda_event_query(sim_cuda_event_t event) {
     return leave(event->reached < event->recorded ? SIM_CUDA_NOT_READY : SIM_CUDA_SUCCESS);
 }
 
+static bool is_pinned(const void *memory, size_t bytes) {
+    for (const pinned_t *p = runtime.pinned; p; p = p->next) {
+        uintptr_t offset = (uintptr_t)memory - (uintptr_t)p->memory;
+        if (offset < p->bytes && bytes <= p->bytes - offset) return true;
+    }
+    return false;
+}
+
+// ---- graphs ----
+
+static struct sim_cuda_graph *graph_make(void) {
+    struct sim_cuda_graph *graph = calloc(1, sizeof(*graph));
+    if (!graph) {
+        fail(SIM_CUDA_MEMORY_ALLOCATION, "the host has no memory left for a graph");
+        return NULL;
+    }
+    graph->last = &graph->first;
+    runtime.graphs++;
+    return graph;
+}
+
+sim_cuda_error_t sim_cuda_stream_begin_capture(sim_cuda_stream_t stream, unsigned mode) {
+    (void)mode;
+    sim_cuda_error_t error = enter();
+    if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
+    if (!error && stream->capture) error = fail(SIM_CUDA_INVALID_VALUE, "the stream is captured already");
+    if (error) return leave(error);
+    stream->capture = graph_make();
+    stream->capturer = pthread_self();
+    return leave(stream->capture ? SIM_CUDA_SUCCESS : SIM_CUDA_MEMORY_ALLOCATION);
+}
+
+sim_cuda_error_t sim_cuda_stream_end_capture(sim_cuda_stream_t stream, sim_cuda_graph_t *out) {
+    sim_cuda_error_t error = enter();
+    *out = NULL;
+    if (!has_stream(stream)) return leave(SIM_CUDA_INVALID_HANDLE);
+    if (!stream->capture) return leave(fail(SIM_CUDA_INVALID_VALUE, "the stream is not captured"));
+    if (!error && stream->capture->invalid)
+        error = fail(SIM_CUDA_CAPTURE_INVALIDATED, "the capture was spoilt by an earlier call that failed");
+    if (error)
+        graph_free(stream->capture);
+    else
+        *out = stream->capture;
+    stream->capture = NULL;
+    return leave(error);
+}
+
+// Copies of the tasks from `first` on, behind *last.
+static sim_cuda_error_t tasks_copy(const task_t *first, task_t ***last) {
+    for (; first; first = first->next) {
+        task_t *task = malloc(sizeof(*task) + first->data_bytes);
+        if (!task) return fail(SIM_CUDA_MEMORY_ALLOCATION, "the host has no memory left for what a graph keeps");
+        memcpy(task, first, sizeof(*task) + first->data_bytes);
+        task->next = NULL;
+        if (task->kind == TASK_LAUNCH) task->launch.context = task->data;
+        if (task->kind == TASK_STEP) task->context = task->data;
+        **last = task;
+        *last = &task->next;
+    }
+    return SIM_CUDA_SUCCESS;
+}
+
+sim_cuda_error_t sim_cuda_graph_instantiate(sim_cuda_graph_t *out, sim_cuda_graph_t graph, unsigned long long flags) {
+    (void)flags;
+    sim_cuda_error_t error = enter();
+    *out = error ? NULL : graph_make();
+    if (error || !*out) return leave(error ? error : SIM_CUDA_MEMORY_ALLOCATION);
+    return leave(tasks_copy(graph->first, &(*out)->last));
+}
+
+sim_cuda_error_t sim_cuda_graph_launch(sim_cuda_graph_t graph, sim_cuda_stream_t stream) {
+    sim_cuda_error_t error = enter();
+    if (!error && !has_stream(stream)) error = SIM_CUDA_INVALID_HANDLE;
+    if (!error) error = uncaptured(stream, "cudaGraphLaunch (which these stand-ins do not capture)");
+    if (error) return leave(error);
+    runtime.launched_graphs++;
+    for (const task_t *task = graph->first; task; task = task->next)
+        if (task->kind == TASK_COPY && is_pinned(task->to, task->bytes)) memset(task->to, 0xff, task->bytes);
+    return leave(tasks_copy(graph->first, &stream->last));
+}
+
+sim_cuda_error_t sim_cuda_graph_destroy(sim_cuda_graph_t graph) {
+    sim_cuda_error_t error = enter();
+    graph_free(graph);
+    return leave(error);
+}
+
 // ---- memory ----
 
 sim_cuda_error_t sim_cuda_malloc(void **out, size_t bytes) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(NULL, "cudaMalloc");
     runtime.allocations++;
     *out = error ? NULL : sim_memory_take(bytes);
     if (!error && !*out)
         error =
             fail(SIM_CUDA_MEMORY_ALLOCATION, "out of memory: the simulated device has %zu bytes", sim_memory_total());
+    size_t live;
+    (void)sim_memory_live(&live);
+    if (live > runtime.most_bytes) runtime.most_bytes = live;
     return leave(error);
 }
 
@@ -393,6 +541,7 @@ sim_cuda_error_t sim_cuda_free(void *memory) {
     char why[256];
     sim_cuda_error_t error = enter();
     if (!memory) return leave(error);
+    if (uncaptured(NULL, "cudaFree")) return leave(SIM_CUDA_CAPTURE_UNSUPPORTED);
     (void)run_all();
     if (!sim_memory_free(memory, why, sizeof(why))) error = fail(SIM_CUDA_INVALID_VALUE, "cudaFree of %s", why);
     return leave(error);
@@ -400,6 +549,7 @@ sim_cuda_error_t sim_cuda_free(void *memory) {
 
 sim_cuda_error_t sim_cuda_malloc_host(void **out, size_t bytes) {
     sim_cuda_error_t error = enter();
+    if (!error) error = uncaptured(NULL, "cudaMallocHost");
     runtime.allocations++;
     pinned_t *pinned = error ? NULL : malloc(sizeof(*pinned) + bytes);
     *out = NULL;
@@ -415,6 +565,7 @@ sim_cuda_error_t sim_cuda_malloc_host(void **out, size_t bytes) {
 sim_cuda_error_t sim_cuda_free_host(void *memory) {
     sim_cuda_error_t error = enter();
     if (!memory) return leave(error);
+    if (uncaptured(NULL, "cudaFreeHost")) return leave(SIM_CUDA_CAPTURE_UNSUPPORTED);
     (void)run_all();
     pinned_t **at = &runtime.pinned;
     while (*at && (void *)(*at)->memory != memory) at = &(*at)->next;
@@ -424,14 +575,6 @@ sim_cuda_error_t sim_cuda_free_host(void *memory) {
     free(gone);
     runtime.pinned_count--;
     return leave(error);
-}
-
-static bool is_pinned(const void *memory, size_t bytes) {
-    for (const pinned_t *p = runtime.pinned; p; p = p->next) {
-        uintptr_t offset = (uintptr_t)memory - (uintptr_t)p->memory;
-        if (offset < p->bytes && bytes <= p->bytes - offset) return true;
-    }
-    return false;
 }
 
 // One side of a copy.
@@ -462,16 +605,19 @@ sim_cuda_error_t sim_cuda_memcpy_async(void *to, const void *from, size_t bytes,
     if (!side_right("target", to, bytes, to_device) || !side_right("source", from, bytes, from_device))
         return leave(SIM_CUDA_INVALID_VALUE);
     bool kept = !from_device && !is_pinned(from, bytes); // pageable memory may change when the call returns
+    bool pageable = kept || (!to_device && !is_pinned(to, bytes));
+    if (pageable && uncaptured(stream, "cudaMemcpyAsync from or to pageable memory"))
+        return leave(SIM_CUDA_CAPTURE_UNSUPPORTED);
     task_t *task = task_add(stream, TASK_COPY, kept ? bytes : 0);
     if (!task) return leave(SIM_CUDA_MEMORY_ALLOCATION);
     task->to = to;
     task->bytes = bytes;
     task->from = kept ? memcpy(task->data, from, bytes) : from;
-    if (!from_device && !kept) {
+    if (!from_device && !kept && !stream->capture) { // a graph reads what lies there when it is launched
         task->check = check_of(from, bytes);
         task->checked = true;
     }
-    if (to_device) return leave(SIM_CUDA_SUCCESS);
+    if (to_device || stream->capture) return leave(SIM_CUDA_SUCCESS);
     if (is_pinned(to, bytes)) {
         memset(to, 0xff, bytes); // nobody may read it yet
         return leave(SIM_CUDA_SUCCESS);
@@ -520,7 +666,43 @@ sim_cuda_error_t sim_cuda_get_device_count(int *out) {
 }
 
 sim_cuda_error_t sim_cuda_set_device(int device) {
-    return visible(device) >= 0 ? SIM_CUDA_SUCCESS : fail(SIM_CUDA_INVALID_DEVICE, "there is no device %d", device);
+    if (visible(device) < 0) return fail(SIM_CUDA_INVALID_DEVICE, "there is no device %d", device);
+    chosen = device;
+    return SIM_CUDA_SUCCESS;
+}
+
+sim_cuda_error_t sim_cuda_get_device(int *out) {
+    *out = chosen;
+    return SIM_CUDA_SUCCESS;
+}
+
+// "8.0"
+static void capability(int *major, int *minor) {
+    const char *own = getenv("POISE_SIM_CAPABILITY");
+    *major = 8;
+    *minor = 0;
+    if (own && sscanf(own, "%d.%d", major, minor) != 2) *major = 8;
+}
+
+sim_cuda_error_t sim_cuda_get_device_properties(sim_cuda_properties_t *out, int device) {
+    if (visible(device) < 0) return fail(SIM_CUDA_INVALID_DEVICE, "there is no device %d", device);
+    *out = (sim_cuda_properties_t){.totalGlobalMem = sim_memory_total(), .multiProcessorCount = 108};
+    snprintf(out->name, sizeof(out->name), "simulated GPU");
+    capability(&out->major, &out->minor);
+    return SIM_CUDA_SUCCESS;
+}
+
+enum { SIM_CUDA_VERSION = 12080 };
+
+sim_cuda_error_t sim_cuda_driver_get_version(int *out) {
+    const char *own = getenv("POISE_SIM_DRIVER");
+    *out = own && *own ? atoi(own) : SIM_CUDA_VERSION;
+    return SIM_CUDA_SUCCESS;
+}
+
+sim_cuda_error_t sim_cuda_runtime_get_version(int *out) {
+    *out = SIM_CUDA_VERSION;
+    return SIM_CUDA_SUCCESS;
 }
 
 sim_cuda_error_t sim_cuda_device_get_pci_bus_id(char *out, int bytes, int device) {
@@ -530,8 +712,10 @@ sim_cuda_error_t sim_cuda_device_get_pci_bus_id(char *out, int bytes, int device
 }
 
 sim_cuda_error_t sim_cuda_device_get_attribute(int *out, sim_cuda_attribute_t attribute, int device) {
+    int major, minor;
     (void)device;
-    *out = attribute == SIM_CUDA_MAJOR ? 8 : 0;
+    capability(&major, &minor);
+    *out = attribute == SIM_CUDA_MAJOR ? major : minor;
     return SIM_CUDA_SUCCESS;
 }
 
@@ -540,7 +724,7 @@ sim_cuda_error_t sim_cuda_mem_get_info(size_t *free_bytes, size_t *total_bytes) 
     sim_cuda_error_t error = enter();
     (void)sim_memory_live(&bytes);
     *total_bytes = sim_memory_total();
-    *free_bytes = *total_bytes - bytes;
+    *free_bytes = *total_bytes > bytes ? *total_bytes - bytes : 0;
     return leave(error);
 }
 
@@ -559,7 +743,7 @@ void sim_runtime_reset(void) {
 size_t sim_runtime_live(void) {
     size_t bytes;
     pthread_mutex_lock(&runtime.lock);
-    size_t live = sim_memory_live(&bytes) + runtime.pinned_count;
+    size_t live = sim_memory_live(&bytes) + runtime.pinned_count + runtime.graphs;
     pthread_mutex_unlock(&runtime.lock);
     return live;
 }
@@ -570,6 +754,17 @@ size_t sim_runtime_leaks(void) {
 
 size_t sim_runtime_allocations(void) {
     return runtime.allocations;
+}
+
+void sim_runtime_bytes(size_t *now, size_t *most) {
+    pthread_mutex_lock(&runtime.lock);
+    (void)sim_memory_live(now);
+    *most = runtime.most_bytes;
+    pthread_mutex_unlock(&runtime.lock);
+}
+
+size_t sim_runtime_launched_graphs(void) {
+    return runtime.launched_graphs;
 }
 
 void sim_runtime_set_memory(size_t bytes) {

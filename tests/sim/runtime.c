@@ -288,3 +288,101 @@ void test_runtime_device(void **state) {
     assert_int_equal(sim_runtime_leaks(), 0);
     assert_int_equal(sim_runtime_live(), 0);
 }
+
+// ---- capture ----
+
+static cudaStream_t captured(void) {
+    cudaStream_t stream = open_stream();
+    good(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    return stream;
+}
+
+// The capture that a forbidden call has spoilt leaves no graph, and the stream goes on as before.
+static void spoilt(cudaStream_t stream) {
+    cudaGraph_t graph;
+    bad(cudaStreamEndCapture(stream, &graph), "spoilt");
+    assert_null(graph);
+    good(cudaStreamSynchronize(stream));
+    good(cudaStreamDestroy(stream));
+}
+
+// Replays take what lies in memory when they run; what was captured has not run before.
+static void captured_replays(void) {
+    cudaStream_t stream = open_stream();
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    float *in = device_numbers(stream), *out, *pinned, host[NUMBERS];
+    good(cudaMalloc((void **)&out, BYTES));
+    good(cudaMemsetAsync(out, 0, BYTES, stream));
+    good(cudaMallocHost((void **)&pinned, BYTES));
+    good(cudaStreamSynchronize(stream));
+    good(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    launched(fault_run("sum", (fault_args_t){.out = out, .in = in, .stream = stream}));
+    good(cudaMemcpyAsync(pinned, out, BYTES, cudaMemcpyDeviceToHost, stream));
+    good(cudaStreamEndCapture(stream, &graph));
+    good(cudaGraphInstantiateWithFlags(&executable, graph, 0));
+    good(cudaGraphDestroy(graph));
+    good(cudaMemcpyAsync(host, out, BYTES, cudaMemcpyDeviceToHost, stream));
+    assert_true(host[0] == 0.0f);
+    good(cudaGraphLaunch(executable, stream));
+    good(cudaStreamSynchronize(stream));
+    assert_true(pinned[0] == 2016.0f);
+    for (int i = 0; i < NUMBERS; i++) host[i] = 1.0f;
+    good(cudaMemcpyAsync(in, host, BYTES, cudaMemcpyHostToDevice, stream));
+    good(cudaGraphLaunch(executable, stream));
+    good(cudaStreamSynchronize(stream));
+    assert_true(pinned[0] == 64.0f);
+    good(cudaFree(in)); // the graph still names it
+    good(cudaGraphLaunch(executable, stream));
+    bad(cudaStreamSynchronize(stream), "freed");
+    sim_runtime_reset();
+    good(cudaGraphExecDestroy(executable));
+    good(cudaFree(out));
+    good(cudaFreeHost(pinned));
+    good(cudaStreamDestroy(stream));
+}
+
+void test_runtime_capture(void **state) {
+    (void)state;
+    void *memory = NULL;
+    float host[4] = {0};
+    cudaEvent_t event;
+    cudaStream_t stream = open_stream();
+    void *device = device_numbers(stream);
+    good(cudaStreamSynchronize(stream));
+    captured_replays();
+    good(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    cudaStream_t one = captured();
+    bad(cudaMalloc(&memory, 64), "cudaMalloc while a stream is captured");
+    spoilt(one);
+    one = captured();
+    bad(cudaMallocHost(&memory, 64), "cudaMallocHost while");
+    spoilt(one);
+    one = captured();
+    bad(cudaFree(device), "cudaFree while");
+    spoilt(one);
+    one = captured();
+    bad(cudaStreamSynchronize(one), "cudaStreamSynchronize while");
+    spoilt(one);
+    one = captured();
+    bad(cudaDeviceSynchronize(), "cudaDeviceSynchronize while");
+    spoilt(one);
+    one = captured();
+    bad(cudaEventQuery(event), "cudaEventQuery while");
+    spoilt(one);
+    one = captured();
+    bad(cudaMemcpyAsync(device, host, sizeof(host), cudaMemcpyHostToDevice, one), "pageable memory while");
+    spoilt(one);
+    one = captured();
+    bad(cudaMemcpyAsync(host, device, sizeof(host), cudaMemcpyDeviceToHost, one), "pageable memory while");
+    spoilt(one);
+    one = captured();
+    bad(cudaMemsetAsync(device, 0, 4, NULL), "default stream");
+    cudaGraph_t graph;
+    good(cudaStreamEndCapture(one, &graph));
+    good(cudaGraphDestroy(graph));
+    good(cudaStreamDestroy(one));
+    good(cudaEventDestroy(event));
+    good(cudaFree(device));
+    good(cudaStreamDestroy(stream));
+}

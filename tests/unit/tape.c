@@ -18,7 +18,7 @@ static void test_heap(void **state) {
     uint32_t random = 7;
     // The same calls in both; the dry one tells how much the real one needs, to the byte.
     for (int pass = 0; pass < 2; pass++) {
-        if (pass) check(heap_open(&heap, device, "real", dry.arena.peak));
+        if (pass) check(heap_open(&heap, device, LEDGER_OTHER, "real", dry.arena.peak));
         memset(bytes, 0, sizeof(bytes));
         random = 7;
         for (int turn = 0; turn < 3000; turn++) {
