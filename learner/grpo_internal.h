@@ -5,7 +5,7 @@
 #include "common/metrics/metrics.h"
 #include "common/wire/weights.h"
 #include "learner/checkpoint.h"
-#include "learner/finding.h"
+#include "learner/gradients.h"
 #include "learner/learner.h"
 #include "learner/loss.h"
 

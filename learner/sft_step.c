@@ -104,15 +104,8 @@ static sft_sums_t add_slots(const sft_run_t *run) {
 // Computes this rank's packs and, together with the others, the step's sums.
 static status_t compute(sft_run_t *run, sft_sums_t *sums) {
     learner_t *learner = &run->learner;
-    job_phase(learner->job, "computing gradients");
-    TRY(optimizer_begin(learner->optimizer));
     launch_options_t options = {.temperature = 1.0f, .recording = true, .leaves = learner->config->sft.launch_leaves};
-    status_t status =
-        launch_leaves(&learner->launcher, learner->model, run->leaf, run->leaves, &options, sft_loss, run);
-    double computed = clock_seconds();
-    TRY(learner_agree(learner, status, "gradients"));
-    run->wait_s += clock_seconds() - computed;
-    TRY(finding_agree(learner, &run->finding));
+    TRY(learner_gradients(learner, run->leaf, run->leaves, &options, sft_loss, run, &run->finding, &run->wait_s));
     if (run->redos > 0) return STATUS_OK; // the losses are known already
     TRY(learner_share(learner, run->slot, (int64_t)run->batch.count * SLOT_FIELDS, "losses"));
     *sums = add_slots(run);

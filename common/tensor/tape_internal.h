@@ -120,6 +120,7 @@ struct tape {
     size_t taken_count, taken_capacity;
     tape_watch_t watch;
     void *watch_context;
+    const tape_listener_t *listener;
 };
 
 // Shows a value to the watch, if there is one.
