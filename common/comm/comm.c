@@ -382,17 +382,20 @@ status_t comm_all_gather(comm_t *comm, void *data, const int64_t *offset, const 
     return finish(comm, until, phase);
 }
 
-// Between these two a part is begun. For the watch that is a collective of its own: one that does not come back is
-// looked after, and afterwards the phase before it goes on.
-static status_t begin_part(comm_t *comm, const int64_t *first, const int64_t *last, const char *phase) {
+static status_t check_part(comm_t *comm, const int64_t *first, const int64_t *last, const char *phase) {
     TRY(check_usable(comm, phase));
     for (int rank = 0; rank < comm->size; rank++)
         if (first[rank] < 0 || last[rank] < first[rank])
             FAIL(STATUS_FAILED, "the part in \"%s\" of rank %d is not ascending", phase, rank);
     if (comm->pieces >= COMM_BEGUN && comm->table->order)
         FAIL(STATUS_FAILED, "more than %d parts were begun in \"%s\"", COMM_BEGUN, phase);
-    watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
     return STATUS_OK;
+}
+
+// Around the beginning of a part. For the watch that is a collective of its own: one that does not come back is looked
+// after, and afterwards the phase before it goes on.
+static void begin_part(comm_t *comm, const char *phase) {
+    watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
 }
 
 static status_t end_part(comm_t *comm, status_t status, const char *phase) {
@@ -421,7 +424,8 @@ static status_t queue_reductions(comm_t *comm, int64_t *data, const int64_t *fir
 status_t comm_begin_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last,
                                        const char *phase) {
     if (comm->size == 1) return STATUS_OK;
-    TRY(begin_part(comm, first, last, phase));
+    TRY(check_part(comm, first, last, phase));
+    begin_part(comm, phase);
     if (!comm->table->order) return end_part(comm, queue_reductions(comm, data, first, last), phase);
     status_t status = comm->table->start_reduce_scatter(comm, data, first, last);
     comm->pieces += !status;
@@ -430,12 +434,14 @@ status_t comm_begin_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_
 
 status_t comm_begin_all_gather(comm_t *comm, void *data, const int64_t *first, const int64_t *last, const char *phase) {
     if (comm->size == 1) return STATUS_OK;
-    TRY(begin_part(comm, first, last, phase));
+    TRY(check_part(comm, first, last, phase));
     if (!comm->table->order) {
-        double until = clock_seconds() + comm->deadline_s;
+        double until = 0;
+        TRY(begin(comm, phase, &until));
         TRY(start_gather(comm, data, first, last, until, phase));
         return finish(comm, until, phase);
     }
+    begin_part(comm, phase);
     status_t status = comm->table->start_gather(comm, data, first, last);
     comm->pieces += !status;
     return end_part(comm, status, phase);
