@@ -81,6 +81,7 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
         job_phase(learner->job, "updating the weights");
         TRY(optimizer_step(learner->optimizer, normaliser, run->batch.step, last, &run->report));
         run->times.reduce_s += run->report.reduce_s;
+        run->times.hidden_s += run->report.hidden_s;
         run->times.update_s += run->report.update_s + run->report.gather_s;
         if (run->report.skipped) return find_skipped(run);
         if (!run->report.redo) return STATUS_OK;

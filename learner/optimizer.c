@@ -11,6 +11,7 @@ status_t optimizer_begin(optimizer_t *optimizer) {
     if (comm_under_way(optimizer->sum_comm))
         FAIL(STATUS_FAILED, "the sums of a step are zeroed while another's are under way");
     optimizer->bucket_next = optimizer->early = 0;
+    optimizer->hidden_s = 0.0;
     TRY(device->table->zero(device, optimizer->sum, flat * sizeof(int64_t)));
     TRY(device->table->zero(device, optimizer->flags, (size_t)optimizer->tensors * sizeof(uint32_t)));
     for (int i = 0; i < optimizer->tensors; i++) {
@@ -224,6 +225,7 @@ status_t optimizer_step(optimizer_t *optimizer, double normaliser, int64_t step,
     }
     double started = clock_seconds();
     report->early = (double)optimizer->early / optimizer->buckets;
+    report->hidden_s = optimizer->hidden_s;
     TRY(check_flags(optimizer, report));
     if (report->skipped || report->redo) return optimizer_drop(optimizer);
     TRY(optimizer_reduce_end(optimizer));

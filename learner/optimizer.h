@@ -35,6 +35,7 @@ typedef struct optimizer_report {
     int tensor;   // where skipped: the first tensor whose gradient, or (`weights`) whose updated state, is not finite
     bool weights;
     double reduce_s, update_s, gather_s; // reduce_s: what was waited for, not what backward hid
+    double hidden_s;                     // how long sums were under way beside backward
     double early;                        // share of the sums' buckets that began while backward ran
 } optimizer_report_t;
 // Sums over ranks, divides by `normaliser`, clips, updates, publishes to the model (version + 1 when `publish`).

@@ -66,6 +66,7 @@ struct optimizer {
     int64_t bucket_blocks;                        // blocks of a bucket: optimizer_reduce.c
     int buckets, bucket_next;                     // how many there are; how many of this try's have begun
     int early;                                    // of them: with some of backward still to come
+    double early_since, hidden_s;                 // when the first of those began; from there to the end of backward
     size_t *bucket_op; // [buckets at most] the op that makes it final; SIZE_MAX: none touches it
     int64_t *part;     // [2 * ranks] scratch
     tape_listener_t listener;

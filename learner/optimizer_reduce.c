@@ -6,6 +6,7 @@
 // collectives always match, whenever each rank comes to them. Sums are of whole numbers: buckets do not show in them.
 #include "learner/optimizer_internal.h"
 
+#include "common/comm/clock.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -79,7 +80,7 @@ static void hear_use(void *context, const parameter_t *parameter, size_t op) {
 static status_t hear_added(void *context, size_t op) {
     optimizer_t *optimizer = context;
     while (optimizer->bucket_next < optimizer->buckets && optimizer->bucket_op[optimizer->bucket_next] >= op) {
-        optimizer->early += op > 0; // behind the last op there is nothing to hide it
+        if (op > 0 && !optimizer->early++) optimizer->early_since = clock_seconds(); // op 0: nothing is left to hide it
         TRY(begin_next(optimizer));
     }
     return comm_progress(optimizer->sum_comm, phase);
@@ -98,6 +99,7 @@ const tape_listener_t *optimizer_listener(optimizer_t *optimizer) {
 
 status_t optimizer_reduce_rest(optimizer_t *optimizer) {
     bool staged = !optimizer->host_memory && !optimizer->device_comm;
+    if (optimizer->early && optimizer->hidden_s == 0.0) optimizer->hidden_s = clock_seconds() - optimizer->early_since;
     if (staged && optimizer->bucket_next == 0) {
         device_t *device = optimizer->device;
         size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK * sizeof(int64_t);

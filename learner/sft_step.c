@@ -183,7 +183,7 @@ status_t sft_train_step(sft_run_t *run, int64_t step, sft_sums_t *sums) {
     job_phase(learner->job, "preparing samples");
     TRY(learner_agree(learner, prepare(run, step), "samples"));
     run->data_s = clock_seconds() - run->step_started;
-    double reduce_s = 0.0;
+    double reduce_s = 0.0, hidden_s = 0.0;
     *sums = (sft_sums_t){0};
     for (run->redos = 0;; run->redos++) {
         TRY(compute(run, sums));
@@ -196,11 +196,13 @@ status_t sft_train_step(sft_run_t *run, int64_t step, sft_sums_t *sums) {
         job_phase(learner->job, "updating the weights");
         TRY(optimizer_step(learner->optimizer, normaliser, step, true, &run->report));
         reduce_s += run->report.reduce_s;
+        hidden_s += run->report.hidden_s;
         if (run->report.skipped) TRY(find_skipped(run));
         if (!run->report.redo) break;
         if (run->redos == MOST_REDOS)
             FAIL(STATUS_FAILED, "the gradients of step %lld do not fit after %d tries", (long long)step, MOST_REDOS);
     }
     run->report.reduce_s = reduce_s;
+    run->report.hidden_s = hidden_s;
     return end_step(run, step);
 }
