@@ -194,6 +194,7 @@ status_t launch_leaves(launcher_t *launcher, model_t *model, const leaf_t *leaf,
         TRY(build(model, leaf + first, here, &batch));
         status_t status = reserve(launcher, model, &batch, sequences_of(leaf + first, here), options);
         launcher->data_s += clock_seconds() - started;
+        if (!status) tape_listen(launcher->tape, first + here == count ? options->listener : NULL);
         if (!status) status = run_launch(launcher, model, &batch, first, options, loss, context);
         batch_free(&batch);
         TRY(status);

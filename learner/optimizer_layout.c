@@ -116,9 +116,9 @@ static status_t layout_connect(optimizer_t *optimizer) {
 
 // Which of the two carries sums and weights. NCCL that is missing somewhere is missing for all: they choose alike.
 static status_t choose_collectives(optimizer_t *optimizer) {
-    const char *wanted = optimizer->config->collectives;
-    bool always = wanted && !strcmp(wanted, "nccl"), never = !wanted || !strcmp(wanted, "mpi");
-    if (never || comm_size(optimizer->comm) < 2) return STATUS_OK;
+    config_collectives_t wanted = optimizer->config->collectives;
+    bool always = wanted == COLLECTIVES_NCCL;
+    if (wanted == COLLECTIVES_MPI || comm_size(optimizer->comm) < 2) return STATUS_OK;
     if (!always && !optimizer->device->table->streams) return STATUS_OK;
     status_t status = comm_open_device(optimizer->comm, optimizer->device, &optimizer->device_comm);
     if (!status || always || status_kind(status) != STATUS_UNAVAILABLE) return status;
@@ -142,6 +142,7 @@ status_t optimizer_open(const config_t *config, model_t *model, comm_t *learners
     if (!status) status = layout_tensors(optimizer);
     if (!status) status = layout_owners(optimizer);
     if (!status) status = layout_memory(optimizer);
+    if (!status) status = optimizer_layout_buckets(optimizer);
     if (!status) status = layout_connect(optimizer);
     if (status) {
         optimizer_close(optimizer);
@@ -157,6 +158,11 @@ void optimizer_close(optimizer_t *optimizer) {
     for (int i = 0; i < optimizer->tensors && optimizer->sum; i++) {
         optimizer->tensor[i].parameter->sink = (gradient_sink_t){0};
     }
+    // After a failure sums may be under way, and MPI may still write them: their memory stays until the process ends.
+    if (comm_under_way(optimizer->sum_comm)) optimizer->sum = optimizer->staged_sum = NULL;
+    // Before memory of a GPU is freed, which waits for its streams.
+    if (optimizer->sum_comm != optimizer->comm) comm_close(optimizer->sum_comm);
+    if (optimizer->device_comm != optimizer->sum_comm) comm_close(optimizer->device_comm);
     void *on_device[] = {optimizer->sum,          optimizer->flags,         optimizer->master,
                          optimizer->first_moment, optimizer->second_moment, optimizer->device_square_sum,
                          optimizer->device_absmax};
@@ -164,13 +170,14 @@ void optimizer_close(optimizer_t *optimizer) {
         ledger_give(device, on_device[i]);
     }
     ledger_note_host(device, LEDGER_SUMS, -(int64_t)optimizer->host_bytes);
-    comm_close(optimizer->device_comm);
     if (!optimizer->host_memory) {
         free(optimizer->staged_sum);
         free(optimizer->host_flags);
         free(optimizer->square_sum);
         free(optimizer->absmax);
     }
+    free(optimizer->bucket_op);
+    free(optimizer->part);
     free(optimizer->flat);
     free(optimizer->reduced);
     free(optimizer->scale);

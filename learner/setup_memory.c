@@ -108,7 +108,8 @@ static status_t grpo_measure(learner_t *learner, int64_t index) {
             sequence[i] = (batch_sequence_t){tokens, length, 0, sample.prompt_length, NULL, 0, 0, sample.prompt_length};
         }
         for (int i = 0; i < leaves; i++) leaf[i] = (leaf_t){sequence, completions + 1};
-        launch_options_t options = {(float)config->grpo.temperature, true, true, leaves};
+        launch_options_t options = {
+            .temperature = (float)config->grpo.temperature, .entropy = true, .recording = true, .leaves = leaves};
         status = launcher_measure(&learner->launcher, learner->model, leaf, leaves, &options);
     }
     free(leaf);

@@ -29,6 +29,29 @@ static void break_off(comm_t *comm) {
     if (comm->table->abort) comm->table->abort(comm);
 }
 
+// Starts what was begun as far as there is room for it.
+static status_t start_queued(comm_t *comm) {
+    while (comm->queue_next < comm->queued && comm->pieces < COMM_MAX_PIECES) {
+        const comm_piece_t *piece = &comm->queue[comm->queue_next++];
+        TRY(comm->table->start_reduce(comm, piece->data, piece->count, piece->root));
+        comm->pieces++;
+    }
+    if (comm->queue_next == comm->queued) comm->queue_next = comm->queued = 0;
+    return STATUS_OK;
+}
+
+// One look at what is under way. *done: nothing is left, also of what was begun.
+static status_t look(comm_t *comm, bool *done, const char *phase) {
+    status_t status = comm->table->test(comm, done);
+    if (!status && comm->queued) {
+        *done = false;
+        status = start_queued(comm);
+    }
+    if (!status) return STATUS_OK;
+    break_off(comm);
+    return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
+}
+
 // Waits for all pieces under way. MPI moves data only while it is polled, so sleeping at once would starve a transfer
 // that is under way (a 12 MB reduction took 0.5 s that way): first it polls and yields the core between polls, then it
 // sleeps ever longer.
@@ -38,11 +61,7 @@ static status_t wait_pieces(comm_t *comm, double until, const char *phase) {
     watch_waits(comm->watch);
     for (int polls = 0;; polls++) {
         bool done = false;
-        status_t status = comm->table->test(comm, &done);
-        if (status) {
-            break_off(comm);
-            return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
-        }
+        TRY(look(comm, &done, phase));
         if (done) break;
         if (polls < QUICK_POLLS) continue;
         if (clock_seconds() > until) {
@@ -75,9 +94,11 @@ static status_t started(comm_t *comm, status_t status, double until, const char 
 
 // Between these two lies a collective. The deadline looked at here is the first to pass; the watch's is for calls that
 // do not come back.
-static double begin(comm_t *comm, const char *phase) {
+static status_t begin(comm_t *comm, const char *phase, double *until) {
+    if (comm->begun) FAIL(STATUS_FAILED, "\"%s\" was called between the beginning of parts and their wait", phase);
     watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
-    return clock_seconds() + comm->deadline_s;
+    *until = clock_seconds() + comm->deadline_s;
+    return STATUS_OK;
 }
 
 static status_t finish(comm_t *comm, double until, const char *phase) {
@@ -143,6 +164,8 @@ status_t comm_split(comm_t *comm, int colour, comm_t **out) {
     part->size = count;
     part->splits = 0;
     part->pieces = 0;
+    part->queue = NULL;
+    part->queued = part->queue_next = part->queue_capacity = 0;
     part->finalizes = false;
     part->state = NULL;
     watch_phase(comm->watch, "making groups", comm->deadline_s + HANG_S);
@@ -164,6 +187,8 @@ status_t comm_open_device(comm_t *comm, device_t *device, comm_t **out) {
     *opened = *comm;
     opened->table = &comm_nccl_table;
     opened->splits = opened->pieces = 0;
+    opened->queue = NULL;
+    opened->queued = opened->queue_next = opened->queue_capacity = 0;
     opened->finalizes = false;
     opened->state = NULL;
     opened->piece_bytes = device_piece_bytes;
@@ -178,8 +203,11 @@ status_t comm_open_device(comm_t *comm, device_t *device, comm_t **out) {
 }
 
 void comm_close(comm_t *comm) {
-    if (!comm || comm->broken) return; // what MPI may still use stays until the process ends
+    if (!comm) return;
+    if (comm->begun && !comm->broken) break_off(comm);
+    if (comm->broken) return; // what MPI may still use stays until the process ends
     comm->table->close(comm);
+    free(comm->queue);
     free(comm);
 }
 
@@ -249,7 +277,8 @@ void comm_set_piece_bytes(comm_t *comm, int64_t bytes) {
 status_t comm_barrier(comm_t *comm, const char *phase) {
     TRY(check_usable(comm, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
+    double until = 0;
+    TRY(begin(comm, phase, &until));
     TRY(started(comm, comm->table->start_barrier(comm), until, phase));
     return finish(comm, until, phase);
 }
@@ -268,7 +297,8 @@ status_t comm_broadcast(comm_t *comm, void *data, size_t bytes, int root, const 
     if (root < 0 || root >= comm->size)
         FAIL(STATUS_FAILED, "broadcast in \"%s\" from rank %d of a group of %d", phase, root, comm->size);
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
+    double until = 0;
+    TRY(begin(comm, phase, &until));
     TRY(start_broadcasts(comm, data, (int64_t)bytes, root, until, phase));
     return finish(comm, until, phase);
 }
@@ -277,7 +307,8 @@ static status_t all_reduce(comm_t *comm, char *data, int64_t count, comm_type_t 
                            const char *phase) {
     TRY(check_usable(comm, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
+    double until = 0;
+    TRY(begin(comm, phase, &until));
     int64_t most = comm->piece_bytes / 8;
     for (int64_t at = 0; at < count; at += most) {
         int piece = (int)(count - at < most ? count - at : most);
@@ -331,7 +362,8 @@ status_t comm_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *off
     TRY(check_usable(comm, phase));
     TRY(check_offsets(comm, offset, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
+    double until = 0;
+    TRY(begin(comm, phase, &until));
     TRY(start_reduce_scatter(comm, data, offset, offset + 1, until, phase));
     return finish(comm, until, phase);
 }
@@ -340,7 +372,8 @@ status_t comm_all_gather(comm_t *comm, void *data, const int64_t *offset, const 
     TRY(check_usable(comm, phase));
     TRY(check_offsets(comm, offset, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
+    double until = 0;
+    TRY(begin(comm, phase, &until));
     // More is too long for the int displacements of one call, or for its scratch memory.
     if (comm->table->start_all_gather && offset[comm->size] <= comm->piece_bytes)
         TRY(started(comm, comm->table->start_all_gather(comm, data, offset), until, phase));
@@ -349,35 +382,80 @@ status_t comm_all_gather(comm_t *comm, void *data, const int64_t *offset, const 
     return finish(comm, until, phase);
 }
 
-// What a begun part shares: checks, its deadline, and an end at once where the member cannot be told to go on alone.
-static status_t begin_part(comm_t *comm, const int64_t *first, const int64_t *last, const char *phase) {
+static status_t check_part(comm_t *comm, const int64_t *first, const int64_t *last, const char *phase) {
     TRY(check_usable(comm, phase));
     for (int rank = 0; rank < comm->size; rank++)
         if (first[rank] < 0 || last[rank] < first[rank])
             FAIL(STATUS_FAILED, "the part in \"%s\" of rank %d is not ascending", phase, rank);
-    if (comm->pieces >= COMM_BEGUN - 1 && comm->table->order)
-        FAIL(STATUS_FAILED, "more than %d parts were begun in \"%s\"", COMM_BEGUN - 1, phase);
-    comm->until = begin(comm, phase);
+    if (comm->pieces >= COMM_BEGUN && comm->table->order)
+        FAIL(STATUS_FAILED, "more than %d parts were begun in \"%s\"", COMM_BEGUN, phase);
     return STATUS_OK;
 }
 
-static status_t end_part(comm_t *comm, const char *phase) {
-    return comm->table->order ? STATUS_OK : finish(comm, comm->until, phase);
+// Around the beginning of a part. For the watch that is a collective of its own: one that does not come back is looked
+// after, and afterwards the phase before it goes on.
+static void begin_part(comm_t *comm, const char *phase) {
+    watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
+}
+
+static status_t end_part(comm_t *comm, status_t status, const char *phase) {
+    if (status) {
+        break_off(comm);
+        return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
+    }
+    comm->begun = true;
+    watch_collective(comm->watch, NULL, 0);
+    return STATUS_OK;
+}
+
+// Pieces as start_reduce_scatter would start them, in its order.
+static status_t queue_reductions(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last) {
+    int64_t most = comm->piece_bytes / 8;
+    for (int root = 0; root < comm->size; root++) {
+        for (int64_t at = first[root]; at < last[root]; at += most) {
+            int piece = (int)(last[root] - at < most ? last[root] - at : most);
+            TRY(memory_grow((void **)&comm->queue, &comm->queue_capacity, comm->queued + 1, sizeof(*comm->queue)));
+            comm->queue[comm->queued++] = (comm_piece_t){data + at, piece, root};
+        }
+    }
+    return start_queued(comm);
 }
 
 status_t comm_begin_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last,
                                        const char *phase) {
     if (comm->size == 1) return STATUS_OK;
-    TRY(begin_part(comm, first, last, phase));
-    TRY(start_reduce_scatter(comm, data, first, last, comm->until, phase));
-    return end_part(comm, phase);
+    TRY(check_part(comm, first, last, phase));
+    begin_part(comm, phase);
+    if (!comm->table->order) return end_part(comm, queue_reductions(comm, data, first, last), phase);
+    status_t status = comm->table->start_reduce_scatter(comm, data, first, last);
+    comm->pieces += !status;
+    return end_part(comm, status, phase);
 }
 
 status_t comm_begin_all_gather(comm_t *comm, void *data, const int64_t *first, const int64_t *last, const char *phase) {
     if (comm->size == 1) return STATUS_OK;
-    TRY(begin_part(comm, first, last, phase));
-    TRY(start_gather(comm, data, first, last, comm->until, phase));
-    return end_part(comm, phase);
+    TRY(check_part(comm, first, last, phase));
+    if (!comm->table->order) {
+        double until = 0;
+        TRY(begin(comm, phase, &until));
+        TRY(start_gather(comm, data, first, last, until, phase));
+        return finish(comm, until, phase);
+    }
+    begin_part(comm, phase);
+    status_t status = comm->table->start_gather(comm, data, first, last);
+    comm->pieces += !status;
+    return end_part(comm, status, phase);
+}
+
+status_t comm_progress(comm_t *comm, const char *phase) {
+    bool done = false;
+    if (!comm->begun) return STATUS_OK;
+    TRY(check_usable(comm, phase));
+    return look(comm, &done, phase);
+}
+
+bool comm_under_way(const comm_t *comm) {
+    return comm && (comm->begun || comm->broken);
 }
 
 status_t comm_order(comm_t *comm, int number, const char *phase) {
@@ -392,8 +470,12 @@ status_t comm_order(comm_t *comm, int number, const char *phase) {
 
 status_t comm_wait(comm_t *comm, const char *phase) {
     TRY(check_usable(comm, phase));
-    if (comm->size == 1 || comm->pieces == 0) return STATUS_OK;
-    return finish(comm, comm->until, phase);
+    if (!comm->begun) return STATUS_OK;
+    double until = clock_seconds() + comm->deadline_s;
+    watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
+    TRY(finish(comm, until, phase));
+    comm->begun = false;
+    return STATUS_OK;
 }
 
 status_t comm_gather_strings(comm_t *comm, const char *text, char ***out, const char *phase) {

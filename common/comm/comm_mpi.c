@@ -137,9 +137,13 @@ static status_t mpi_start_all_gather(comm_t *comm, void *data, const int64_t *of
 
 static status_t mpi_test(comm_t *comm, bool *done) {
     mpi_state_t *state = comm->state;
-    int flag = 0;
-    TRY(comm_mpi_check(MPI_Testall(comm->pieces, state->request, &flag, MPI_STATUSES_IGNORE), "MPI_Testall"));
-    *done = flag != 0;
+    int ended = 0, number[COMM_MAX_PIECES], left = 0;
+    TRY(comm_mpi_check(MPI_Testsome(comm->pieces, state->request, &ended, number, MPI_STATUSES_IGNORE),
+                       "MPI_Testsome"));
+    for (int i = 0; i < comm->pieces; i++)
+        if (state->request[i] != MPI_REQUEST_NULL) state->request[left++] = state->request[i];
+    comm->pieces = left;
+    *done = left == 0;
     return STATUS_OK;
 }
 

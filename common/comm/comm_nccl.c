@@ -25,9 +25,10 @@ typedef struct nccl_state {
     void *handle; // NCCL's communicator
     device_t *device;
     void *stream;
-    void *before;                 // ops called before a piece
-    void *ended[COMM_MAX_PIECES]; // of each piece under way
-    void *word;                   // one int64 of device memory, for barriers
+    void *before;            // ops called before a piece
+    void *ended[COMM_BEGUN]; // of each piece under way
+    int known;               // so many of them have ended
+    void *word;              // one int64 of device memory, for barriers
 } nccl_state_t;
 
 static nccl_state_t *state_of(const comm_t *comm) {
@@ -66,8 +67,9 @@ static const device_streams_t *streams_of(const nccl_state_t *state) {
 
 // Before a piece: the stream waits for the ops that were called so far.
 static status_t piece_begin(const comm_t *comm) {
-    const nccl_state_t *state = state_of(comm);
+    nccl_state_t *state = state_of(comm);
     const device_streams_t *streams = streams_of(state);
+    if (comm->pieces == 0) state->known = 0;
     TRY(streams->record(state->device, state->before, NULL));
     return streams->after(state->device, state->stream, state->before);
 }
@@ -164,7 +166,10 @@ static status_t nccl_test(comm_t *comm, bool *done) {
     nccl_state_t *state = state_of(comm);
     int error = NCCL_SUCCESS;
     *done = true;
-    for (int i = 0; i < comm->pieces && *done; i++) TRY(streams_of(state)->ended(state->device, state->ended[i], done));
+    while (state->known < comm->pieces && *done) {
+        TRY(streams_of(state)->ended(state->device, state->ended[state->known], done));
+        state->known += *done;
+    }
     TRY(check(state, state->call.comm_get_async_error(state->handle, &error), "ncclCommGetAsyncError"));
     TRY(check(state, error, "a collective of NCCL"));
     // What ops do from here on comes after it, also on a device whose other streams are not the host's.
@@ -186,7 +191,7 @@ static void nccl_abort(comm_t *comm) {
 
 static void state_free(nccl_state_t *state) {
     const device_streams_t *streams = streams_of(state);
-    for (int i = 0; i < COMM_MAX_PIECES; i++)
+    for (int i = 0; i < COMM_BEGUN; i++)
         if (state->ended[i]) streams->event_close(state->device, state->ended[i]);
     if (state->before) streams->event_close(state->device, state->before);
     if (state->stream) streams->close(state->device, state->stream);
@@ -230,7 +235,7 @@ static status_t open_own(comm_t *comm, device_t *device, nccl_state_t *state) {
     TRY(ledger_take(device, LEDGER_OTHER, sizeof(int64_t), &state->word));
     TRY(streams->open(device, &state->stream));
     TRY(streams->event_open(device, &state->before));
-    for (int i = 0; i < COMM_MAX_PIECES; i++) TRY(streams->event_open(device, &state->ended[i]));
+    for (int i = 0; i < COMM_BEGUN; i++) TRY(streams->event_open(device, &state->ended[i]));
     return STATUS_OK;
 }
 

@@ -100,6 +100,10 @@ void tape_watch(tape_t *tape, tape_watch_t watch, void *context) {
     tape->watch_context = context;
 }
 
+void tape_listen(tape_t *tape, const tape_listener_t *listener) {
+    tape->listener = listener;
+}
+
 bool tape_is_measuring(const tape_t *tape) {
     return tape->measuring;
 }

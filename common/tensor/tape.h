@@ -78,6 +78,17 @@ typedef status_t (*tape_watch_t)(void *context, const char *op, const parameter_
                                  bool backward);
 void tape_watch(tape_t *tape, tape_watch_t watch, void *context);
 
+// Who wants to know when parameters' gradients are final. In forward `uses` is called for every trained parameter that
+// an op reads, with the op's number (numbers rise); in backward `added` is called when the ops from number `op` on have
+// added to the sinks all that they will (on a device with streams: those calls were made). With RECOMPUTE_BLOCK a block
+// counts as one op. Borrowed; NULL (the default): nobody.
+typedef struct tape_listener {
+    void (*uses)(void *context, const parameter_t *parameter, size_t op);
+    status_t (*added)(void *context, size_t op);
+    void *context;
+} tape_listener_t;
+void tape_listen(tape_t *tape, const tape_listener_t *listener);
+
 // A tensor over values already on the device (patches, cached image features); not copied. `leaves` may be {0}.
 status_t tape_input(tape_t *tape, matrix_t value, leaves_t leaves, tensor_t **out) STATUS_CHECKED;
 // Host bytes made visible to kernels until tape_reset (index arrays, masks). On the CPU this is the pointer itself.

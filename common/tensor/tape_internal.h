@@ -125,6 +125,7 @@ struct tape {
     int adopted_count;
     tape_watch_t watch;
     void *watch_context;
+    const tape_listener_t *listener;
 };
 
 // Shows a value to the watch, if there is one.
