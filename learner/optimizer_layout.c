@@ -105,13 +105,16 @@ static status_t layout_connect(optimizer_t *optimizer) {
 
 // Which of the two carries sums and weights. NCCL that is missing somewhere is missing for all: they choose alike.
 static status_t choose_collectives(optimizer_t *optimizer) {
-    const char *wanted = optimizer->config->collectives;
-    bool always = wanted && !strcmp(wanted, "nccl"), never = !wanted || !strcmp(wanted, "mpi");
-    if (never || comm_size(optimizer->comm) < 2) return STATUS_OK;
+    config_collectives_t wanted = optimizer->config->collectives;
+    bool always = wanted == COLLECTIVES_NCCL;
+    if (wanted == COLLECTIVES_MPI || comm_size(optimizer->comm) < 2) return STATUS_OK;
     if (!always && !optimizer->device->table->streams) return STATUS_OK;
     status_t status = comm_open_device(optimizer->comm, optimizer->device, &optimizer->device_comm);
+    bool speaks = comm_rank(optimizer->comm) == 0;
+    if (!status && speaks)
+        fprintf(stderr, "poise: learners exchange gradients and weights by %s\n", comm_carrier(optimizer->device_comm));
     if (!status || always || status_kind(status) != STATUS_UNAVAILABLE) return status;
-    if (comm_rank(optimizer->comm) == 0)
+    if (speaks)
         fprintf(stderr, "poise: learners exchange gradients and weights through the host's memory: %s\n",
                 status_message(status));
     status_free(status);

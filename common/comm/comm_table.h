@@ -46,6 +46,7 @@ struct comm {
     double until;        // deadline of what comm_begin_* started
     bool finalizes;      // the world of this process, to be finalized
     watch_t *watch;      // is told of every collective; may be NULL
+    char carrier[32];    // empty: MPI
     void *state;         // the member's own
 };
 
