@@ -54,6 +54,7 @@ typedef enum sim_cuda_copy {
 #define cudaMemcpyDeviceToDevice SIM_CUDA_DEVICE_TO_DEVICE
 #define cudaMemcpyDefault        SIM_CUDA_DEFAULT
 #define cudaStreamNonBlocking    1u
+#define cudaEventDefault         0u
 #define cudaEventDisableTiming   2u
 
 typedef struct sim_cuda_stream *sim_cuda_stream_t;
@@ -86,6 +87,7 @@ typedef enum sim_cuda_attribute { SIM_CUDA_MAJOR, SIM_CUDA_MINOR } sim_cuda_attr
 #define cudaEventRecord           sim_cuda_event_record
 #define cudaEventSynchronize      sim_cuda_event_synchronize
 #define cudaEventQuery            sim_cuda_event_query
+#define cudaEventElapsedTime      sim_cuda_event_elapsed_time
 #define cudaDeviceSynchronize     sim_cuda_device_synchronize
 #define cudaGetLastError          sim_cuda_get_last_error
 #define cudaGetErrorString        sim_cuda_get_error_string
@@ -114,6 +116,8 @@ cudaError_t sim_cuda_event_destroy(sim_cuda_event_t event);
 cudaError_t sim_cuda_event_record(sim_cuda_event_t event, sim_cuda_stream_t stream);
 cudaError_t sim_cuda_event_synchronize(sim_cuda_event_t event);
 cudaError_t sim_cuda_event_query(sim_cuda_event_t event);
+// Of the host's clock when the records were come to; an error where timing is disabled or a record has not been.
+cudaError_t sim_cuda_event_elapsed_time(float *milliseconds, sim_cuda_event_t from, sim_cuda_event_t to);
 cudaError_t sim_cuda_device_synchronize(void);
 cudaError_t sim_cuda_get_last_error(void);
 const char *sim_cuda_get_error_string(sim_cuda_error_t error);
