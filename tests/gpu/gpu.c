@@ -244,7 +244,7 @@ static status_t peaks_check(device_t *device) {
                 FAIL(STATUS_FAILED, "ceiling %d gives %g instead of %g", kind, (double)got[i], (double)want);
     }
     // More rounds take longer; both take some time.
-    double few, many;
+    double few = 0.0, many = 0.0;
     run = (peak_run_t){PEAK_FMA, memory, sizeof(host), 1, ROUNDS};
     TRY(time_call(device, peak_call, &run, NULL, &few));
     run.rounds = 30 * ROUNDS;
@@ -278,7 +278,8 @@ static status_t fill(device_t *device, void *memory, size_t bytes) {
 static status_t measure(device_t *device, ceilings_t *out) {
     enum { BLOCKS = 4096, ROUNDS = 4096 };
     size_t bytes = (size_t)2 << 30, floats = (size_t)BLOCKS * PEAK_THREADS * sizeof(float);
-    double threads = (double)BLOCKS * PEAK_THREADS, steps = (double)PEAK_CHAINS * ROUNDS, copy, fma, tensor;
+    double threads = (double)BLOCKS * PEAK_THREADS, steps = (double)PEAK_CHAINS * ROUNDS, copy = 0.0, fma = 0.0,
+           tensor = 0.0;
     peak_run_t run = {PEAK_COPY, NULL, bytes, BLOCKS, 0};
     TRY(device->table->allocate(device, bytes, &run.memory));
     TRY(time_call(device, peak_call, &run, NULL, &copy));
@@ -343,7 +344,7 @@ static status_t pass_call(void *context, device_t *device) {
 
 static status_t time_pass(pass_t *pass, device_t *device) {
     const op_case_t *row = pass->row;
-    double best;
+    double best = 0.0;
     TRY(time_call(device, pass_call, pass, pass->flush, &best));
     double flops = row->op->flops ? row->op->flops(row->shape, pass->backward) / best : 0;
     double bytes = row->op->bytes ? row->op->bytes(row->shape, pass->backward) / best : 0;
