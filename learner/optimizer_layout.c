@@ -121,8 +121,11 @@ static status_t choose_collectives(optimizer_t *optimizer) {
     if (wanted == COLLECTIVES_MPI || comm_size(optimizer->comm) < 2) return STATUS_OK;
     if (!always && !optimizer->device->table->streams) return STATUS_OK;
     status_t status = comm_open_device(optimizer->comm, optimizer->device, &optimizer->device_comm);
+    bool speaks = comm_rank(optimizer->comm) == 0;
+    if (!status && speaks)
+        fprintf(stderr, "poise: learners exchange gradients and weights by %s\n", comm_carrier(optimizer->device_comm));
     if (!status || always || status_kind(status) != STATUS_UNAVAILABLE) return status;
-    if (comm_rank(optimizer->comm) == 0)
+    if (speaks)
         fprintf(stderr, "poise: learners exchange gradients and weights through the host's memory: %s\n",
                 status_message(status));
     status_free(status);

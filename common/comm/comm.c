@@ -266,6 +266,10 @@ int comm_hosts(const comm_t *comm) {
     return comm->hosts;
 }
 
+const char *comm_carrier(const comm_t *comm) {
+    return comm->carrier[0] ? comm->carrier : "MPI";
+}
+
 void comm_set_deadline(comm_t *comm, double deadline_s) {
     comm->deadline_s = deadline_s;
 }

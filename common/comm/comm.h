@@ -23,7 +23,9 @@ status_t comm_split(comm_t *comm, int colour, comm_t **out) STATUS_CHECKED;
 // The same ranks, for data in the memory of `device` (which must have streams, kernels/streams.h): NCCL's, or its
 // stand-in's with the simulator. Collectives run in a stream of their own, after all ops that were called before them;
 // ops that are called after them see their results. Sums of int64 have the same bits as MPI's. COMM_BIT_OR is not
-// known here. `comm` and `device` must outlive it. Collective; where one rank fails, all do.
+// known here. `comm` and `device` must outlive it. Collective. Where a rank cannot have it, all are told
+// (STATUS_UNAVAILABLE: there is no NCCL) and may go on without; where opening itself fails, that rank is told at once,
+// and the others by the watch or their deadline.
 status_t comm_open_device(comm_t *comm, device_t *device, comm_t **out) STATUS_CHECKED;
 // Frees; NULL is allowed. One that is unusable is left as it is, and so is one with parts under way, which is broken
 // off.
@@ -43,6 +45,8 @@ int comm_world_rank(const comm_t *comm);
 int comm_local_rank(const comm_t *comm);
 // Number of nodes (by host name) the world runs on.
 int comm_hosts(const comm_t *comm);
+// What carries its data, for messages: "MPI", "NCCL 2.28.9".
+const char *comm_carrier(const comm_t *comm);
 void comm_set_deadline(comm_t *comm, double deadline_s);
 
 // `phase` is a short name such as "gradient sum"; it stands in timeout messages, and a copy is kept.

@@ -35,11 +35,13 @@ static nccl_state_t *state_of(const comm_t *comm) {
     return comm->state;
 }
 
+// A rank that has only heard of another's failure says so by its kind; the failure itself is told first.
 static status_t check(const nccl_state_t *state, int result, const char *call) {
     if (result == NCCL_SUCCESS || result == NCCL_IN_PROGRESS) return STATUS_OK;
     const char *detail = state->call.get_last_error(state->handle);
-    FAIL(STATUS_PEER, "%s failed: %s%s%s (NCCL_DEBUG=INFO says more)", call, state->call.get_error_string(result),
-         detail && *detail ? ": " : "", detail ? detail : "");
+    FAIL(result == NCCL_REMOTE_ERROR ? STATUS_PEER : STATUS_FAILED,
+         "%s failed: %s%s%s (NCCL_DEBUG=INFO says more; collectives: mpi does without NCCL)", call,
+         state->call.get_error_string(result), detail && *detail ? ": " : "", detail ? detail : "");
 }
 
 // Until NCCL no longer says that it is at work on the last call. This comes before an event can be recorded behind it.
@@ -55,7 +57,7 @@ static status_t settle(const comm_t *comm, const char *call) {
         if (clock_seconds() > until)
             FAIL(STATUS_TIMEOUT,
                  "%s of rank %d waited %.1f s for the other %d ranks of its group; one of them has died, hangs or is "
-                 "slower than the deadline allows (raise deadline.collective_s if so)",
+                 "slower than the deadline allows (raise deadline.collective_s if so; NCCL_DEBUG=INFO says more)",
                  call, comm->world_rank, comm->deadline_s, comm->size - 1);
         nanosleep(&(struct timespec){.tv_nsec = POLL_NS}, NULL);
     }
@@ -239,6 +241,16 @@ static status_t open_own(comm_t *comm, device_t *device, nccl_state_t *state) {
     return STATUS_OK;
 }
 
+// 22809 is 2.28.9; 2.8 and earlier were counted otherwise, and are too old here.
+static void name_carrier(const nccl_state_t *state, comm_t *out) {
+    int version = 0;
+    if (!state->loaded)
+        snprintf(out->carrier, sizeof(out->carrier), "NCCL's stand-in over MPI");
+    else if (state->call.get_version(&version) == NCCL_SUCCESS)
+        snprintf(out->carrier, sizeof(out->carrier), "NCCL %d.%d.%d", version / 10000, version / 100 % 100,
+                 version % 100);
+}
+
 // The first failure of a rank ends all alike: nobody waits in NCCL for one that is not coming.
 static status_t agree(comm_t *comm, status_t status, status_kind_t kind, const char *phase) {
     int64_t failed = status != STATUS_OK;
@@ -253,13 +265,16 @@ static status_t join(comm_t *comm, comm_t *out) {
     nccl_id_t id = {{0}};
     status_t status = STATUS_OK;
     if (comm->rank == 0) status = check(state, state->call.get_unique_id(&id), "ncclGetUniqueId");
+    if (status) status = status_context(status, "rank %d in \"making NCCL's id\"", comm->world_rank);
     TRY(agree(comm, status, STATUS_PEER, "making NCCL's id"));
     TRY(comm_broadcast(comm, &id, sizeof(id), 0, "sharing NCCL's id"));
     nccl_config_t config = {sizeof(config), (unsigned)NCCL_CONFIG_MAGIC, NCCL_CONFIG_VERSION, 0};
     int result = state->call.comm_init_rank_config(&state->handle, comm->size, id, comm->rank, &config);
     status = check(state, result, "ncclCommInitRankConfig");
     if (!status) status = settle(out, "ncclCommInitRankConfig");
-    return agree(comm, status, STATUS_PEER, "opening NCCL");
+    // A failure is told at once, not when the others, which wait in NCCL for this rank, have come to their deadline.
+    if (status) return status_context(status, "rank %d in \"opening NCCL\"", comm->world_rank);
+    return agree(comm, STATUS_OK, STATUS_PEER, "opening NCCL");
 }
 
 status_t comm_nccl_open(comm_t *comm, device_t *device, comm_t *out) {
@@ -278,6 +293,7 @@ status_t comm_nccl_open(comm_t *comm, device_t *device, comm_t *out) {
         out->state = NULL;
         PASS_ON(status);
     }
+    name_carrier(state, out);
     return STATUS_OK;
 }
 

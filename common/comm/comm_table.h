@@ -52,10 +52,11 @@ struct comm {
     bool broken;         // a wait ended by its deadline: pieces may still be under way
     comm_piece_t *queue; // begun, to be started in this order; kept from step to step
     size_t queued, queue_next, queue_capacity;
-    bool begun;     // parts, and nobody has waited for them
-    bool finalizes; // the world of this process, to be finalized
-    watch_t *watch; // is told of every collective; may be NULL
-    void *state;    // the member's own
+    bool begun;       // parts, and nobody has waited for them
+    bool finalizes;   // the world of this process, to be finalized
+    watch_t *watch;   // is told of every collective; may be NULL
+    char carrier[32]; // empty: MPI
+    void *state;      // the member's own
 };
 
 // For tests: cuts arrays into pieces of at most this many bytes (a multiple of 8).

@@ -17,7 +17,7 @@ typedef struct job {
     comm_t *world;    // NULL in a rollout pool, which is not part of the job's MPI world
     int outside_rank; // of a rollout pool's worker, as the job calls it
     comm_t *learners; // NULL on ranks that do not learn
-    char device[64]; // config->device, with the number of this rank's GPU; empty: as it stands there
+    char device[64];  // config->device, with the number of this rank's GPU; empty: as it stands there
     role_t role;
     int role_index; // among the ranks of its role
     int learner_count, rollout_count;

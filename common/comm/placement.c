@@ -63,12 +63,18 @@ status_t placement_choose(const placement_rank_t *ranks, int count, int rank, in
     char *taken;
     TRY(ALLOCATE(&taken, bytes));
     status_t status = STATUS_OK;
-    for (int r = 0; r < count && !status; r++) {
-        if (!ranks[r].computes || strcmp(ranks[r].host, ranks[rank].host) != 0) continue;
-        int found = take(ranks[r].gpus, taken, bytes);
-        if (found < 0) status = too_few(ranks, count, ranks[rank].host, taken, bytes);
-        if (r == rank) *ordinal = found;
-    }
+    // Who sees fewest chooses first, so that a rank that sees all leaves to the others what they alone see.
+    int most = 0, seen;
+    for (int r = 0; r < count; r++)
+        if ((seen = names_in(ranks[r].gpus)) > most) most = seen;
+    for (int least = 0; least <= most && !status; least++)
+        for (int r = 0; r < count && !status; r++) {
+            if (!ranks[r].computes || names_in(ranks[r].gpus) != least || strcmp(ranks[r].host, ranks[rank].host) != 0)
+                continue;
+            int found = take(ranks[r].gpus, taken, bytes);
+            if (found < 0) status = too_few(ranks, count, ranks[rank].host, taken, bytes);
+            if (r == rank) *ordinal = found;
+        }
     free(taken);
     return status;
 }
@@ -144,15 +150,17 @@ static int number_of(const char *const *names, size_t count, int initial) {
 }
 
 status_t placement_alone(const char *device, char out[PLACEMENT_NAME]) {
-    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"};
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID",
+                                        "SLURM_LOCALID"};
     char gpus[GPU_LIST], host[256] = "";
     gethostname(host, sizeof(host) - 1);
     snprintf(out, PLACEMENT_NAME, "%s", device ? device : "");
     if (!has_places(device)) return STATUS_OK;
     TRY(device_list(device, gpus, sizeof(gpus)));
     int rank = number_of(names, sizeof(names) / sizeof(names[0]), 0), count = names_in(gpus);
-    // A launcher that shows each process one GPU has placed it already.
-    if (count == 1) rank = 0;
+    // A launcher that shows each process one GPU has placed it already; a machine that has one has not.
+    const char *shown = getenv("CUDA_VISIBLE_DEVICES");
+    if (count == 1 && shown && *shown) rank = 0;
     if (rank >= count)
         FAIL(STATUS_INVALID,
              "this is process %d of machine %s, counted from 0, and it sees %d GPUs; start at most %d processes a "

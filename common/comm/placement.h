@@ -11,9 +11,9 @@ typedef struct placement_rank {
     const char *gpus; // names of those that this process sees, one behind the other, with a blank after each
     bool computes;    // it opens the device
 } placement_rank_t;
-// *ordinal: the place of rank's GPU in its own list, -1 where it computes nothing. A GPU that several ranks see goes to
-// the first that has no other before it in its list; ranks that each see one of their own keep it. STATUS_INVALID where
-// they are too few on a rank's machine: it names the machine and both numbers.
+// *ordinal: the place of rank's GPU in its own list, -1 where it computes nothing. Of a machine's ranks those that see
+// fewest choose first, and else in their order, each the first of its list that is left. STATUS_INVALID where they are
+// too few on a rank's machine: it names the machine and both numbers.
 status_t placement_choose(const placement_rank_t *ranks, int count, int rank, int *ordinal) STATUS_CHECKED;
 
 // The name to open the configuration's `device` by on this rank: "cuda" becomes "cuda:2", others stay; empty where the

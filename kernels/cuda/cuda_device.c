@@ -51,16 +51,25 @@ static cuda_host_t *host_of(const device_t *device) {
 static status_t choose(const char *text, int *ordinal) {
     char *end;
     int count = 0;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess)
-        FAIL(STATUS_UNAVAILABLE, "there is no GPU that CUDA can use: %s; use the device 'cpu'",
-             cudaGetErrorString(error));
+    TRY(CUDA_NAME(count)(&count));
     long number = *text ? strtol(text, &end, 10) : 0;
     if (*text && (*end || end == text)) FAIL(STATUS_INVALID, "there is no device 'cuda:%s'; a GPU has a number", text);
     if (number < 0 || number >= count)
         FAIL(STATUS_UNAVAILABLE, "there is no GPU %ld; this process sees %d of them, numbered from 0", number, count);
     *ordinal = (int)number;
     return STATUS_OK;
+}
+
+// Code for 8.0 runs on 8.6, not on 9.0.
+static bool built_for(int major, int minor) {
+    for (const char *at = POISE_CUDA_BUILT_FOR; *at;) {
+        char *end;
+        long version = strtol(at, &end, 10);
+        if (version / 10 == major && version % 10 <= minor) return true;
+        at = end + strcspn(end, ",");
+        at += *at == ',';
+    }
+    return false;
 }
 
 static status_t name_kernels(cuda_host_t *host) {
@@ -70,6 +79,11 @@ static status_t name_kernels(cuda_host_t *host) {
     if (major < 8)
         FAIL(STATUS_UNAVAILABLE, "GPU %d has compute capability %d.%d; the kernels need 8.0 or later", host->ordinal,
              major, minor);
+    if (!built_for(major, minor))
+        FAIL(STATUS_UNAVAILABLE,
+             "GPU %d has compute capability %d.%d, and this build has kernels for " POISE_CUDA_BUILT_FOR
+             " alone; build it with -DPOISE_CUDA_ARCHITECTURES=%d%d",
+             host->ordinal, major, minor, major, minor);
     snprintf(host->name, sizeof(host->name), "sm_%d%d", major, minor);
     return STATUS_OK;
 }

@@ -41,6 +41,8 @@ typedef struct cuda_state {
 } cuda_state_t;
 
 extern const struct device_streams CUDA_NAME(streams); // cuda_streams.c
+// How many GPUs this process sees; none is STATUS_UNAVAILABLE, with the reason.
+status_t CUDA_NAME(count)(int *count) STATUS_CHECKED;
 
 static inline void *cuda_stream(const device_t *device) {
     return ((const cuda_state_t *)device->state)->stream;

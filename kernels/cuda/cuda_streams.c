@@ -71,20 +71,47 @@ static status_t streams_ended(device_t *device, void *event, bool *ended) {
     return STATUS_OK;
 }
 
+// A machine without a driver says "insufficient driver", too.
+status_t CUDA_NAME(count)(int *count) {
+    const char *shown = getenv("CUDA_VISIBLE_DEVICES");
+    *count = 0;
+    cudaError_t error = cudaGetDeviceCount(count);
+    if (error == cudaSuccess && *count > 0) return STATUS_OK;
+#ifdef POISE_CUDA_HOST
+    int driver = 0, runtime = 0;
+    (void)cudaDriverGetVersion(&driver);
+    (void)cudaRuntimeGetVersion(&runtime);
+    if (!driver)
+        FAIL(STATUS_UNAVAILABLE, "there is no GPU that CUDA can use: this machine has no NVIDIA driver (libcuda.so.1); "
+                                 "use the device 'cpu'");
+    if (error == cudaErrorInsufficientDriver)
+        FAIL(STATUS_UNAVAILABLE,
+             "the NVIDIA driver here knows CUDA %d.%d and this program was built with CUDA %d.%d; it needs a newer "
+             "driver or a build with an older toolkit, or use the device 'cpu'",
+             driver / 1000, driver / 10 % 100, runtime / 1000, runtime / 10 % 100);
+#endif
+    FAIL(STATUS_UNAVAILABLE, "there is no GPU that CUDA can use: %s%s%s; use the device 'cpu'",
+         cudaGetErrorString(error), shown ? "; CUDA_VISIBLE_DEVICES shows this process " : "",
+         !shown   ? ""
+         : *shown ? shown
+                  : "none");
+}
+
 // A GPU's address on its machine's bus is the same for every process there, whatever number it has for each.
 static status_t streams_list(char *out, size_t bytes) {
     int count = 0;
     out[0] = 0;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess)
-        FAIL(STATUS_UNAVAILABLE, "there is no GPU that CUDA can use: %s; use the device 'cpu'",
-             cudaGetErrorString(error));
+    const char *shown = getenv("CUDA_VISIBLE_DEVICES");
+    TRY(CUDA_NAME(count)(&count));
     for (int i = 0; i < count; i++) {
         char name[32] = "";
         CUDA_TRY(cudaDeviceGetPCIBusId(name, sizeof(name), i));
         size_t used = strlen(out);
-        if (used + strlen(name) + 2 > bytes) FAIL(STATUS_FAILED, "a list of %d GPUs is too long", count);
-        snprintf(out + used, bytes - used, "%s ", name);
+        // Parts of one GPU (MIG) have its address; a process sees one of them, which the variable names.
+        const char *part = shown && !strncmp(shown, "MIG-", 4) ? shown : "";
+        if (strchr(part, ' ') || used + strlen(name) + strlen(part) + 2 > bytes)
+            FAIL(STATUS_FAILED, "a list of %d GPUs is too long", count);
+        snprintf(out + used, bytes - used, "%s%s ", name, part);
     }
     return STATUS_OK;
 }

@@ -9,6 +9,8 @@
 enum { NCCL_ID_BYTES = 128, NCCL_OLDEST = 21403 }; // 2.14.3: communicators that do not block
 enum {
     NCCL_SUCCESS = 0,
+    NCCL_UNHANDLED_CUDA_ERROR = 1,
+    NCCL_SYSTEM_ERROR = 2,
     NCCL_INTERNAL_ERROR = 3,
     NCCL_INVALID_ARGUMENT = 4,
     NCCL_INVALID_USAGE = 5,

@@ -14,6 +14,15 @@ enum { PEAK_THREADS = 256, PEAK_CHAINS = 16 };
 // fp32 FMA of every thread or a bf16 product of 16 x 8 x 16 of every warp, and write one float for each thread.
 status_t CUDA_NAME(peak)(device_t *device, peak_t kind, void *memory, size_t bytes, int blocks,
                          int rounds) STATUS_CHECKED;
+
+// Times between marks in the device's stream, by events (cuda_timer.c). Seconds can be read once the stream has been
+// waited for. timer_end: the process is done with the GPU (compute-sanitizer looks for leaks then).
+typedef struct device_timer device_timer_t;
+status_t CUDA_NAME(timer_open)(int marks, device_timer_t **out) STATUS_CHECKED;
+void CUDA_NAME(timer_close)(device_timer_t *timer); // NULL is allowed
+status_t CUDA_NAME(timer_mark)(device_t *device, device_timer_t *timer, int mark) STATUS_CHECKED;
+status_t CUDA_NAME(timer_seconds)(device_timer_t *timer, int from, int to, double *seconds) STATUS_CHECKED;
+status_t CUDA_NAME(timer_end)(void) STATUS_CHECKED;
 #ifdef __cplusplus
 }
 #endif

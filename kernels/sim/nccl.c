@@ -3,15 +3,29 @@
 #include "kernels/sim/memory.h"
 #include "kernels/sim/sim_runtime.h"
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { STAND_IN_VERSION = 22809, GROUP_CALLS = 4096 };
 
+typedef enum fault {
+    FAULT_NONE,
+    FAULT_ID,
+    FAULT_INIT,
+    FAULT_ABSENT,
+    FAULT_CALL,
+    FAULT_ASYNC,
+    FAULT_HANG,
+    FAULT_DIE
+} fault_t;
+
 typedef struct sim_communicator {
     sim_nccl_transport_t transport;
     void *group; // the transport's
-    int ranks, rank;
+    int ranks, rank, works;
+    fault_t fault; // asked for on this rank, at piece `fault_at` of its work
+    int fault_at;
     bool joined, aborted;
     int error;
     char message[512];
@@ -20,6 +34,7 @@ typedef struct sim_communicator {
 // The calls of one group on one communicator: one step of a stream.
 typedef struct sim_batch {
     sim_communicator_t *communicator;
+    int number; // of the communicator's pieces of work, from 1
     void *stream;
     sim_nccl_call_t *call;
     size_t capacity;
@@ -45,13 +60,35 @@ static int lost(sim_communicator_t *communicator, int error, status_t status) {
     return error;
 }
 
+// What POISE_SIM_NCCL asks of this rank, and when.
+static fault_t fault_of(int rank, int *at) {
+    static const char *const name[] = {"", "id", "init", "absent", "call", "async", "hang", "die"};
+    const char *asked = getenv("POISE_SIM_NCCL"), *where = asked ? strchr(asked, '@') : NULL;
+    *at = 1;
+    if (!where) return FAULT_NONE;
+    char *end;
+    if (strtol(where + 1, &end, 10) != rank) return FAULT_NONE;
+    if (*end == ':') *at = atoi(end + 1);
+    for (int kind = FAULT_ID; kind <= FAULT_DIE; kind++)
+        if (strlen(name[kind]) == (size_t)(where - asked) && !strncmp(asked, name[kind], strlen(name[kind])))
+            return (fault_t)kind;
+    return FAULT_NONE;
+}
+
+// Whether this piece of work is the one that the fault is asked for.
+static bool fault_is_due(const sim_communicator_t *communicator, fault_t fault, int work) {
+    return communicator->fault == fault && communicator->fault_at == work;
+}
+
 static int nccl_get_version(int *version) {
     *version = STAND_IN_VERSION;
     return NCCL_SUCCESS;
 }
 
 static int nccl_get_unique_id(nccl_id_t *id) {
+    int at;
     if (!transport_set.identify) return NCCL_INVALID_USAGE;
+    if (fault_of(0, &at) == FAULT_ID) return NCCL_SYSTEM_ERROR;
     status_t status = transport_set.identify(transport_context, id);
     int result = status ? NCCL_INTERNAL_ERROR : NCCL_SUCCESS;
     status_free(status);
@@ -60,6 +97,7 @@ static int nccl_get_unique_id(nccl_id_t *id) {
 
 static int progress(sim_communicator_t *communicator) {
     if (communicator->error || communicator->joined) return communicator->error;
+    if (communicator->fault == FAULT_ABSENT) return NCCL_IN_PROGRESS;
     status_t status = communicator->transport.joined(communicator->group, &communicator->joined);
     if (status) return lost(communicator, NCCL_REMOTE_ERROR, status);
     return communicator->joined ? NCCL_SUCCESS : NCCL_IN_PROGRESS;
@@ -75,7 +113,11 @@ static int nccl_init(void **comm, int ranks, nccl_id_t id, int rank, nccl_config
     communicator->transport = transport_set;
     communicator->ranks = ranks;
     communicator->rank = rank;
+    communicator->fault = fault_of(rank, &communicator->fault_at);
     *comm = communicator;
+    if (communicator->fault == FAULT_INIT)
+        return lost(communicator, NCCL_SYSTEM_ERROR, STATUS_NEW(STATUS_FAILED, "the fault that was asked for"));
+    if (communicator->fault == FAULT_ABSENT) return NCCL_IN_PROGRESS;
     status_t status = transport_set.join(transport_context, &id, ranks, rank, &communicator->group);
     if (status) return lost(communicator, NCCL_INTERNAL_ERROR, status);
     return progress(communicator);
@@ -108,6 +150,10 @@ static const char *nccl_error_string(int result) {
     switch (result) {
     case NCCL_SUCCESS:
         return "no error";
+    case NCCL_UNHANDLED_CUDA_ERROR:
+        return "unhandled cuda error";
+    case NCCL_SYSTEM_ERROR:
+        return "unhandled system error";
     case NCCL_INTERNAL_ERROR:
         return "internal error";
     case NCCL_INVALID_ARGUMENT:
@@ -164,7 +210,14 @@ static status_t batch_step(void *context, bool *done) {
     sim_batch_t *batch = context;
     sim_communicator_t *communicator = batch->communicator;
     status_t status = STATUS_OK;
+    *done = false;
     if (communicator->aborted) status = STATUS_NEW(STATUS_PEER, "the communicator was aborted");
+    if (!status && fault_is_due(communicator, FAULT_DIE, batch->number)) raise(SIGKILL);
+    if (!status && fault_is_due(communicator, FAULT_HANG, batch->number)) return STATUS_OK;
+    if (!status && fault_is_due(communicator, FAULT_ASYNC, batch->number)) {
+        (void)lost(communicator, NCCL_SYSTEM_ERROR, STATUS_NEW(STATUS_FAILED, "the fault that was asked for"));
+        return STATUS_OK;
+    }
     while (!status && batch->done < batch->calls) {
         if (!batch->staged) status = call_begin(batch);
         bool ended = false;
@@ -183,6 +236,11 @@ static status_t batch_step(void *context, bool *done) {
 
 static int launch(sim_batch_t *batch) {
     sim_communicator_t *communicator = batch->communicator;
+    batch->number = ++communicator->works;
+    if (fault_is_due(communicator, FAULT_CALL, batch->number)) {
+        batch_free(batch);
+        return lost(communicator, NCCL_UNHANDLED_CUDA_ERROR, STATUS_NEW(STATUS_FAILED, "the fault that was asked for"));
+    }
     status_t status = sim_stream_put(batch->stream, batch_step, batch);
     return status ? lost(communicator, NCCL_REMOTE_ERROR, status) : NCCL_SUCCESS;
 }

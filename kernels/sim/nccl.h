@@ -1,6 +1,12 @@
 // NCCL's stand-in for the simulated GPU: the functions of kernels/cuda/nccl.h with NCCL's meaning. Communicators do not
 // block, calls between group_start and group_end become one piece of work, work runs in the order of its stream, and
 // misuse is an error. Bytes travel by whoever set the transport (common/comm: MPI).
+//
+// POISE_SIM_NCCL=FAULT@RANK[:N], for tests: on this rank of a communicator, at its Nth piece of work (from 1),
+//   id           there is no id (rank 0 makes it)
+//   init         joining fails at once                   absent     joining never ends, here and so for all
+//   call         a call fails at once                    async      an error of NCCL's own threads, while work runs
+//   hang         the work never ends                     die        the process is killed
 #ifndef KERNELS_SIM_NCCL_H
 #define KERNELS_SIM_NCCL_H
 

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { FILLED_BYTES = 65536 }; // of new pinned memory hold 0xff
 
@@ -51,6 +52,8 @@ struct sim_cuda_event {
     struct sim_cuda_stream *stream; // where it was last recorded, or NULL
     uint64_t recorded, reached;
     uint64_t asked; // the record that cudaEventQuery has said once is not there yet
+    unsigned flags;
+    double at; // seconds, when it was reached
 };
 
 typedef struct pinned {
@@ -111,6 +114,12 @@ const char *sim_cuda_get_error_string(sim_cuda_error_t error) {
 
 // ---- running what waits ----
 
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 // FNV-1a, of words as far as there are any.
 static uint64_t check_of(const void *memory, size_t bytes) {
     const unsigned char *at = memory;
@@ -151,6 +160,7 @@ static bool task_run(struct sim_cuda_stream *stream, task_t *task, bool waits) {
         break;
     case TASK_RECORD:
         if (task->event->reached < task->serial) task->event->reached = task->serial;
+        task->event->at = seconds_now();
         break;
     case TASK_WAIT:
         if (task->event->reached < task->serial && task->event->stream)
@@ -362,12 +372,12 @@ sim_cuda_error_t sim_cuda_device_synchronize(void) {
 // ---- events ----
 
 sim_cuda_error_t sim_cuda_event_create(sim_cuda_event_t *out, unsigned flags) {
-    (void)flags;
     sim_cuda_error_t error = enter();
     struct sim_cuda_event *event = error ? NULL : calloc(1, sizeof(*event));
     *out = event;
     if (!error && !event) error = fail(SIM_CUDA_MEMORY_ALLOCATION, "the host has no memory left for an event");
     if (error) return leave(error);
+    event->flags = flags;
     event->next = runtime.events;
     runtime.events = event;
     return leave(SIM_CUDA_SUCCESS);
@@ -519,6 +529,19 @@ sim_cuda_error_t sim_cuda_graph_destroy(sim_cuda_graph_t graph) {
     sim_cuda_error_t error = enter();
     graph_free(graph);
     return leave(error);
+}
+
+sim_cuda_error_t sim_cuda_event_elapsed_time(float *milliseconds, sim_cuda_event_t from, sim_cuda_event_t to) {
+    sim_cuda_error_t error = enter();
+    *milliseconds = 0.0f;
+    if (!error && (!has_event(from) || !has_event(to))) error = SIM_CUDA_INVALID_HANDLE;
+    if (error) return leave(error);
+    if ((from->flags | to->flags) & cudaEventDisableTiming || !from->recorded || !to->recorded)
+        return leave(
+            fail(SIM_CUDA_INVALID_HANDLE, "cudaEventElapsedTime: an event has no time, or was never recorded"));
+    if (from->reached < from->recorded || to->reached < to->recorded) return leave(SIM_CUDA_NOT_READY);
+    *milliseconds = (float)(1e3 * (to->at - from->at));
+    return leave(SIM_CUDA_SUCCESS);
 }
 
 // ---- memory ----

@@ -58,6 +58,7 @@ typedef enum sim_cuda_copy {
 #define cudaMemcpyDeviceToDevice SIM_CUDA_DEVICE_TO_DEVICE
 #define cudaMemcpyDefault        SIM_CUDA_DEFAULT
 #define cudaStreamNonBlocking    1u
+#define cudaEventDefault         0u
 #define cudaEventDisableTiming   2u
 
 typedef struct sim_cuda_stream *sim_cuda_stream_t;
@@ -106,6 +107,7 @@ typedef struct sim_cuda_properties {
 #define cudaEventRecord               sim_cuda_event_record
 #define cudaEventSynchronize          sim_cuda_event_synchronize
 #define cudaEventQuery                sim_cuda_event_query
+#define cudaEventElapsedTime          sim_cuda_event_elapsed_time
 #define cudaDeviceSynchronize         sim_cuda_device_synchronize
 #define cudaStreamBeginCapture        sim_cuda_stream_begin_capture
 #define cudaStreamEndCapture          sim_cuda_stream_end_capture
@@ -146,6 +148,8 @@ cudaError_t sim_cuda_event_destroy(sim_cuda_event_t event);
 cudaError_t sim_cuda_event_record(sim_cuda_event_t event, sim_cuda_stream_t stream);
 cudaError_t sim_cuda_event_synchronize(sim_cuda_event_t event);
 cudaError_t sim_cuda_event_query(sim_cuda_event_t event);
+// Of the host's clock when the records were come to; an error where timing is disabled or a record has not been.
+cudaError_t sim_cuda_event_elapsed_time(float *milliseconds, sim_cuda_event_t from, sim_cuda_event_t to);
 cudaError_t sim_cuda_device_synchronize(void);
 // What is put into a captured stream from now on makes the graph and does not run. What a GPU cannot capture (memory
 // taken or given back, waiting, asking, copies from or to pageable memory, events, work of others) fails, and then the

@@ -13,21 +13,49 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 // NULL in a program that is not linked with the device.
 #undef CUDA_NAME
 status_t cuda_peak(device_t *device, peak_t kind, void *memory, size_t bytes, int blocks, int rounds) STATUS_CHECKED;
+status_t cuda_timer_open(int marks, device_timer_t **out) STATUS_CHECKED;
+void cuda_timer_close(device_timer_t *timer);
+status_t cuda_timer_mark(device_t *device, device_timer_t *timer, int mark) STATUS_CHECKED;
+status_t cuda_timer_seconds(device_timer_t *timer, int from, int to, double *seconds) STATUS_CHECKED;
+status_t cuda_timer_end(void) STATUS_CHECKED;
 #pragma weak device_cuda_table
 #pragma weak device_sim_table
 #pragma weak cuda_peak
 #pragma weak sim_peak
+#pragma weak cuda_timer_open
+#pragma weak cuda_timer_close
+#pragma weak cuda_timer_mark
+#pragma weak cuda_timer_seconds
+#pragma weak cuda_timer_end
+#pragma weak sim_timer_open
+#pragma weak sim_timer_close
+#pragma weak sim_timer_mark
+#pragma weak sim_timer_seconds
+#pragma weak sim_timer_end
 
-enum { EXIT_SKIPPED = 77, MEASURES = 7 };
-typedef status_t (*peak_call_t)(device_t *, peak_t, void *, size_t, int, int);
+enum { EXIT_SKIPPED = 77, MEASURES = 15, WARM_UPS = 3 };
+// Zeroed before each measured call, so that the call finds nothing in the level-2 cache (H100: 50 MB, A100: 40 MB) that
+// it would not find in a training step.
+#define FLUSH_BYTES ((size_t)256 << 20)
 
-static peak_call_t peak_of(const device_t *device) {
-    return strcmp(device->table->name, "sim") ? cuda_peak : sim_peak;
+typedef struct gpu {
+    status_t (*peak)(device_t *, peak_t, void *, size_t, int, int);
+    status_t (*timer_open)(int, device_timer_t **);
+    void (*timer_close)(device_timer_t *);
+    status_t (*timer_mark)(device_t *, device_timer_t *, int);
+    status_t (*timer_seconds)(device_timer_t *, int, int, double *);
+    status_t (*timer_end)(void);
+} gpu_t;
+
+static gpu_t gpu_of(const device_table_t *table) {
+    if (strcmp(table->name, "sim") != 0)
+        return (gpu_t){cuda_peak,       cuda_timer_open,    cuda_timer_close,
+                       cuda_timer_mark, cuda_timer_seconds, cuda_timer_end};
+    return (gpu_t){sim_peak, sim_timer_open, sim_timer_close, sim_timer_mark, sim_timer_seconds, sim_timer_end};
 }
 
 // Row i for this device: without its backward where the device lacks it.
@@ -140,24 +168,74 @@ static int once(device_t *device, const char *word) {
     return failures || !rows;
 }
 
+// ---- times ----
+
+typedef status_t (*timed_call_t)(void *context, device_t *device);
+
+static int compare_seconds(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+// The middle one of several calls' times between events, after calls that warm up; `flush`, FLUSH_BYTES of device
+// memory or NULL, is zeroed before each. All are put in the stream behind each other, so that while the device zeroes
+// the host is ahead of it, and what a launch costs the host is hidden.
+static status_t time_call(device_t *device, timed_call_t call, void *context, void *flush, double *seconds) {
+    const device_table_t *table = device->table;
+    const gpu_t gpu = gpu_of(table);
+    device_timer_t *timer = NULL;
+    double all[MEASURES];
+    status_t status = gpu.timer_open(2 * MEASURES, &timer);
+    for (int i = 0; !status && i < WARM_UPS; i++) status = call(context, device);
+    if (!status) status = table->synchronize(device);
+    for (int i = 0; !status && i < MEASURES; i++) {
+        if (flush) status = table->zero(device, flush, FLUSH_BYTES);
+        if (!status) status = gpu.timer_mark(device, timer, 2 * i);
+        if (!status) status = call(context, device);
+        if (!status) status = gpu.timer_mark(device, timer, 2 * i + 1);
+    }
+    if (!status) status = table->synchronize(device);
+    for (int i = 0; !status && i < MEASURES; i++) status = gpu.timer_seconds(timer, 2 * i, 2 * i + 1, &all[i]);
+    gpu.timer_close(timer);
+    TRY(status);
+    qsort(all, MEASURES, sizeof(*all), compare_seconds);
+    *seconds = all[MEASURES / 2];
+    return STATUS_OK;
+}
+
 // ---- ceilings ----
+
+typedef struct peak_run {
+    peak_t kind;
+    void *memory;
+    size_t bytes;
+    int blocks, rounds;
+} peak_run_t;
+
+static status_t peak_call(void *context, device_t *device) {
+    const peak_run_t *run = context;
+    return gpu_of(device->table).peak(device, run->kind, run->memory, run->bytes, run->blocks, run->rounds);
+}
 
 static status_t peaks_check(device_t *device) {
     enum { FLOATS = 2 * PEAK_THREADS, ROUNDS = 3 };
     const device_table_t *table = device->table;
     float *memory, host[FLOATS];
+    peak_run_t run = {PEAK_COPY, NULL, sizeof(host), 1, 0};
     for (int i = 0; i < FLOATS; i++) host[i] = i < FLOATS / 2 ? (float)i : -1.0f;
     TRY(table->allocate(device, sizeof(host), (void **)&memory));
+    run.memory = memory;
     TRY(table->upload(device, memory, host, sizeof(host)));
-    TRY(peak_of(device)(device, PEAK_COPY, memory, sizeof(host), 1, 0));
+    TRY(peak_call(&run, device));
     TRY(table->download(device, host, memory, sizeof(host)));
     for (int i = 0; i < FLOATS; i++)
         if (host[i] != (float)(i % (FLOATS / 2)))
             FAIL(STATUS_FAILED, "the copy is wrong at %d: %g", i, (double)host[i]);
     for (int i = 0; i < FLOATS; i++) host[i] = 1.0f; // as two bf16: 0 and 1
     for (int kind = PEAK_FMA; kind <= PEAK_TENSOR; kind++) {
+        run = (peak_run_t){(peak_t)kind, memory, sizeof(host), 2, ROUNDS};
         TRY(table->upload(device, memory, host, sizeof(host)));
-        TRY(peak_of(device)(device, (peak_t)kind, memory, sizeof(host), 2, ROUNDS));
+        TRY(peak_call(&run, device));
         float got[FLOATS], want = 0;
         TRY(table->download(device, got, memory, sizeof(got)));
         for (int i = 0; i < PEAK_CHAINS; i++) want += kind == PEAK_FMA ? (float)i + ROUNDS : 4 * 8 * ROUNDS;
@@ -165,48 +243,59 @@ static status_t peaks_check(device_t *device) {
             if (got[i] != want)
                 FAIL(STATUS_FAILED, "ceiling %d gives %g instead of %g", kind, (double)got[i], (double)want);
     }
+    // More rounds take longer; both take some time.
+    double few = 0.0, many = 0.0;
+    run = (peak_run_t){PEAK_FMA, memory, sizeof(host), 1, ROUNDS};
+    TRY(time_call(device, peak_call, &run, NULL, &few));
+    run.rounds = 30 * ROUNDS;
+    TRY(time_call(device, peak_call, &run, NULL, &many));
+    if (!(few > 0.0) || !(many > few))
+        FAIL(STATUS_FAILED, "events say that %d rounds take %g s, and %d take %g s", ROUNDS, few, run.rounds, many);
     table->release(device, memory);
     printf("the measuring kernels compute what they should\n");
     return STATUS_OK;
-}
-
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 typedef struct ceilings {
     double copy, fma, tensor; // a second
 } ceilings_t;
 
-static status_t peak_best(device_t *device, peak_t kind, void *memory, size_t bytes, int blocks, int rounds,
-                          double amount, double *best) {
-    *best = 0;
-    for (int i = 0; i < MEASURES; i++) {
-        double start = seconds_now();
-        TRY(peak_of(device)(device, kind, memory, bytes, blocks, rounds));
-        TRY(device->table->synchronize(device));
-        double rate = amount / (seconds_now() - start);
-        if (i && rate > *best) *best = rate; // the first one loads the kernel
+// Numbers below 1, each as two of bf16 alike: with zeros a GPU draws less power, and runs faster than it can in
+// earnest.
+static status_t fill(device_t *device, void *memory, size_t bytes) {
+    uint32_t *host, state = 1;
+    TRY(ALLOCATE(&host, bytes / sizeof(uint32_t)));
+    for (size_t i = 0; i < bytes / sizeof(uint32_t); i++) {
+        state = state * 1664525u + 1013904223u;
+        uint32_t half = (state >> 31) << 15 | (0x3c00 + (state >> 16) % 0x380); // +-[2^-7, 1)
+        host[i] = half << 16 | half;
     }
-    return STATUS_OK;
+    status_t status = device->table->upload(device, memory, host, bytes);
+    free(host);
+    return status;
 }
 
 static status_t measure(device_t *device, ceilings_t *out) {
     enum { BLOCKS = 4096, ROUNDS = 4096 };
-    size_t bytes = (size_t)2 << 30;
-    double threads = (double)BLOCKS * PEAK_THREADS, steps = (double)PEAK_CHAINS * ROUNDS;
-    void *memory;
-    TRY(device->table->allocate(device, bytes, &memory));
-    TRY(peak_best(device, PEAK_COPY, memory, bytes, BLOCKS, 0, (double)bytes, &out->copy));
-    TRY(peak_best(device, PEAK_FMA, memory, bytes, BLOCKS, ROUNDS, 2 * threads * steps, &out->fma));
-    TRY(peak_best(device, PEAK_TENSOR, memory, bytes, BLOCKS, ROUNDS, threads / 32 * steps * 16 * 8 * 16 * 2,
-                  &out->tensor));
-    device->table->release(device, memory);
+    size_t bytes = (size_t)2 << 30, floats = (size_t)BLOCKS * PEAK_THREADS * sizeof(float);
+    double threads = (double)BLOCKS * PEAK_THREADS, steps = (double)PEAK_CHAINS * ROUNDS, copy = 0.0, fma = 0.0,
+           tensor = 0.0;
+    peak_run_t run = {PEAK_COPY, NULL, bytes, BLOCKS, 0};
+    TRY(device->table->allocate(device, bytes, &run.memory));
+    TRY(time_call(device, peak_call, &run, NULL, &copy));
+    run = (peak_run_t){PEAK_FMA, run.memory, bytes, BLOCKS, ROUNDS};
+    TRY(fill(device, run.memory, floats));
+    TRY(time_call(device, peak_call, &run, NULL, &fma));
+    run.kind = PEAK_TENSOR;
+    TRY(fill(device, run.memory, floats));
+    TRY(time_call(device, peak_call, &run, NULL, &tensor));
+    device->table->release(device, run.memory);
+    *out =
+        (ceilings_t){(double)bytes / copy, 2 * threads * steps / fma, threads / 32 * steps * 16 * 8 * 16 * 2 / tensor};
     printf("measured ceilings of %s: %.0f GB/s copying, %.1f TFLOP/s in fp32 FMAs, %.1f TFLOP/s in bf16 products "
-           "(mma.sync)\n\n",
-           device->kernels, out->copy * 1e-9, out->fma * 1e-12, out->tensor * 1e-12);
+           "(mma.sync)\n%s\n\n",
+           device->kernels, out->copy * 1e-9, out->fma * 1e-12, out->tensor * 1e-12,
+           ((const cuda_state_t *)device->state)->note);
     return STATUS_OK;
 }
 
@@ -239,44 +328,44 @@ static const op_case_t speeds[] = {
     {&op_adamw, "64 Mi", {1, 64 << 20, 3}},
 };
 
-static status_t repeat(problem_t *problem, device_t *device, bool backward, int times, double *seconds) {
-    double start = seconds_now();
-    for (int i = 0; i < times; i++)
-        TRY(backward ? problem->op->run_backward(problem, device) : problem->op->run(problem, device));
-    TRY(device->table->synchronize(device));
-    *seconds = (seconds_now() - start) / times;
-    return STATUS_OK;
+typedef struct pass {
+    const op_case_t *row;
+    problem_t *problem;
+    bool backward;
+    const ceilings_t *ceilings;
+    void *flush;
+} pass_t;
+
+static status_t pass_call(void *context, device_t *device) {
+    const pass_t *pass = context;
+    const op_t *op = pass->problem->op;
+    return pass->backward ? op->run_backward(pass->problem, device) : op->run(pass->problem, device);
 }
 
-// Enough calls behind each other that what a call costs the host is hidden; the best of several.
-static status_t time_pass(const op_case_t *row, problem_t *problem, device_t *device, bool backward,
-                          const ceilings_t *ceilings) {
-    double best, seconds;
-    TRY(repeat(problem, device, backward, 1, &best));
-    TRY(repeat(problem, device, backward, 1, &best));
-    int times = best < 0.02 ? (int)(0.02 / (best + 1e-7)) + 1 : 1;
-    for (int i = 0; i < MEASURES; i++) {
-        TRY(repeat(problem, device, backward, times, &seconds));
-        if (seconds < best) best = seconds;
-    }
-    double flops = row->op->flops ? row->op->flops(row->shape, backward) / best : 0;
-    double bytes = row->op->bytes ? row->op->bytes(row->shape, backward) / best : 0;
-    double peak = row->shape[OP_HALF] ? ceilings->tensor : ceilings->fma;
-    double share = fmax(flops / peak, bytes / ceilings->copy);
+static status_t time_pass(pass_t *pass, device_t *device) {
+    const op_case_t *row = pass->row;
+    double best = 0.0;
+    TRY(time_call(device, pass_call, pass, pass->flush, &best));
+    double flops = row->op->flops ? row->op->flops(row->shape, pass->backward) / best : 0;
+    double bytes = row->op->bytes ? row->op->bytes(row->shape, pass->backward) / best : 0;
+    double peak = row->shape[OP_HALF] ? pass->ceilings->tensor : pass->ceilings->fma;
+    double share = fmax(flops / peak, bytes / pass->ceilings->copy);
     printf("| %s | %s | %s | %s | %.1f | %.2f | %.0f | %.0f%% |\n", row->op->name, row->name,
-           row->shape[OP_HALF] ? "bf16" : "fp32", backward ? "backward" : "forward", best * 1e6, flops * 1e-12,
+           row->shape[OP_HALF] ? "bf16" : "fp32", pass->backward ? "backward" : "forward", best * 1e6, flops * 1e-12,
            bytes * 1e-9, 100 * share);
     fflush(stdout);
     return STATUS_OK;
 }
 
-static status_t time_row(const op_case_t *row, device_t *device, const ceilings_t *ceilings) {
+static status_t time_row(const op_case_t *row, device_t *device, const ceilings_t *ceilings, void *flush) {
     problem_t problem = {0}, twin = {0};
     status_t status = problem_open(&problem, row, 4);
     if (!status && row->op->prepare) row->op->prepare(&problem);
     if (!status) status = mirror_open(&twin, &problem, device);
-    if (!status) status = time_pass(row, &twin, device, false, ceilings);
-    if (!status && row->op->run_backward) status = time_pass(row, &twin, device, true, ceilings);
+    pass_t pass = {row, &twin, false, ceilings, flush};
+    if (!status) status = time_pass(&pass, device);
+    pass.backward = true;
+    if (!status && row->op->run_backward) status = time_pass(&pass, device);
     if (twin.device) mirror_close(&twin);
     problem_close(&problem);
     return status;
@@ -285,7 +374,9 @@ static status_t time_row(const op_case_t *row, device_t *device, const ceilings_
 static int speed(device_t *device, const char *word) {
     ceilings_t ceilings;
     int failures = 0;
+    void *flush = NULL;
     status_t status = measure(device, &ceilings);
+    if (!status) status = device->table->allocate(device, FLUSH_BYTES, &flush);
     if (status) {
         status_print(status, stderr, -1, false);
         status_free(status);
@@ -298,16 +389,20 @@ static int speed(device_t *device, const char *word) {
         op_t op;
         if (!choose(&speeds[i / 2], device, word, &row, &op)) continue;
         row.shape[OP_HALF] = i % 2;
-        status = time_row(&row, device, &ceilings);
+        status = time_row(&row, device, &ceilings, flush);
         if (status) failures += harness_fail(&row, "speed", status);
     }
+    device->table->release(device, flush);
     return failures;
 }
 
 int main(int count, char **argument) {
     device_t *device = NULL;
     const device_table_t *table = NULL;
-    if (count < 3) {
+    static const char *const known[] = {"check", "once", "peaks", "speed"};
+    bool is_known = false;
+    for (int i = 0; i < 4 && count > 2; i++) is_known = is_known || !strcmp(argument[2], known[i]);
+    if (!is_known) {
         fprintf(stderr, "usage: gpu_check DEVICE check|once|peaks|speed [WORD]\n");
         return 2;
     }
@@ -326,7 +421,7 @@ int main(int count, char **argument) {
         status_free(status);
         return code;
     }
-    int failed = 2;
+    int failed = 0;
     if (!strcmp(what, "check")) failed = check(device, word);
     if (!strcmp(what, "once")) failed = once(device, word);
     if (!strcmp(what, "speed")) failed = speed(device, word);
@@ -337,5 +432,9 @@ int main(int count, char **argument) {
         status_free(status);
     }
     device_close(device);
-    return failed > 1 ? 1 + (failed == 2) : failed;
+    status = gpu_of(table).timer_end();
+    if (status) status_print(status, stderr, -1, false);
+    failed += status != STATUS_OK;
+    status_free(status);
+    return failed != 0;
 }

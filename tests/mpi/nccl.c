@@ -2,6 +2,7 @@
 // The NCCL member of comm over its stand-in: the bits of MPI's, parts, failures at start, deadlines.
 #include "common/comm/clock.h"
 #include "common/comm/comm_table.h"
+#include "kernels/sim/sim_runtime.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -209,6 +210,60 @@ static status_t check_deadline(context_t *context) {
     return comm_barrier(world, "after the deadline");
 }
 
+enum { BROKEN = 1 }; // the rank that fails
+
+// What each rank is told where one fails: this one its own failure, the others of their wait.
+static void expect_told(context_t *context, const char *fault, status_t status, int rank, const char *phase,
+                        const char *reason) {
+    int own = comm_rank(context->world);
+    char who[32];
+    snprintf(who, sizeof(who), "rank %d", own);
+    bool right = status && strstr(status_message(status), phase) && strstr(status_message(status), who);
+    if (right && own == rank)
+        right = status_kind(status) == STATUS_FAILED && strstr(status_message(status), reason);
+    else if (right)
+        right = status_kind(status) == STATUS_TIMEOUT;
+    if (!right) fprintf(stderr, "rank %d: %s tells it: %s\n", own, fault, status ? status_message(status) : "nothing");
+    context->failures += !right;
+    status_free(status);
+}
+
+static status_t check_faults(context_t *context) {
+    static const char *const opening[] = {"init@1", "absent@1"}, *const working[] = {"call@1", "async@1:2", "hang@1"};
+    comm_t *world = context->world, *comm = NULL;
+    setenv("POISE_SIM_NCCL", "id@0", 1);
+    status_t status = comm_open_device(world, context->device, &comm);
+    EXPECT(status && strstr(status_message(status), "making NCCL's id") &&
+           status_kind(status) == (comm_rank(world) ? STATUS_PEER : STATUS_FAILED));
+    status_free(status);
+    for (int i = 0; i < 2; i++) {
+        comm_t *part; // of no use afterwards: some ranks have begun to make the stand-in's communicator from it
+        setenv("POISE_SIM_NCCL", opening[i], 1);
+        TRY(comm_split(world, 0, &part));
+        comm_set_deadline(part, 1.0);
+        status = comm_open_device(part, context->device, &comm);
+        EXPECT(!comm);
+        expect_told(context, opening[i], status, i ? -1 : BROKEN, "opening NCCL", "unhandled system error");
+        TRY(comm_barrier(world, "after a fault"));
+    }
+    for (int i = 0; i < 3; i++) {
+        int64_t *data = NULL;
+        setenv("POISE_SIM_NCCL", working[i], 1);
+        TRY(comm_open_device(world, context->device, &comm));
+        comm_set_deadline(comm, 1.0);
+        TRY(context->device->table->allocate(context->device, 800, (void **)&data));
+        status = comm_all_reduce_i64(comm, data, 100, COMM_SUM, "gradient sum");
+        if (i == 1 && !status) status = comm_all_reduce_i64(comm, data, 100, COMM_SUM, "gradient sum");
+        expect_told(context, working[i], status, i < 2 ? BROKEN : -1, "gradient sum",
+                    i ? "unhandled system error" : "unhandled cuda error");
+        comm_close(comm);
+        sim_runtime_reset();
+        TRY(comm_barrier(world, "after a fault"));
+    }
+    unsetenv("POISE_SIM_NCCL");
+    return STATUS_OK;
+}
+
 static status_t run(context_t *context) {
     TRY(comm_open_world(20, NULL, &context->world));
     TRY(device_open("cpu", 1, &context->plain));
@@ -229,6 +284,8 @@ static status_t run(context_t *context) {
     TRY(comm_barrier(second, "second"));
     comm_close(second);
     TRY(check_deadline(context));
+    sim_runtime_reset();
+    TRY(check_faults(context));
     int64_t failures = context->failures;
     TRY(comm_all_reduce_i64(context->world, &failures, 1, COMM_SUM, "counting failures"));
     context->failures = (int)failures;

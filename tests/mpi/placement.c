@@ -33,6 +33,15 @@ static void check_rule(context_t *context) {
     EXPECT(chosen(same, 4, 0) == 0 && chosen(same, 4, 1) == 0 && chosen(same, 4, 2) == 1 && chosen(same, 4, 3) == -1);
     const placement_rank_t own[] = {{"a", "g3 ", true}, {"a", "g1 ", true}, {"a", "g30 g3 ", true}};
     EXPECT(chosen(own, 3, 0) == 0 && chosen(own, 3, 1) == 0 && chosen(own, 3, 2) == 0);
+    // Machines with different numbers of GPUs, each rank seeing its machine's; and one that leaves the other what it
+    // sees.
+    const placement_rank_t uneven[] = {{"a", "g0 g1 g2 g3 ", true}, {"b", "g0 ", true},
+                                       {"a", "g0 g1 g2 g3 ", true}, {"c", "g0 g1 ", true},
+                                       {"a", "g0 g1 g2 g3 ", true}, {"c", "g0 g1 ", true}};
+    EXPECT(chosen(uneven, 6, 0) == 0 && chosen(uneven, 6, 2) == 1 && chosen(uneven, 6, 4) == 2);
+    EXPECT(chosen(uneven, 6, 1) == 0 && chosen(uneven, 6, 3) == 0 && chosen(uneven, 6, 5) == 1);
+    const placement_rank_t nested[] = {{"a", "g0 g1 ", true}, {"a", "g0 ", true}};
+    EXPECT(chosen(nested, 2, 0) == 1 && chosen(nested, 2, 1) == 0);
     const placement_rank_t few[] = {{"a", "g0 g1 ", true}, {"b", "g0 g1 ", true}, {"a", "g0 ", true}, {"a", "", true}};
     EXPECT(chosen(few, 4, 0) == -3 && chosen(few, 4, 1) == 0 && chosen(few, 4, 3) == -3);
     int ordinal;
@@ -78,9 +87,32 @@ static status_t check_world(context_t *context) {
     return STATUS_OK;
 }
 
+static int alone(const char *gpus, const char *visible, const char *local, char *out) {
+    setenv("POISE_SIM_GPUS", gpus, 1);
+    if (visible)
+        setenv("CUDA_VISIBLE_DEVICES", visible, 1);
+    else
+        unsetenv("CUDA_VISIBLE_DEVICES");
+    setenv("OMPI_COMM_WORLD_LOCAL_RANK", local, 1);
+    status_t status = placement_alone("sim", out);
+    int kind = status ? (int)status_kind(status) : 0;
+    status_free(status);
+    return kind;
+}
+
+// A pool's worker, which knows its local rank and what it sees, and no more.
+static void check_alone(context_t *context) {
+    char out[PLACEMENT_NAME] = "";
+    EXPECT(alone("2", NULL, "1", out) == 0 && !strcmp(out, "sim"));
+    EXPECT(alone("2", NULL, "2", out) == STATUS_INVALID);
+    EXPECT(alone("1", NULL, "1", out) == STATUS_INVALID); // a second process for a machine's only GPU
+    EXPECT(alone("8", "5", "3", out) == 0);               // one of eight, as --gpus-per-task=1 shows it
+}
+
 static status_t run(context_t *context) {
     TRY(comm_open_world(20, NULL, &context->world));
     check_rule(context);
+    check_alone(context);
     TRY(check_world(context));
     int64_t failures = context->failures;
     TRY(comm_all_reduce_i64(context->world, &failures, 1, COMM_SUM, "counting failures"));

@@ -130,6 +130,31 @@ void test_runtime_events(void **state) {
     good(cudaStreamDestroy(second));
 }
 
+// Times lie between records that have been come to, of events that were made to have them.
+void test_runtime_event_times(void **state) {
+    (void)state;
+    cudaStream_t stream;
+    cudaEvent_t from, to, untimed;
+    float milliseconds = -1.0f;
+    good(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    good(cudaEventCreateWithFlags(&from, cudaEventDefault));
+    good(cudaEventCreateWithFlags(&to, cudaEventDefault));
+    good(cudaEventCreateWithFlags(&untimed, cudaEventDisableTiming));
+    good(cudaEventRecord(from, stream));
+    assert_int_equal(cudaEventElapsedTime(&milliseconds, from, to), SIM_CUDA_INVALID_HANDLE); // `to` was never recorded
+    good(cudaEventRecord(to, stream));
+    good(cudaEventRecord(untimed, stream));
+    assert_int_equal(cudaEventElapsedTime(&milliseconds, from, to), cudaErrorNotReady);
+    good(cudaStreamSynchronize(stream));
+    good(cudaEventElapsedTime(&milliseconds, from, to));
+    assert_true(milliseconds >= 0.0f);
+    assert_int_equal(cudaEventElapsedTime(&milliseconds, from, untimed), SIM_CUDA_INVALID_HANDLE);
+    good(cudaEventDestroy(from));
+    good(cudaEventDestroy(to));
+    good(cudaEventDestroy(untimed));
+    good(cudaStreamDestroy(stream));
+}
+
 // The launch fails when it is waited for, says `what` and names the line.
 static void caught(cudaStream_t stream, const char *mark, const char *what) {
     char place[64];

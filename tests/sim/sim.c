@@ -233,6 +233,7 @@ static const struct {
     {"runtime", test_runtime_deferred},
     {"runtime", test_runtime_pinned},
     {"runtime", test_runtime_events},
+    {"runtime", test_runtime_event_times},
     {"runtime", test_runtime_kernels},
     {"runtime", test_runtime_copies},
     {"runtime", test_runtime_host_access},

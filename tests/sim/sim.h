@@ -29,6 +29,7 @@ void test_rope_angles(void **state);
 void test_runtime_deferred(void **state);
 void test_runtime_pinned(void **state);
 void test_runtime_events(void **state);
+void test_runtime_event_times(void **state);
 void test_runtime_kernels(void **state);
 void test_runtime_copies(void **state);
 void test_runtime_host_access(void **state);
