@@ -131,7 +131,9 @@ static status_t parse_entries(safetensors_t *file, json_t *header, const char *d
         TRY(parse_tensor(entry, name, data, data_bytes, &file->tensors[file->count]));
         file->count++;
     }
-    return check_cover(file->tensors + first, file->count - first, data, data_bytes);
+    // (A file without tensors may be the first.)
+    safetensors_tensor_t *tensors = file->tensors ? file->tensors + first : NULL;
+    return check_cover(tensors, file->count - first, data, data_bytes);
 }
 
 static status_t add_file(safetensors_t *file, const char *path) {

@@ -153,9 +153,9 @@ bool transport_parse_identity(const void *data, size_t size, char name[TRANSPORT
     if (size < 18 || size - 17 > TRANSPORT_MAX_NAME || text[size - 17] != '#' || memchr(text, 0, size)) return false;
     *epoch = 0;
     for (size_t i = size - 16; i < size; i++) {
-        int digit = text[i] >= '0' && text[i] <= '9' ? text[i] - '0' : text[i] - 'a' + 10;
-        if (digit < 0 || digit > 15) return false;
-        *epoch = *epoch << 4 | (uint64_t)digit;
+        bool letter = text[i] >= 'a' && text[i] <= 'f';
+        if (!letter && !(text[i] >= '0' && text[i] <= '9')) return false;
+        *epoch = *epoch << 4 | (uint64_t)(letter ? text[i] - 'a' + 10 : text[i] - '0');
     }
     memcpy(name, text, size - 17);
     name[size - 17] = 0;
