@@ -313,8 +313,24 @@ static status_t state_fill(sim_state_t *sim) {
     return status;
 }
 
+// All that are open, for tools that look for leaks: they may not see what belongs to a thread.
+static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
+static sim_state_t *all_states;
+
+static void state_list(sim_state_t *sim, bool open) {
+    pthread_mutex_lock(&all_lock);
+    sim_state_t **at = &all_states;
+    while (*at && *at != sim) at = &(*at)->next;
+    if (open)
+        *at = sim;
+    else if (*at)
+        *at = sim->next;
+    pthread_mutex_unlock(&all_lock);
+}
+
 static void state_close(void *state) {
     sim_state_t *sim = state;
+    state_list(sim, false);
     if (sim->thread && sim->thread[0].fiber.stack) {
         fiber_t first = sim->thread[0].fiber;
         fiber_stacks_close(&first, SIM_BLOCK_THREADS);
@@ -345,6 +361,7 @@ static status_t state_open(const sim_launch_t *launch, sim_state_t **out) {
             PASS_ON(status);
         }
         kept = sim;
+        state_list(sim, true);
         (void)pthread_setspecific(kept_key, sim);
     }
     kept->launch = launch;

@@ -81,6 +81,7 @@ typedef struct sim_gather {
 } sim_gather_t;
 
 typedef struct sim_state {
+    struct sim_state *next; // of all host threads
     const sim_launch_t *launch;
     int threads;
     sim_thread_t *thread;
