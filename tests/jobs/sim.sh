@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # device: sim, whole: SFT and GRPO with the GPU's kernels, and host code over the runtime's stand-ins, beside the same runs on the CPU. At every
 # step losses, gradient norms, entropies and rewards are the CPU's within a part of their size: 1e-4 in fp32, where some sums run in another
-# order, 2e-2 in bf16, where the order moves roundings. To the bit: the sampler's log-probs are the learner's; one and two learners,
+# order, 5e-3 in bf16, where the order moves roundings. To the bit: the sampler's log-probs are the learner's; one and two learners,
 # forward and in reverse, end in the same weights. Nothing is left on the device, and misuse is an error.
 . "$(dirname "$0")/../lib/jobs.sh"
 "$POISE" doctor 2>/dev/null | grep -q 'device: sim runs' || { echo "skipped: $("$POISE" doctor 2>/dev/null | grep -m1 'simulator')"; exit 77; }
@@ -46,10 +46,10 @@ holds "$work/dry.log" '^kernels +sim'
 echo "== SFT in bf16, with adapters"
 settings+=(--set precision=bf16 --set lora.rank=4)
 both lora 1 sft
-close lora lora-sim 2e-2 loss gradient_norm
+close lora lora-sim 5e-3 loss gradient_norm
 POISE_CUBLAS=good must_job lora-cublas 2 sft device=sim
 holds "$work/lora-cublas.log" 'cuBLASLt 130002'
-close lora lora-cublas 2e-2 loss gradient_norm
+close lora lora-cublas 5e-3 loss gradient_norm
 
 echo "== GRPO"
 make_start 100
