@@ -2,8 +2,9 @@
 //
 // The .cu files are compiled with -fsanitize=thread, but linked with the hooks at the end of this file instead of that
 // sanitizer's library: so every load and store of a kernel passes here, whatever pointer it goes through. Each byte
-// remembers its last writer and its readers; two accesses by different threads, one of them a write, must be ordered by
-// barriers between them (vector clocks; a barrier of the whole block empties the record).
+// (each word, where it is accessed whole) remembers its last writer and its readers; two accesses by different threads,
+// one of them a write, must be ordered by barriers between them (vector clocks; a barrier of the whole block empties
+// the record).
 #include "kernels/sim/state.h"
 
 #include <dlfcn.h>
@@ -13,9 +14,13 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
+enum { WORD = 4 };
+extern const char __executable_start[]; // the linker's name
+
 status_t sim_shared_open(sim_state_t *sim) {
     TRY(ALLOCATE(&sim->arena, SIM_ARENA_BYTES));
-    TRY(ALLOCATE(&sim->cells, SIM_ARENA_BYTES));
+    TRY(ALLOCATE(&sim->words, SIM_ARENA_BYTES / WORD));
+    TRY(ALLOCATE(&sim->bytes, SIM_ARENA_BYTES));
     TRY(ALLOCATE(&sim->floor, SIM_BLOCK_THREADS));
     TRY(ALLOCATE(&sim->rows, (size_t)SIM_BLOCK_THREADS * SIM_BLOCK_THREADS));
     return STATUS_OK;
@@ -23,7 +28,8 @@ status_t sim_shared_open(sim_state_t *sim) {
 
 void sim_shared_close(sim_state_t *sim) {
     free(sim->arena);
-    free(sim->cells);
+    free(sim->words);
+    free(sim->bytes);
     free(sim->floor);
     free(sim->rows);
     free(sim->reads);
@@ -59,7 +65,7 @@ static sim_variable_t *add_variable(sim_state_t *sim, const void *key, size_t by
 void sim_shared_block(sim_state_t *sim) {
     size_t threads = (size_t)sim->threads;
     forget_accesses(sim);
-    sim->variable_count = 0;
+    sim->variable_count = sim->last_variable = 0;
     sim->arena_used = sim->shared_used = 0;
     memset(sim->floor, 0, threads * sizeof(*sim->floor));
     memset(sim->rows, 0, sim->rows_used * sizeof(*sim->rows));
@@ -168,50 +174,86 @@ __attribute__((noreturn)) static void stop_bounds(const sim_state_t *sim, size_t
               writes ? "writes" : "reads", bytes, place, v->name, v->bytes, here);
 }
 
-static void cell_read(sim_state_t *sim, sim_cell_t *cell, const void *at) {
+static uint32_t code_place(const void *at) {
+    return (uint32_t)((uintptr_t)at - (uintptr_t)__executable_start);
+}
+static const void *code_at(uint32_t place) {
+    return (const void *)((uintptr_t)__executable_start + place);
+}
+
+// The latest reader is kept in the cell: who reads on is found there. One that comes back after others is noted twice,
+// which changes nothing.
+static void cell_read(sim_state_t *sim, sim_cell_t *cell, uint32_t at) {
     int self = sim->running->number;
-    // A thread that reads on is found at the front. One that comes back after others is noted twice, which changes
-    // nothing; to look further for it takes most of the time where a whole block reads one tile.
-    int looked = 0;
-    for (int i = cell->reads; i >= 0 && looked < 2; i = sim->reads[i].next, looked++)
-        if (sim->reads[i].thread == self) {
-            sim->reads[i].time = sim->running->time;
-            return;
+    if (cell->reader >= 0 && cell->reader != self) {
+        if ((size_t)sim->read_count == sim->read_capacity) {
+            size_t more = sim->read_capacity ? 2 * sim->read_capacity : 4096;
+            sim_read_t *grown = realloc(sim->reads, more * sizeof(*grown));
+            if (!grown) sim_fault(NULL, 0, "no memory is left to record who reads");
+            sim->reads = grown;
+            sim->read_capacity = more;
         }
-    if ((size_t)sim->read_count == sim->read_capacity) {
-        size_t more = sim->read_capacity ? 2 * sim->read_capacity : 4096;
-        sim_read_t *grown = realloc(sim->reads, more * sizeof(*grown));
-        if (!grown) sim_fault(NULL, 0, "no memory is left to record who reads");
-        sim->reads = grown;
-        sim->read_capacity = more;
+        sim->reads[sim->read_count] =
+            (sim_read_t){.next = cell->reads, .time = cell->reader_time, .at = cell->reader_at, .thread = cell->reader};
+        cell->reads = sim->read_count++;
     }
-    sim->reads[sim->read_count] =
-        (sim_read_t){.next = cell->reads, .thread = self, .time = sim->running->time, .at = at};
-    cell->reads = sim->read_count++;
+    cell->reader = (int16_t)self;
+    cell->reader_time = sim->running->time;
+    cell->reader_at = at;
+}
+
+static inline void cell_access(sim_state_t *sim, sim_cell_t *cell, size_t offset, bool writes, uint32_t at) {
+    if (cell->writer >= 0 && !is_after(sim, cell->writer, cell->writer_time))
+        stop_race(sim, offset, writes, code_at(at), true, cell->writer, code_at(cell->writer_at));
+    if (!writes) {
+        cell_read(sim, cell, at);
+        return;
+    }
+    if (cell->reader >= 0) {
+        if (!is_after(sim, cell->reader, cell->reader_time))
+            stop_race(sim, offset, true, code_at(at), false, cell->reader, code_at(cell->reader_at));
+        for (int r = cell->reads; r >= 0; r = sim->reads[r].next)
+            if (!is_after(sim, sim->reads[r].thread, sim->reads[r].time))
+                stop_race(sim, offset, true, code_at(at), false, sim->reads[r].thread, code_at(sim->reads[r].at));
+    }
+    cell->reads = cell->reader = -1;
+    cell->writer = (int16_t)sim->running->number;
+    cell->writer_time = sim->running->time;
+    cell->writer_at = at;
+}
+
+static const sim_variable_t *variable_of(sim_state_t *sim, size_t offset, size_t bytes) {
+    const sim_variable_t *v = &sim->variables[sim->last_variable];
+    size_t distance;
+    if (sim->last_variable < sim->variable_count && offset >= v->offset && offset + bytes <= v->offset + v->bytes)
+        return v;
+    v = variable_at(sim, offset, &distance);
+    if (!v || distance || offset + bytes > v->offset + v->bytes) return NULL;
+    sim->last_variable = (int)(v - sim->variables);
+    return v;
 }
 
 void sim_shared_access(const void *address, size_t bytes, bool writes, const void *at) {
     sim_state_t *sim = sim_now;
-    size_t offset = (size_t)((const unsigned char *)address - sim->arena), distance;
-    const sim_variable_t *v = variable_at(sim, offset, &distance);
-    if (!v || distance || offset + bytes > v->offset + v->bytes) stop_bounds(sim, offset, bytes, writes, at);
-    for (size_t i = offset; i < offset + bytes; i++) {
-        sim_cell_t *cell = &sim->cells[i];
-        if (cell->generation != sim->generation)
-            *cell = (sim_cell_t){.generation = sim->generation, .writer = -1, .reads = -1};
-        if (cell->writer >= 0 && !is_after(sim, cell->writer, cell->writer_time))
-            stop_race(sim, i, writes, at, true, cell->writer, cell->writer_at);
-        if (!writes) {
-            cell_read(sim, cell, at);
+    size_t first = (size_t)((const unsigned char *)address - sim->arena), end = first + bytes;
+    uint32_t place = code_place(at);
+    if (!variable_of(sim, first, bytes)) stop_bounds(sim, first, bytes, writes, at);
+    for (size_t i = first; i < end;) {
+        sim_cell_t *word = &sim->words[i / WORD];
+        if (word->generation != sim->generation)
+            *word = (sim_cell_t){.generation = sim->generation, .writer = -1, .reader = -1, .reads = -1};
+        bool whole = i % WORD == 0 && end - i >= WORD;
+        if (!word->split && whole) {
+            cell_access(sim, word, i, writes, place);
+            i += WORD;
             continue;
         }
-        for (int r = cell->reads; r >= 0; r = sim->reads[r].next)
-            if (!is_after(sim, sim->reads[r].thread, sim->reads[r].time))
-                stop_race(sim, i, true, at, false, sim->reads[r].thread, sim->reads[r].at);
-        cell->reads = -1;
-        cell->writer = sim->running->number;
-        cell->writer_time = sim->running->time;
-        cell->writer_at = at;
+        if (!word->split) {
+            for (size_t b = 0; b < WORD; b++) sim->bytes[i / WORD * WORD + b] = *word;
+            word->split = true;
+        }
+        for (size_t last = i / WORD * WORD + WORD; i < last && i < end; i++)
+            cell_access(sim, &sim->bytes[i], i, writes, place);
     }
 }
 

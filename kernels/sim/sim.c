@@ -70,7 +70,8 @@ void sim_fault(const char *file, int line, const char *format, ...) {
 static bool same_place(const sim_thread_t *a, const sim_thread_t *b) {
     if (a->waits != b->waits) return false;
     if (a->waits == SIM_ENDED || a->waits == SIM_RUNS) return true;
-    return a->line == b->line && a->barrier == b->barrier && a->mask == b->mask && !strcmp(a->file, b->file);
+    return a->line == b->line && a->barrier == b->barrier && a->mask == b->mask &&
+           (a->file == b->file || !strcmp(a->file, b->file));
 }
 
 // "threads 0-15 wait in __syncthreads at f.cu:12; threads 16-31 have ended": every thread, in runs.
@@ -139,17 +140,16 @@ void sim_barrier(int barrier, int threads, const char *file, int line) {
     self->mask = 0;
     self->file = file;
     self->line = line;
-    int list[SIM_BLOCK_THREADS], count = 0;
-    for (int i = 0; i < sim->threads; i++)
-        if (sim->thread[i].waits == SIM_AT_BARRIER && sim->thread[i].barrier == barrier) list[count++] = i;
-    for (int i = 0; i < count; i++) {
-        const sim_thread_t *other = &sim->thread[list[i]];
-        if (other->barrier_threads != threads) stop_divergent(sim, "a barrier is called with two thread counts");
-    }
-    if (count < threads) {
+    if (sim->barrier_waiting[barrier]++ == 0) sim->barrier_threads[barrier] = threads;
+    if (sim->barrier_threads[barrier] != threads) stop_divergent(sim, "a barrier is called with two thread counts");
+    if (sim->barrier_waiting[barrier] < threads) {
         wait_here(self);
         return;
     }
+    int list[SIM_BLOCK_THREADS], count = 0;
+    for (int i = 0; i < sim->threads; i++)
+        if (sim->thread[i].waits == SIM_AT_BARRIER && sim->thread[i].barrier == barrier) list[count++] = i;
+    sim->barrier_waiting[barrier] = 0;
     for (int i = 0; i < count; i++)
         if (!same_place(self, &sim->thread[list[i]])) stop_divergent(sim, "divergent barrier");
     for (int i = 0; i < count; i++) sim->thread[list[i]].waits = SIM_RUNS;
@@ -162,23 +162,38 @@ static sim_exchange_t *free_exchange(sim_state_t *sim, int warp) {
     return first;
 }
 
-// Whether every lane of the mask has come; stops where one came to something else.
-static bool warp_complete(sim_state_t *sim, const sim_thread_t *self, int first) {
-    bool complete = true;
+// Looks at every lane of the mask; stops where one came to something else.
+static void warp_compare(sim_state_t *sim, const sim_thread_t *self, int first) {
     for (int lane = 0; lane < SIM_WARP; lane++) {
         if (!(self->mask >> lane & 1u)) continue;
         if (first + lane >= sim->threads) stop_divergent(sim, "a mask names lanes that the block does not have");
         const sim_thread_t *other = &sim->thread[first + lane];
         if (other->waits == SIM_ENDED) stop_divergent(sim, "a mask names a lane that has ended");
-        if (other->waits != SIM_AT_WARP) {
-            complete = false;
-            continue;
-        }
+        if (other->waits != SIM_AT_WARP) continue;
         if (other->mask != self->mask) stop_divergent(sim, "lanes that name each other wait with different masks");
         if (other->line != self->line || strcmp(other->what, self->what) || strcmp(other->file, self->file))
             stop_divergent(sim, "lanes of one mask wait in different calls");
     }
-    return complete;
+}
+
+// Whether every lane of the mask has come. As long as all lanes of the warp make one call none needs a closer look.
+static bool warp_complete(sim_state_t *sim, const sim_thread_t *self, int first) {
+    sim_gather_t *gather = &sim->gathers[first / SIM_WARP];
+    uint32_t mask = self->mask, there = sim->threads - first < SIM_WARP ? (1u << (sim->threads - first)) - 1u : ~0u;
+    if (!gather->waiting) {
+        gather->alike = true;
+        gather->mask = mask;
+        gather->what = self->what;
+        gather->file = self->file;
+        gather->line = self->line;
+    }
+    gather->alike = gather->alike && gather->mask == mask && gather->line == self->line && gather->what == self->what &&
+                    gather->file == self->file;
+    gather->waiting |= 1u << self->number % SIM_WARP;
+    if (!gather->alike || mask & (gather->ended | ~there)) warp_compare(sim, self, first);
+    if (mask & ~gather->waiting) return false;
+    gather->waiting &= ~mask;
+    return true;
 }
 
 const unsigned char *sim_warp_exchange(const char *what, uint32_t mask, const void *packet, size_t bytes, bool orders,
@@ -201,7 +216,8 @@ const unsigned char *sim_warp_exchange(const char *what, uint32_t mask, const vo
         return self->exchange->packet;
     }
     sim_exchange_t *exchange = free_exchange(sim, first / SIM_WARP);
-    memset(exchange->packet, 0xff, sizeof(exchange->packet)); // lanes that gave nothing read as NaN
+    exchange->multiplied = false;
+    if (mask != 0xffffffffu) memset(exchange->packet, 0xff, sizeof(exchange->packet)); // who gave nothing reads as NaN
     for (int i = 0; i < SIM_WARP; i++) {
         if (!(mask >> i & 1u)) continue;
         sim_thread_t *other = &sim->thread[first + i];
@@ -241,12 +257,15 @@ static void thread_entry(void) {
     if (self->copy_count) sim_fault(NULL, 0, "it ends with copies in flight (cp.async without a wait)");
     drop_exchange(self);
     self->waits = SIM_ENDED;
+    sim->gathers[self->number / SIM_WARP].ended |= 1u << self->number % SIM_WARP;
     sim_leave();
 }
 
 static void prepare_block(sim_state_t *sim, sim_dim_t index) {
     sim_dim_t size = sim->launch->block;
     sim_shared_block(sim);
+    memset(sim->gathers, 0, sizeof(sim->gathers));
+    memset(sim->barrier_waiting, 0, sizeof(sim->barrier_waiting));
     for (int i = 0; i < sim->threads; i++) {
         sim_thread_t *t = &sim->thread[i];
         unsigned n = (unsigned)i;
@@ -294,8 +313,24 @@ static status_t state_fill(sim_state_t *sim) {
     return status;
 }
 
+// All that are open, for tools that look for leaks: they may not see what belongs to a thread.
+static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
+static sim_state_t *all_states;
+
+static void state_list(sim_state_t *sim, bool open) {
+    pthread_mutex_lock(&all_lock);
+    sim_state_t **at = &all_states;
+    while (*at && *at != sim) at = &(*at)->next;
+    if (open)
+        *at = sim;
+    else if (*at)
+        *at = sim->next;
+    pthread_mutex_unlock(&all_lock);
+}
+
 static void state_close(void *state) {
     sim_state_t *sim = state;
+    state_list(sim, false);
     if (sim->thread && sim->thread[0].fiber.stack) {
         fiber_t first = sim->thread[0].fiber;
         fiber_stacks_close(&first, SIM_BLOCK_THREADS);
@@ -326,6 +361,7 @@ static status_t state_open(const sim_launch_t *launch, sim_state_t **out) {
             PASS_ON(status);
         }
         kept = sim;
+        state_list(sim, true);
         (void)pthread_setspecific(kept_key, sim);
     }
     kept->launch = launch;

@@ -68,6 +68,15 @@ void sim_barrier(int barrier, int threads, const char *file, int line);
 const unsigned char *sim_warp_exchange(const char *what, uint32_t mask, const void *packet, size_t bytes, bool orders,
                                        const char *file, int line);
 int sim_lane(void);
+// Tensor-core instructions of a whole warp; what they are is told in kernels/sim/sim_cuda.h.
+typedef struct sim_words {
+    uint32_t at[4];
+} sim_words_t;
+typedef struct sim_floats {
+    float at[4];
+} sim_floats_t;
+sim_words_t sim_load_matrices(const void *row, bool transposed, const char *file, int line);
+sim_floats_t sim_mma(sim_words_t a, uint64_t b, sim_floats_t d, const char *file, int line);
 // Ends the launch with this message (and where).
 __attribute__((format(printf, 3, 4), noreturn)) void sim_fault(const char *file, int line, const char *format, ...);
 // cp.async: copies when waited for; the target counts as written from the call on.

@@ -113,9 +113,10 @@ static inline void __threadfence_block(void) {
 }
 
 // ---- shuffles and votes ----
+// What these read is the simulator's own: no hook looks at it.
+#define SIM_UNSEEN __attribute__((no_sanitize("thread"))) static
 template <typename value_t>
-static inline value_t sim_shuffle(const char *what, unsigned mask, value_t value, int from, const char *file,
-                                  int line) {
+SIM_UNSEEN value_t sim_shuffle(const char *what, unsigned mask, value_t value, int from, const char *file, int line) {
     value_t out;
     const unsigned char *all = sim_warp_exchange(what, mask, &value, sizeof(value), false, file, line);
     if (from < 0) return value;
@@ -145,8 +146,7 @@ static inline value_t __shfl_down_sync(unsigned mask, value_t value, unsigned by
     return sim_shuffle("__shfl_down_sync", mask, value, from >= (own & ~(width - 1)) + width ? -1 : from, file, line);
 }
 template <typename value_t, typename step_t>
-static inline value_t sim_reduce(const char *what, unsigned mask, value_t value, step_t step, const char *file,
-                                 int line) {
+SIM_UNSEEN value_t sim_reduce(const char *what, unsigned mask, value_t value, step_t step, const char *file, int line) {
     const unsigned char *all = sim_warp_exchange(what, mask, &value, sizeof(value), false, file, line);
     bool first = true;
     value_t sum = value, one;
@@ -298,46 +298,21 @@ template <int groups_left> static inline void cuda_copy_wait(SIM_AT) {
 // Four 8 x 8 matrices of 16-bit elements: lane i names row i % 8 of matrix i / 8; lane i gets elements 2 (i % 4) and
 // the next of row i / 4 of each.
 static inline void cuda_load_matrices(unsigned (&out)[4], const void *row, SIM_AT) {
-    if ((uintptr_t)row % 16) sim_fault(file, line, "ldmatrix: a row is not aligned to 16 bytes");
-    const unsigned char *all = sim_warp_exchange("ldmatrix", 0xffffffffu, &row, sizeof(row), false, file, line);
-    int lane = sim_lane();
-    for (int m = 0; m < 4; m++) {
-        const char *at;
-        memcpy(&at, all + (m * 8 + lane / 4) * SIM_PACKET, sizeof(at));
-        out[m] = *(const unsigned *)(const void *)(at + lane % 4 * 4);
-    }
+    sim_words_t words = sim_load_matrices(row, false, file, line);
+    for (int m = 0; m < 4; m++) out[m] = words.at[m];
 }
-
 // The same, each matrix transposed: lane i gets elements i / 4 of rows 2 (i % 4) and the next.
 static inline void cuda_load_matrices_transposed(unsigned (&out)[4], const void *row, SIM_AT) {
-    if ((uintptr_t)row % 16) sim_fault(file, line, "ldmatrix: a row is not aligned to 16 bytes");
-    const unsigned char *all = sim_warp_exchange("ldmatrix", 0xffffffffu, &row, sizeof(row), false, file, line);
-    int lane = sim_lane();
-    for (int m = 0; m < 4; m++) {
-        const char *low, *high;
-        memcpy(&low, all + (m * 8 + lane % 4 * 2) * SIM_PACKET, sizeof(low));
-        memcpy(&high, all + (m * 8 + lane % 4 * 2 + 1) * SIM_PACKET, sizeof(high));
-        out[m] = *(const uint16_t *)(const void *)(low + lane / 4 * 2) |
-                 (unsigned)*(const uint16_t *)(const void *)(high + lane / 4 * 2) << 16;
-    }
+    sim_words_t words = sim_load_matrices(row, true, file, line);
+    for (int m = 0; m < 4; m++) out[m] = words.at[m];
 }
 
 // D = A B + D of one warp, A 16 x 16 by rows and B 16 x 8 by columns in bf16, D 16 x 8 in fp32; the layout of the
 // registers is PTX's (mma.m16n8k16). Each element: k = 0 .. 15 in order, one fused multiply-add a step, from D.
 static inline void cuda_mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], SIM_AT) {
-    unsigned given[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    const unsigned char *all = sim_warp_exchange("mma", 0xffffffffu, given, sizeof(given), false, file, line);
-    int lane = sim_lane();
-    for (int i = 0; i < 4; i++) {
-        int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        for (int k = 0; k < 16; k++) {
-            unsigned x, y;
-            memcpy(&x, all + (row % 8 * 4 + k % 8 / 2) * SIM_PACKET + (k / 8 * 2 + row / 8) * 4, sizeof(x));
-            memcpy(&y, all + (column * 4 + k % 8 / 2) * SIM_PACKET + (4 + k / 8) * 4, sizeof(y));
-            d[i] = fmaf(__uint_as_float(k % 2 ? x & 0xffff0000u : x << 16),
-                        __uint_as_float(k % 2 ? y & 0xffff0000u : y << 16), d[i]);
-        }
-    }
+    sim_floats_t sum = sim_mma(sim_words_t{{a[0], a[1], a[2], a[3]}}, (uint64_t)b[1] << 32 | b[0],
+                               sim_floats_t{{d[0], d[1], d[2], d[3]}}, file, line);
+    for (int i = 0; i < 4; i++) d[i] = sum.at[i];
 }
 
 #endif

@@ -19,6 +19,8 @@ typedef enum sim_waits { SIM_RUNS, SIM_AT_BARRIER, SIM_AT_WARP, SIM_ENDED } sim_
 
 typedef struct sim_exchange {
     int readers;
+    bool multiplied; // product is that of the packets
+    float product[SIM_WARP][4];
     unsigned char packet[SIM_WARP * SIM_PACKET];
 } sim_exchange_t;
 
@@ -54,21 +56,32 @@ typedef struct sim_variable {
     size_t offset, bytes;
 } sim_variable_t;
 
-// One byte of shared memory since the block's last full barrier.
+// Accesses to one word of shared memory since the block's last full barrier, or to one byte of a word that is not
+// always accessed whole. Code addresses count from the program's start.
 typedef struct sim_cell {
     uint32_t generation; // other than the state's: no access
-    uint32_t writer_time;
-    const void *writer_at; // code address
-    int writer;            // -1: none
-    int reads;             // first entry of the list of reads, -1: none
+    uint32_t writer_time, writer_at;
+    uint32_t reader_time, reader_at; // the latest reader
+    int reads;                       // first entry of the list of those before it, -1: none
+    int16_t writer, reader;          // -1: none
+    bool split;                      // of a word: its bytes have cells of their own
 } sim_cell_t;
 typedef struct sim_read {
-    int next, thread;
-    uint32_t time;
-    const void *at;
+    int next;
+    uint32_t time, at;
+    int thread;
 } sim_read_t;
 
+// The lanes of a warp that wait in a warp call, by bits.
+typedef struct sim_gather {
+    uint32_t waiting, ended, mask;
+    bool alike; // all that wait made the same call with this mask
+    const char *what, *file;
+    int line;
+} sim_gather_t;
+
 typedef struct sim_state {
+    struct sim_state *next; // of all host threads
     const sim_launch_t *launch;
     int threads;
     sim_thread_t *thread;
@@ -77,14 +90,17 @@ typedef struct sim_state {
     int *turn; // thread numbers in order of their turns
     int moved; // whether anything ran in this pass
     sim_exchange_t *exchanges;
-    char *fault; // the message; set once
+    sim_gather_t gathers[SIM_BLOCK_THREADS / SIM_WARP];
+    int barrier_waiting[SIM_BARRIERS], barrier_threads[SIM_BARRIERS]; // how many wait there, for how many in all
+    char *fault;                                                      // the message; set once
     uint64_t random;
     // shared memory
     unsigned char *arena;
     size_t arena_used, shared_used;
     sim_variable_t variables[SIM_VARIABLES];
     int variable_count;
-    sim_cell_t *cells;
+    int last_variable; // that was accessed
+    sim_cell_t *words, *bytes;
     uint32_t generation;
     sim_read_t *reads;
     int read_count;
