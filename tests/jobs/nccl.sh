@@ -34,7 +34,7 @@ breaks() {
     [ "$(grep -Ec '^poise: .*(rank [0-9]|NCCL).*(fail|died|gone|waited)' "$work/$1.log")" -le 1 ] || fail "$1 says more than one sentence" "$work/$1.log"
 }
 breaks init init@2 'rank 2 in ."opening NCCL.": ncclCommInitRankConfig failed: unhandled system error' four
-breaks async async@1:3 'rank 1 in ."weight gather.": a collective of NCCL failed: unhandled system error'
+breaks async async@1:3 'rank 1 in ."(gradient sum|weight gather).": a collective of NCCL failed: unhandled system error'
 breaks die die@1 'learner rank 1 .*"gradient sum'
 
 echo "== GPUs"
