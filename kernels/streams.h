@@ -29,6 +29,11 @@ typedef struct device_streams {
     // What is put into the stream from now on begins when the event has ended.
     status_t (*after)(device_t *device, void *stream, void *event);
     status_t (*ended)(device_t *device, void *event, bool *ended);
+    // Nothing is under way: no op, copy or set was called since the device was last waited for.
+    bool (*idle)(const device_t *device);
+    // As the table's upload, but beside what is under way, in a stream of copies: nothing under way may use `to`. Ops
+    // called from now on see it.
+    status_t (*upload)(device_t *device, void *to, const void *from, size_t bytes);
     // Names of the GPUs that this process sees, by their numbers, a blank behind each. Opens none.
     status_t (*list)(char *out, size_t bytes);
     // Of GPU number `ordinal`. Its free memory is asked for, which starts CUDA there.

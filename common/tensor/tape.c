@@ -1,5 +1,6 @@
 // The tape's memory and records; tape_ops.c has the ops, tape_backward.c the walk back.
 #include "common/tensor/tape_internal.h"
+#include "kernels/streams.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -152,21 +153,32 @@ bool tape_holds(const tape_t *tape, const void *memory) {
     return false;
 }
 
+// What is taken in a block goes back with it.
+static status_t take_note(tape_t *tape, void *memory, size_t bytes, node_t *owner) {
+    if (!tape->in_block) return STATUS_OK;
+    TRY(memory_grow((void **)&tape->taken, &tape->taken_capacity, tape->taken_count + 1, sizeof(taken_t)));
+    tape->taken[tape->taken_count++] = (taken_t){memory, bytes, owner};
+    return STATUS_OK;
+}
+
 status_t tape_upload(tape_t *tape, const void *host, size_t bytes, const void **out) {
     *out = host;
     if (tape->host_memory || !host || !bytes || tape_holds(tape, host)) return STATUS_OK;
     void *memory;
-    TRY(tape_take(tape, bytes, NULL, &memory));
+    bool fresh;
+    TRY(heap_take_fresh(&tape->values, bytes, &memory, &fresh));
+    TRY(take_note(tape, memory, bytes, NULL));
     *out = memory;
-    return tape->measuring ? STATUS_OK : tape->device->table->upload(tape->device, memory, host, bytes);
+    device_t *device = tape->device;
+    if (tape->measuring) return STATUS_OK;
+    // The next image's patches travel while this one's are computed on.
+    if (fresh && device->table->streams) return device->table->streams->upload(device, memory, host, bytes);
+    return device->table->upload(device, memory, host, bytes);
 }
 
 status_t tape_take(tape_t *tape, size_t bytes, node_t *owner, void **out) {
     TRY(heap_take(&tape->values, bytes, out));
-    if (!tape->in_block) return STATUS_OK;
-    TRY(memory_grow((void **)&tape->taken, &tape->taken_capacity, tape->taken_count + 1, sizeof(taken_t)));
-    tape->taken[tape->taken_count++] = (taken_t){*out, bytes, owner};
-    return STATUS_OK;
+    return take_note(tape, *out, bytes, owner);
 }
 
 status_t tape_release_taken(tape_t *tape, const node_t *keep, bool recorded) {

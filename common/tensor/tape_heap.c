@@ -1,5 +1,7 @@
 #include "common/tensor/tape_heap.h"
 
+#include "kernels/streams.h"
+
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +36,17 @@ void heap_close(heap_t *heap) {
     *heap = (heap_t){0};
 }
 
+// Before every change of arena.used: ops called since the last change use what lies below it at most.
+static void heap_look(heap_t *heap) {
+    const device_streams_t *streams = heap->device ? heap->device->table->streams : NULL;
+    if (streams && streams->idle(heap->device))
+        heap->touched = 0;
+    else if (heap->touched < heap->arena.used)
+        heap->touched = heap->arena.used;
+}
+
 void heap_reset(heap_t *heap) {
+    heap_look(heap);
     heap->arena.used = 0;
     heap->hole_count = 0;
 }
@@ -49,8 +61,15 @@ static char *heap_base(const heap_t *heap) {
     return heap->arena.base + (ARENA_ALIGNMENT - base % ARENA_ALIGNMENT) % ARENA_ALIGNMENT;
 }
 
+status_t heap_take_fresh(heap_t *heap, size_t bytes, void **out, bool *fresh) {
+    TRY(heap_take(heap, bytes, out));
+    *fresh = (size_t)((char *)*out - heap_base(heap)) >= heap->touched;
+    return STATUS_OK;
+}
+
 status_t heap_take(heap_t *heap, size_t bytes, void **out) {
     *out = NULL;
+    heap_look(heap);
     size_t wanted = heap_round(bytes);
     if (wanted < bytes) FAIL(STATUS_MEMORY, "a tensor of %zu bytes does not fit into memory", bytes);
     for (size_t i = 0; i < heap->hole_count; i++) {
@@ -72,6 +91,7 @@ status_t heap_take(heap_t *heap, size_t bytes, void **out) {
 }
 
 status_t heap_give(heap_t *heap, void *memory, size_t bytes) {
+    heap_look(heap);
     size_t offset = (size_t)((char *)memory - heap_base(heap)), size = heap_round(bytes), at = 0;
     while (at < heap->hole_count && heap->holes[at].offset < offset) at++;
     bool joins_left = at > 0 && heap->holes[at - 1].offset + heap->holes[at - 1].bytes == offset;

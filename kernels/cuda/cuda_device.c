@@ -1,9 +1,10 @@
 // The CUDA member's host side: memory, copies, waiting, and the table of ops. Compiled twice: with POISE_CUDA_HOST
 // against the CUDA runtime, and for the simulator against what kernels/sim has under the runtime's names.
 //
-// One stream carries everything, so that ops, copies and sets happen in the order of the calls. Uploads go through
-// pinned memory in SLOTS parts: the caller's memory is free again at once, and nothing waits until the parts are used
-// up.
+// One stream carries all that must happen in the order of the calls: ops, copies and sets. A second one carries uploads
+// into memory that nothing under way uses; the first goes on behind each of them. Uploads go through pinned memory in
+// SLOTS parts, each stream through its own: the caller's memory is free again at once, and nothing waits until the
+// parts are used up.
 #include "kernels/cuda/cuda_library.h"
 #include "kernels/cuda/cuda_ops.h"
 
@@ -19,19 +20,25 @@
 #define CUDA_TABLE  device_sim_table
 #endif
 
-enum { SLOTS = 8, SLOT_BYTES = 1 << 19, NAME_BYTES = 32 };
+enum { SLOTS = 4, SLOT_BYTES = 1 << 19, NAME_BYTES = 32 };
 
-typedef struct cuda_host {
-    cuda_state_t state; // first: what the ops see
-    int ordinal;
-    char name[NAME_BYTES]; // "sm_90"
+// A stream with the pinned memory that its uploads go through.
+typedef struct upload_stream {
     cudaStream_t stream;
-    uint32_t *fault; // pinned: where the device's fault word is read to
-    char *staging;   // pinned, SLOTS parts
+    char *staging; // SLOTS parts
     cudaEvent_t read[SLOTS];
     bool recorded[SLOTS];
     int slot; // the part that is being filled
     size_t filled;
+} upload_stream_t;
+
+typedef struct cuda_host {
+    cuda_state_t state; // first: what the ops see
+    int ordinal;
+    char name[NAME_BYTES];       // "sm_90"
+    upload_stream_t ops, copies; // the two streams
+    cudaEvent_t copied;          // the last upload beside the ops
+    uint32_t *fault;             // pinned: where the device's fault word is read to
 } cuda_host_t;
 
 #define CUDA_TRY(call)                                                                                                 \
@@ -42,6 +49,12 @@ typedef struct cuda_host {
 
 static cuda_host_t *host_of(const device_t *device) {
     return device->state;
+}
+
+// For work to be put there.
+static cudaStream_t ops_of(cuda_host_t *host) {
+    host->state.busy = true;
+    return host->ops.stream;
 }
 
 // ---- opening ----
@@ -113,37 +126,52 @@ static status_t name_kernels(cuda_host_t *host) {
 }
 #endif
 
+static void upload_stream_close(upload_stream_t *uploads) {
+    if (uploads->stream) (void)cudaStreamSynchronize(uploads->stream);
+    (void)cudaFreeHost(uploads->staging);
+    for (int i = 0; i < SLOTS; i++)
+        if (uploads->read[i]) (void)cudaEventDestroy(uploads->read[i]);
+    if (uploads->stream) (void)cudaStreamDestroy(uploads->stream);
+}
+
+static status_t upload_stream_open(upload_stream_t *uploads) {
+    void *staging = NULL;
+    CUDA_TRY(cudaStreamCreateWithFlags(&uploads->stream, cudaStreamNonBlocking));
+    CUDA_TRY(cudaMallocHost(&staging, (size_t)SLOTS * SLOT_BYTES));
+    uploads->staging = staging;
+    for (int i = 0; i < SLOTS; i++) CUDA_TRY(cudaEventCreateWithFlags(&uploads->read[i], cudaEventDisableTiming));
+    return STATUS_OK;
+}
+
 static void host_close(cuda_host_t *host) {
-    if (host->stream) (void)cudaStreamSynchronize(host->stream);
+    if (host->ops.stream) (void)cudaStreamSynchronize(host->ops.stream);
     (void)cudaFree(host->state.fault);
     (void)cudaFreeHost(host->fault);
-    (void)cudaFreeHost(host->staging);
-    for (int i = 0; i < SLOTS; i++)
-        if (host->read[i]) (void)cudaEventDestroy(host->read[i]);
-    if (host->stream) (void)cudaStreamDestroy(host->stream);
+    if (host->copied) (void)cudaEventDestroy(host->copied);
+    upload_stream_close(&host->copies);
+    upload_stream_close(&host->ops);
     free(host);
 }
 
 static status_t host_open(cuda_host_t *host, const char *kernels) {
-    void *pinned = NULL, *staging = NULL, *fault = NULL;
+    void *pinned = NULL, *fault = NULL;
     TRY(choose(kernels, &host->ordinal));
     CUDA_TRY(cudaSetDevice(host->ordinal));
     TRY(name_kernels(host));
-    CUDA_TRY(cudaStreamCreateWithFlags(&host->stream, cudaStreamNonBlocking));
-    host->state.stream = host->stream;
+    TRY(upload_stream_open(&host->ops));
+    TRY(upload_stream_open(&host->copies));
+    CUDA_TRY(cudaEventCreateWithFlags(&host->copied, cudaEventDisableTiming));
+    host->state.stream = host->ops.stream;
     CUDA_TRY(cudaMalloc(&fault, sizeof(*host->state.fault)));
     host->state.fault = fault;
-    CUDA_TRY(cudaMemsetAsync(fault, 0, sizeof(*host->state.fault), host->stream));
+    CUDA_TRY(cudaMemsetAsync(fault, 0, sizeof(*host->state.fault), ops_of(host)));
     CUDA_TRY(cudaMallocHost(&pinned, sizeof(*host->fault)));
     host->fault = pinned;
-    CUDA_TRY(cudaMallocHost(&staging, (size_t)SLOTS * SLOT_BYTES));
-    host->staging = staging;
-    for (int i = 0; i < SLOTS; i++) CUDA_TRY(cudaEventCreateWithFlags(&host->read[i], cudaEventDisableTiming));
     return STATUS_OK;
 }
 
 static void cuda_device_close(device_t *device) {
-    if (host_of(device)->stream) (void)cudaStreamSynchronize(host_of(device)->stream);
+    if (host_of(device)->ops.stream) (void)cudaStreamSynchronize(host_of(device)->ops.stream);
     CUDA_NAME(library_close)(device);
     host_close(host_of(device));
     device->state = NULL;
@@ -173,7 +201,7 @@ static status_t cuda_device_enter(device_t *device) {
 
 static status_t cuda_device_zero(device_t *device, void *memory, size_t bytes) {
     TRY(cuda_device_enter(device));
-    if (bytes) CUDA_TRY(cudaMemsetAsync(memory, 0, bytes, host_of(device)->stream));
+    if (bytes) CUDA_TRY(cudaMemsetAsync(memory, 0, bytes, ops_of(host_of(device))));
     return STATUS_OK;
 }
 
@@ -202,30 +230,43 @@ static status_t cuda_device_allocate(device_t *device, size_t bytes, void **out)
 }
 
 // Room in pinned memory: waits only where the part to be filled has not been read yet.
-static status_t stage(cuda_host_t *host, size_t bytes, char **out) {
-    if (SLOT_BYTES - host->filled < bytes) {
-        CUDA_TRY(cudaEventRecord(host->read[host->slot], host->stream));
-        host->recorded[host->slot] = true;
-        host->slot = (host->slot + 1) % SLOTS;
-        host->filled = 0;
-        if (host->recorded[host->slot]) CUDA_TRY(cudaEventSynchronize(host->read[host->slot]));
+static status_t stage(upload_stream_t *uploads, size_t bytes, char **out) {
+    if (SLOT_BYTES - uploads->filled < bytes) {
+        CUDA_TRY(cudaEventRecord(uploads->read[uploads->slot], uploads->stream));
+        uploads->recorded[uploads->slot] = true;
+        uploads->slot = (uploads->slot + 1) % SLOTS;
+        uploads->filled = 0;
+        if (uploads->recorded[uploads->slot]) CUDA_TRY(cudaEventSynchronize(uploads->read[uploads->slot]));
     }
-    *out = host->staging + (size_t)host->slot * SLOT_BYTES + host->filled;
-    host->filled += (bytes + 63) / 64 * 64;
-    if (host->filled > SLOT_BYTES) host->filled = SLOT_BYTES;
+    *out = uploads->staging + (size_t)uploads->slot * SLOT_BYTES + uploads->filled;
+    uploads->filled += (bytes + 63) / 64 * 64;
+    if (uploads->filled > SLOT_BYTES) uploads->filled = SLOT_BYTES;
+    return STATUS_OK;
+}
+
+static status_t put_upload(upload_stream_t *uploads, void *to, const void *from, size_t bytes) {
+    for (size_t done = 0, part; done < bytes; done += part) {
+        char *staged = NULL;
+        part = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
+        TRY(stage(uploads, part, &staged));
+        memcpy(staged, (const char *)from + done, part);
+        CUDA_TRY(cudaMemcpyAsync((char *)to + done, staged, part, cudaMemcpyHostToDevice, uploads->stream));
+    }
     return STATUS_OK;
 }
 
 static status_t cuda_device_upload(device_t *device, void *to, const void *from, size_t bytes) {
+    TRY(cuda_device_enter(device));
+    host_of(device)->state.busy = true;
+    return put_upload(&host_of(device)->ops, to, from, bytes);
+}
+
+status_t CUDA_NAME(upload_beside)(device_t *device, void *to, const void *from, size_t bytes) {
     cuda_host_t *host = host_of(device);
     TRY(cuda_device_enter(device));
-    for (size_t done = 0, part; done < bytes; done += part) {
-        char *staged = NULL;
-        part = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
-        TRY(stage(host, part, &staged));
-        memcpy(staged, (const char *)from + done, part);
-        CUDA_TRY(cudaMemcpyAsync((char *)to + done, staged, part, cudaMemcpyHostToDevice, host->stream));
-    }
+    TRY(put_upload(&host->copies, to, from, bytes));
+    CUDA_TRY(cudaEventRecord(host->copied, host->copies.stream));
+    CUDA_TRY(cudaStreamWaitEvent(ops_of(host), host->copied, 0));
     return STATUS_OK;
 }
 
@@ -233,18 +274,19 @@ static status_t cuda_device_upload(device_t *device, void *to, const void *from,
 static status_t cuda_device_synchronize(device_t *device) {
     cuda_host_t *host = host_of(device);
     TRY(cuda_device_enter(device));
-    CUDA_TRY(
-        cudaMemcpyAsync(host->fault, host->state.fault, sizeof(*host->fault), cudaMemcpyDeviceToHost, host->stream));
-    CUDA_TRY(cudaStreamSynchronize(host->stream));
+    CUDA_TRY(cudaMemcpyAsync(host->fault, host->state.fault, sizeof(*host->fault), cudaMemcpyDeviceToHost,
+                             host->ops.stream));
+    CUDA_TRY(cudaStreamSynchronize(host->ops.stream));
+    host->state.busy = false;
     uint32_t fault = *host->fault;
     if (fault != CUDA_FAULT_NONE)
-        CUDA_TRY(cudaMemsetAsync(host->state.fault, 0, sizeof(*host->state.fault), host->stream));
+        CUDA_TRY(cudaMemsetAsync(host->state.fault, 0, sizeof(*host->state.fault), ops_of(host)));
     return cuda_fault_status(fault);
 }
 
 static status_t cuda_device_download(device_t *device, void *to, const void *from, size_t bytes) {
     TRY(cuda_device_enter(device));
-    if (bytes) CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, host_of(device)->stream));
+    if (bytes) CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, ops_of(host_of(device))));
     return cuda_device_synchronize(device);
 }
 

@@ -35,17 +35,23 @@ status_t cuda_fault_status(uint32_t fault) STATUS_CHECKED;
 
 typedef struct cuda_state {
     void *stream;                 // every op launches here, in order
+    bool busy;                    // something was put there since it was last waited for
     uint32_t *fault;              // device memory, one word
     struct cuda_library *library; // NULL: all products are our own (kernels/cuda/cuda_library.h)
     char note[512];               // which products run, and why
 } cuda_state_t;
 
 extern const struct device_streams CUDA_NAME(streams); // cuda_streams.c
+// An upload in the stream of copies (kernels/streams.h).
+status_t CUDA_NAME(upload_beside)(device_t *device, void *to, const void *from, size_t bytes) STATUS_CHECKED;
 // How many GPUs this process sees; none is STATUS_UNAVAILABLE, with the reason.
 status_t CUDA_NAME(count)(int *count) STATUS_CHECKED;
 
+// For work to be put there.
 static inline void *cuda_stream(const device_t *device) {
-    return ((const cuda_state_t *)device->state)->stream;
+    cuda_state_t *state = (cuda_state_t *)device->state;
+    state->busy = true;
+    return state->stream;
 }
 static inline uint32_t *cuda_fault(const device_t *device) {
     return ((const cuda_state_t *)device->state)->fault;

@@ -71,6 +71,10 @@ static status_t streams_ended(device_t *device, void *event, bool *ended) {
     return STATUS_OK;
 }
 
+static bool streams_idle(const device_t *device) {
+    return !((const cuda_state_t *)device->state)->busy;
+}
+
 // A machine without a driver says "insufficient driver", too.
 status_t CUDA_NAME(count)(int *count) {
     const char *shown = getenv("CUDA_VISIBLE_DEVICES");
@@ -191,6 +195,8 @@ const device_streams_t CUDA_NAME(streams) = {
     .record = streams_record,
     .after = streams_after,
     .ended = streams_ended,
+    .idle = streams_idle,
+    .upload = CUDA_NAME(upload_beside),
     .list = streams_list,
     .about = streams_about,
     .memory = streams_memory,

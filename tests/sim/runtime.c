@@ -2,6 +2,7 @@
 // message. Each case of misuse also shows that the right use passes.
 #include "kernels/device.h"
 #include "kernels/sim/sim_runtime.h"
+#include "kernels/streams.h"
 #include "tests/sim/faults.h"
 #include "tests/sim/sim.h"
 
@@ -264,6 +265,53 @@ void test_runtime_leaks(void **state) {
     good(cudaFreeHost(pinned));
     stream = open_stream();
     good(cudaStreamDestroy(stream));
+    assert_int_equal(sim_runtime_leaks(), 0);
+}
+
+// Uploads in the stream of copies: an op called after one sees it though nobody has waited, and what is under way keeps
+// what it had.
+void test_runtime_beside(void **state) {
+    (void)state;
+    enum { ROWS = 5, COLUMNS = 1 << 17 };
+    device_t *device;
+    void *table_memory, *more, *token, *out;
+    sim_runtime_reset();
+    launched(device_open_table(&device_sim_table, "", 1, &device));
+    const device_table_t *table = device->table;
+    size_t bytes = (size_t)ROWS * COLUMNS * sizeof(float);
+    float *host = malloc(bytes);
+    assert_non_null(host);
+    launched(table->allocate(device, bytes, &table_memory));
+    launched(table->allocate(device, bytes, &more));
+    launched(table->allocate(device, 2 * sizeof(int32_t), &token));
+    launched(table->allocate(device, 2 * COLUMNS * sizeof(float), &out));
+    assert_false(table->streams->idle(device));
+    launched(table->synchronize(device));
+    assert_true(table->streams->idle(device));
+    int32_t index[2] = {ROWS - 1, 1}; // the last row is under way when the op is called
+    for (int i = 0; i < ROWS * COLUMNS; i++) host[i] = (float)i;
+    launched(table->streams->upload(device, token, index, sizeof(index)));
+    assert_false(table->streams->idle(device));
+    launched(table->streams->upload(device, table_memory, host, bytes));
+    embedding_args_t args = {.token = token,
+                             .table = matrix_view(table_memory, DTYPE_F32, ROWS, COLUMNS),
+                             .scale = 1.0f,
+                             .y = matrix_view(out, DTYPE_F32, 2, COLUMNS)};
+    launched(table->embedding(device, &args));
+    memset(host, 0, bytes); // the source is the caller's again
+    for (int turn = 0; turn < 2; turn++) {
+        launched(table->download(device, host, out, 2 * COLUMNS * sizeof(float)));
+        assert_true(table->streams->idle(device));
+        for (int i = 0; i < 2 * COLUMNS; i++)
+            if (host[i] != (float)(index[i / COLUMNS] * COLUMNS + i % COLUMNS)) fail_msg("number %d is %g", i, host[i]);
+        // Once more, with other memory filled beside the op.
+        launched(table->embedding(device, &args));
+        launched(table->streams->upload(device, more, host, bytes));
+    }
+    void *memory[] = {table_memory, more, token, out};
+    for (int i = 0; i < 4; i++) table->release(device, memory[i]);
+    free(host);
+    device_close(device);
     assert_int_equal(sim_runtime_leaks(), 0);
 }
 

@@ -239,6 +239,7 @@ static const struct {
     {"runtime", test_runtime_host_access},
     {"runtime", test_runtime_leaks},
     {"runtime", test_runtime_device},
+    {"runtime", test_runtime_beside},
     {"runtime", test_runtime_capture},
     {"simulator", test_numbers},
     {"missing", test_ops_missing},

@@ -35,6 +35,7 @@ void test_runtime_copies(void **state);
 void test_runtime_host_access(void **state);
 void test_runtime_leaks(void **state);
 void test_runtime_device(void **state);
+void test_runtime_beside(void **state);
 void test_runtime_capture(void **state);
 // tests/sim/library.c: products by cuBLASLt, over its stand-in.
 void test_library_probe(void **state);
