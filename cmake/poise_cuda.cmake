@@ -29,10 +29,14 @@ function(poise_simulated)
                COMPILE_OPTIONS "-x;c++;-std=c++17;-fno-exceptions;-fno-rtti;-fno-strict-aliasing;-fno-sanitize=address;-fsanitize=thread")
 endfunction()
 
-# poise_devices(TARGET): the program can open the devices cuda and sim, as far as this build has them. Nothing in its
+# poise_devices(TARGET [MEMBERS...]): the program can open the devices cuda and sim, or the given ones, as far as this build has them. Nothing in its
 # sources names their tables (kernels/device.c asks whether they are there), so the linker is told to look for them.
 function(poise_devices target)
-  foreach(member cuda sim)
+  set(members ${ARGN})
+  if(NOT members)
+    set(members cuda sim)
+  endif()
+  foreach(member ${members})
     if(TARGET poise_${member})
       target_link_libraries(${target} PRIVATE poise_${member})
       target_link_options(${target} PRIVATE -Wl,-u,device_${member}_table)

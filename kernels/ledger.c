@@ -153,8 +153,8 @@ status_t ledger_take(device_t *device, ledger_part_t part, size_t bytes, void **
 }
 
 void ledger_give(device_t *device, void *memory) {
+    if (!memory) return; // what failed to open may have no device yet
     struct ledger *ledger = device->ledger;
-    if (!memory) return;
     size_t at = ledger->count;
     while (at > 0 && ledger->entry[at - 1].memory != memory) at--;
     if (at) {
