@@ -107,8 +107,10 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[1], commands[i].name)) command = &commands[i];
     if (!command) {
         let_rank_0_speak();
-        if (argc >= 2) fprintf(stderr, "poise: there is no command '%s'\n\n", argv[1]);
-        print_usage(stderr);
+        if (argc >= 2)
+            fprintf(stderr, "poise: there is no command '%s'; 'poise --help' lists them\n", argv[1]);
+        else
+            print_usage(stderr);
         return 2;
     }
     if (command->help && wants_help(argc, argv)) {
