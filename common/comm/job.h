@@ -28,7 +28,7 @@ typedef struct job {
     int signal_fd; // signalfd of USR1, TERM, INT; -1 when there is none
     bool stop_seen;
     ledger_report_t memory; // what a dry run found that this rank takes
-    watch_t *watch; // of this process; set by whoever opened it, NULL in tests
+    watch_t *watch;         // of this process; set by whoever opened it, NULL in tests
 } job_t;
 
 // SFT: every rank learns. GRPO: world = learners + rollouts + 1 (colocated: learners + 1). The last rank is the reward

@@ -64,9 +64,9 @@ static cudaStream_t ops_of(cuda_host_t *host) {
 static status_t choose(const char *text, int *ordinal) {
     char *end;
     int count = 0;
-    TRY(CUDA_NAME(count)(&count));
     long number = *text ? strtol(text, &end, 10) : 0;
     if (*text && (*end || end == text)) FAIL(STATUS_INVALID, "there is no device 'cuda:%s'; a GPU has a number", text);
+    TRY(CUDA_NAME(count)(&count));
     if (number < 0 || number >= count)
         FAIL(STATUS_UNAVAILABLE, "there is no GPU %ld; this process sees %d of them, numbered from 0", number, count);
     *ordinal = (int)number;
