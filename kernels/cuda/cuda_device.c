@@ -213,8 +213,11 @@ static status_t cuda_device_allocate(device_t *device, size_t bytes, void **out)
     size_t left = 0, total = 0;
     *out = NULL;
     TRY(cuda_device_enter(device));
-    if (cudaMalloc(out, bytes ? bytes : 1) != cudaSuccess) {
-        (void)cudaGetLastError(); // it is told here; the next launch has not failed
+    cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);
+    if (error != cudaSuccess) {
+        *out = NULL;
+        (void)cudaGetLastError();                                // it is told here; the next launch has not failed
+        if (error != cudaErrorMemoryAllocation) CUDA_TRY(error); // an earlier kernel's fault, which every call tells of
         (void)cudaMemGetInfo(&left, &total);
         FAIL(STATUS_MEMORY,
              "the device '" CUDA_MEMBER "' cannot allocate %zu bytes: %zu of its %zu are free; use a smaller batch, "

@@ -47,8 +47,13 @@ static inline status_t cuda_granted(const void *kernel, size_t bytes, const char
     if (bytes <= 48 * 1024) return STATUS_OK;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error == cudaSuccess) return STATUS_OK;
-    FAIL(STATUS_FAILED, "the kernel of %s cannot have %zu bytes of shared memory: %s", launcher, bytes,
-         cudaGetErrorString(error));
+    int gpu = 0, most = 0;
+    (void)cudaGetLastError(); // it is told here; the next launch has not failed
+    (void)cudaGetDevice(&gpu);
+    (void)cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu);
+    FAIL(STATUS_FAILED,
+         "the kernel of %s cannot have %zu bytes of shared memory, a block has at most %d on this GPU: %s", launcher,
+         bytes, most, cudaGetErrorString(error));
 }
 #define CUDA_GRANT_SHARED(kernel, bytes) cuda_granted((const void *)(kernel), bytes, __func__)
 #define CUDA_UNROLL                      _Pragma("unroll")

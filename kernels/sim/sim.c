@@ -401,6 +401,45 @@ static bool within(sim_dim_t d, unsigned x, unsigned y, unsigned z) {
     return d.x >= 1 && d.y >= 1 && d.z >= 1 && d.x <= x && d.y <= y && d.z <= z;
 }
 
+// ---- shared memory beyond what every kernel may have ----
+
+enum { GRANTS = 256 };
+static struct {
+    pthread_mutex_t lock;
+    int count;
+    struct {
+        const void *function;
+        size_t bytes;
+    } of[GRANTS];
+} grants = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+status_t sim_grant_shared(const void *function, size_t bytes, const char *launcher) {
+    int i = 0;
+    if (bytes <= SIM_PLAIN_BYTES) return STATUS_OK;
+    if (bytes > SIM_SHARED_BYTES)
+        FAIL(STATUS_FAILED, "the kernel of %s cannot have %zu bytes of shared memory; a block has at most %d", launcher,
+             bytes, SIM_SHARED_BYTES);
+    pthread_mutex_lock(&grants.lock);
+    while (i < grants.count && grants.of[i].function != function) i++;
+    if (i < GRANTS) {
+        grants.of[i].function = function;
+        grants.of[i].bytes = bytes;
+        if (i == grants.count) grants.count++;
+    }
+    pthread_mutex_unlock(&grants.lock);
+    if (i == GRANTS) FAIL(STATUS_FAILED, "more than %d kernels have large shared memory", (int)GRANTS);
+    return STATUS_OK;
+}
+
+static size_t granted(const void *function) {
+    size_t bytes = SIM_PLAIN_BYTES;
+    pthread_mutex_lock(&grants.lock);
+    for (int i = 0; i < grants.count; i++)
+        if (grants.of[i].function == function) bytes = grants.of[i].bytes;
+    pthread_mutex_unlock(&grants.lock);
+    return bytes;
+}
+
 status_t sim_launch_check(const sim_launch_t *launch) {
     sim_dim_t g = launch->grid, b = launch->block;
     if (sim_now) FAIL(STATUS_INVALID, "the kernel of %s is launched by a kernel", launch->kernel);
@@ -411,6 +450,11 @@ status_t sim_launch_check(const sim_launch_t *launch) {
     if (launch->shared_bytes > SIM_SHARED_BYTES)
         FAIL(STATUS_INVALID, "the kernel of %s is launched with %zu bytes of shared memory; a block has at most %d",
              launch->kernel, launch->shared_bytes, SIM_SHARED_BYTES);
+    if (launch->shared_bytes > SIM_PLAIN_BYTES && launch->shared_bytes > granted(launch->function))
+        FAIL(STATUS_INVALID,
+             "the kernel of %s is launched with %zu bytes of dynamic shared memory, and was not granted them: above %d "
+             "CUDA_GRANT_SHARED comes first",
+             launch->kernel, launch->shared_bytes, SIM_PLAIN_BYTES);
     return STATUS_OK;
 }
 

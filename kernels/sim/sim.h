@@ -21,6 +21,7 @@ enum {
     SIM_BLOCK_THREADS = 1024,
     SIM_WARP = 32,
     SIM_SHARED_BYTES = 163 * 1024, // what a block of sm_80 may have
+    SIM_PLAIN_BYTES = 48 * 1024,   // of dynamic shared memory without sim_grant_shared
     SIM_BARRIERS = 16,
     SIM_PACKET = 64 // bytes that a lane gives to one warp exchange
 };
@@ -35,7 +36,8 @@ void sim_set_order(sim_order_t order, uint64_t seed); // of the calling thread; 
 void sim_get_order(sim_order_t *order, uint64_t *seed);
 
 typedef struct sim_launch {
-    const char *kernel; // the function that launches it, for messages
+    const char *kernel;   // the function that launches it, for messages
+    const void *function; // the kernel itself
     sim_dim_t grid, block;
     size_t shared_bytes; // dynamic
     void (*body)(void *context);
@@ -43,7 +45,10 @@ typedef struct sim_launch {
     size_t context_bytes;
     bool guarded; // global memory is the device's (kernels/sim/sim_runtime.h): a host pointer is a fault
 } sim_launch_t;
-// STATUS_INVALID for a grid, a block or shared memory that no GPU has.
+// Lets a kernel have so many bytes of dynamic shared memory from now on, as cudaFuncSetAttribute does.
+status_t sim_grant_shared(const void *function, size_t bytes, const char *launcher) STATUS_CHECKED;
+// STATUS_INVALID for a grid, a block or shared memory that no GPU has, or shared memory that the kernel was not
+// granted.
 status_t sim_launch_check(const sim_launch_t *launch) STATUS_CHECKED;
 // What a launch in a .cu file does: it joins the stream, with a copy of the context, and runs guarded when somebody
 // waits. Without a stream it runs at once, unguarded: for tests of the simulator itself.

@@ -76,10 +76,11 @@ template <typename body_t> static inline void sim_run_body(void *context) {
     (*static_cast<body_t *>(context))();
 }
 template <typename body_t>
-static inline status_t sim_launch_body(const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream,
-                                       body_t body) {
+static inline status_t sim_launch_body(const char *name, const void *function, dim3 grid, dim3 block,
+                                       size_t shared_bytes, void *stream, body_t body) {
     static_assert(std::is_trivially_copyable<body_t>::value, "a kernel's arguments are copied as bytes");
     sim_launch_t launch = {name,
+                           function,
                            {grid.x, grid.y, grid.z},
                            {block.x, block.y, block.z},
                            shared_bytes,
@@ -90,9 +91,10 @@ static inline status_t sim_launch_body(const char *name, dim3 grid, dim3 block, 
     return sim_enqueue(&launch, sizeof(body), stream);
 }
 #define CUDA_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                    \
-    sim_launch_body(__func__, grid, block, shared_bytes, (void *)(stream), [=]() { kernel(__VA_ARGS__); })
+    sim_launch_body(__func__, (const void *)(kernel), grid, block, shared_bytes, (void *)(stream),                     \
+                    [=]() { kernel(__VA_ARGS__); })
 
-#define CUDA_GRANT_SHARED(kernel, bytes) ((void)(kernel), (void)(bytes), STATUS_OK) // sim_run looks at the size
+#define CUDA_GRANT_SHARED(kernel, bytes) sim_grant_shared((const void *)(kernel), bytes, __func__)
 #define CUDA_UNROLL
 #define CUDA_UNROLL_BY(times)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Registers, shared memory and spills of every GPU kernel, as ptxas told of the last build, against kernels/cuda/registers.txt. A kernel that
-# spills and stands there without a spill, or not at all, fails under any nvcc; the rest is compared where the nvcc is the table's. After a
-# change that is meant:
+# spills fails under any nvcc, but for those of head size 256 that stand there with a spill; the rest is compared where the nvcc is the
+# table's. After a change that is meant:
 #     tests/house/registers.sh --renew
 set -u
 root=${POISE_SOURCE_DIR:-$(cd "$(dirname "$0")/../.." && pwd)}
@@ -41,10 +41,12 @@ trap 'rm -f "$made"' EXIT
     echo "# bytes of spilled registers, kernel"
     rows
 } >"$made"
+# Head size 256 may spill, and is recorded; no table makes it right for others.
+other=$(awk '!/^#/ && $5 > 0 && $6 !~ /,256[,>]/ { print $1, $2, $6, $5 " bytes" }' "$made")
+[ -z "$other" ] || { echo "these kernels spill registers, and are not of head size 256:"; echo "$other"; exit 1; }
 spilling() { awk '!/^#/ && $5 > 0 { print $1, $2, $6 }' "$1" | LC_ALL=C sort; }
 if [ "${1:-}" = --renew ]; then
-    echo "kernels that spill, and should not but for the head size 256:"
-    spilling "$made" | sed 's/^/  /'
+    spilling "$made" | sed 's/^/spills: /'
     cp "$made" "$table"
     echo "$table: $(grep -vc '^#' "$table") kernels"
     exit 0

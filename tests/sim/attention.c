@@ -202,6 +202,8 @@ void test_attention_company(void **state) {
     int failures = company_all((company_t){.heads = 2, .kv_heads = 1, .size = 64, .dtype = DTYPE_BF16});
     failures += company_all((company_t){.heads = 3, .kv_heads = 1, .size = 40, .dtype = DTYPE_F32});
     failures += company_all((company_t){.heads = 1, .kv_heads = 1, .size = 80, .window = 300, .dtype = DTYPE_BF16});
+    failures += company_all((company_t){.heads = 3, .kv_heads = 1, .size = 128, .dtype = DTYPE_BF16});
+    failures += company_all((company_t){.heads = 2, .kv_heads = 1, .size = 256, .window = 300, .dtype = DTYPE_BF16});
     assert_int_equal(failures, 0);
 }
 

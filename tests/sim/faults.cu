@@ -80,6 +80,14 @@ static __global__ void dynamic_kernel(float *out, int count) {
     out[threadIdx.x] = buffer[count - 1 - (int)threadIdx.x];
 }
 
+// More dynamic memory than a kernel may have unasked.
+enum { LARGE_BYTES = 97 * 512 };
+template <bool granted> static __global__ void large_kernel(float *out) {
+    CUDA_DYNAMIC_SHARED(float, buffer);
+    buffer[LARGE_BYTES / 4 - 1 - (int)threadIdx.x] = granted ? 1.0f : 0.0f;
+    out[threadIdx.x] = buffer[LARGE_BYTES / 4 - 1 - (int)threadIdx.x];
+}
+
 static __global__ void misaligned_kernel(float *out) {
     CUDA_SHARED(float, row, [16]);
     if (threadIdx.x == 0) {
@@ -202,6 +210,12 @@ static status_t run_memory(const char *name, fault_args_t args) {
     if (!strcmp(name, "read bounds")) ON(bounds_kernel, 1, 32, 0, out, -1, false);
     if (!strcmp(name, "dynamic, right")) ON(dynamic_kernel, 1, THREADS, 400, out, 100);
     if (!strcmp(name, "dynamic")) ON(dynamic_kernel, 1, THREADS, 396, out, 100);
+    if (!strcmp(name, "not granted")) ON(large_kernel<false>, 1, THREADS, LARGE_BYTES, out);
+    if (!strcmp(name, "granted")) {
+        TRY(CUDA_GRANT_SHARED(large_kernel<true>, LARGE_BYTES));
+        ON(large_kernel<true>, 1, THREADS, LARGE_BYTES, out);
+    }
+    if (!strcmp(name, "granted too much")) return CUDA_GRANT_SHARED(large_kernel<true>, 164 * 1024);
     if (!strcmp(name, "misaligned")) ON(misaligned_kernel, 1, 32, 0, out);
     if (!strcmp(name, "fresh")) ON(fresh_kernel, 2, THREADS, 0, out);
     if (!strcmp(name, "copy, right")) ON(copy_kernel<true>, 1, THREADS, 0, out, in);

@@ -1,5 +1,6 @@
 // The stand-ins of the CUDA runtime: what a GPU does late, they do late, and misuse that a GPU may forgive fails with a
 // message. Each case of misuse also shows that the right use passes.
+#include "kernels/cuda/cuda_device.h"
 #include "kernels/device.h"
 #include "kernels/sim/sim_runtime.h"
 #include "kernels/streams.h"
@@ -354,6 +355,19 @@ void test_runtime_device(void **state) {
     launched(table->embedding(device, &args));
     launched(table->download(device, host, (float *)memory + 64, 32));
     for (uint32_t i = 0; i < 8; i++) assert_int_equal(host[i], 32 + i);
+    // A fault of a kernel is told as what it is, not as memory that is short.
+    launched(fault_run("heap", (fault_args_t){.out = (float *)host, .stream = cuda_stream(device)}));
+    status = table->synchronize(device);
+    assert_non_null(status);
+    status_free(status);
+    void *other = memory;
+    status = table->allocate(device, 64, &other);
+    assert_non_null(status);
+    assert_null(other);
+    assert_int_equal(status_kind(status), STATUS_FAILED);
+    assert_non_null(strstr(status_message(status), "of host memory"));
+    status_free(status);
+    sim_runtime_reset();
     table->release(device, token);
     table->release(device, memory);
     free(host);

@@ -129,6 +129,16 @@ static void test_launches(void **state) {
     assert_non_null(status);
     assert_non_null(strstr(status_message(status), "copies in flight"));
     status_free(status);
+    run_right("granted", 0, memory);
+    for (int i = 0; i < 64; i++) assert_true(memory->out[i] == 1.0f);
+    status = run("not granted", 0, memory);
+    assert_non_null(status);
+    assert_non_null(strstr(status_message(status), "49664 bytes of dynamic shared memory, and was not granted"));
+    status_free(status);
+    status = run("granted too much", 0, memory);
+    assert_non_null(status);
+    assert_non_null(strstr(status_message(status), "a block has at most 166912"));
+    status_free(status);
     free(memory);
 }
 
