@@ -137,10 +137,16 @@ static int check(device_t *device, const char *word) {
         op_t op;
         if (!choose(&op_cases[i], device, word, &row, &op)) continue;
         int before = failures;
-        failures += harness_compare_on(&row, device) + harness_gradients_on(&row, device);
-        failures += harness_invariance_on(&row, device) + check_runs(&row, device, cpu);
-        row.shape[OP_HALF] = 1;
-        failures += harness_half_on(&row, device) + harness_invariance_on(&row, device) + check_runs(&row, device, cpu);
+        failures += harness_gradients_on(&row, device);
+        for (int aligned = 0; aligned < 2; aligned++) {
+            row.shape[OP_ALIGNED] = aligned;
+            row.shape[OP_HALF] = 0;
+            failures += harness_compare_on(&row, device) + harness_invariance_on(&row, device);
+            failures += check_runs(&row, device, cpu);
+            row.shape[OP_HALF] = 1;
+            failures += harness_half_on(&row, device) + harness_invariance_on(&row, device);
+            failures += check_runs(&row, device, cpu);
+        }
         printf("%-16s %-40s %s\n", op.name, row.name, failures > before ? "FAILED" : "right");
         fflush(stdout);
         rows++;
@@ -152,12 +158,13 @@ static int check(device_t *device, const char *word) {
 
 static int once(device_t *device, const char *word) {
     int failures = 0, rows = 0;
-    for (int i = 0; i < 2 * op_cases_count; i++) {
+    for (int i = 0; i < 4 * op_cases_count; i++) {
         op_case_t row;
         op_t op;
         problem_t problem = {0};
-        if (!choose(&op_cases[i / 2], device, word, &row, &op)) continue;
+        if (!choose(&op_cases[i / 4], device, word, &row, &op)) continue;
         row.shape[OP_HALF] = i % 2;
+        row.shape[OP_ALIGNED] = i / 2 % 2;
         status_t status = problem_open(&problem, &row, 5);
         if (!status) status = problem_run(&problem, device);
         if (status) failures += harness_fail(&row, "once", status);
@@ -389,6 +396,7 @@ static int speed(device_t *device, const char *word) {
         op_t op;
         if (!choose(&speeds[i / 2], device, word, &row, &op)) continue;
         row.shape[OP_HALF] = i % 2;
+        row.shape[OP_ALIGNED] = 1;
         status = time_row(&row, device, &ceilings, flush);
         if (status) failures += harness_fail(&row, "speed", status);
     }

@@ -23,6 +23,7 @@ status_t problem_tensor(problem_t *problem, const char *name, tensor_role_t role
     op_tensor_t *t = &problem->tensor[which];
     *t = (op_tensor_t){
         .name = name, .role = role, .by_row = by_row, .rows = rows, .columns = columns, .stride = columns + pad};
+    if (pad && problem->shape[OP_ALIGNED]) t->stride = (t->stride + 7) / 8 * 8;
     TRY(ALLOCATE(&t->value, rows * t->stride));
     TRY(ALLOCATE(&t->gradient, rows * t->stride));
     TRY(ALLOCATE(&t->sum, (int64_t)rows * columns));

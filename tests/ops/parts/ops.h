@@ -13,6 +13,9 @@ enum { HALF_FORWARD = 1, HALF_BACKWARD = 2, HALF_TENSOR = 4, HALF_SPLIT = 8 };
 // Of the largest number of a gradient's tensor; or of its root mean square and the number itself.
 #define HALF_SPLIT_BOUND 0x1p-15
 enum { OP_HALF = OP_SHAPE - 1 }; // the place in a shape that is 1 for bf16
+// And the one that is 1 where rows that are padded begin at multiples of 8 elements, as those of a model do: a GPU's
+// kernels then take the wide loads and the asynchronous copies, which the paddings of the list keep them from.
+enum { OP_ALIGNED = OP_SHAPE - 2 };
 
 typedef enum tensor_role {
     TENSOR_INPUT,  // has an activation gradient
