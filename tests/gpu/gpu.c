@@ -92,14 +92,17 @@ static bool part_close(const op_tensor_t *a, const op_tensor_t *b, int part, dou
     return true;
 }
 
-// Within the rounding of sums in another order: of values, gradients and exact sums.
+// Within the rounding of sums in another order: of values, gradients and exact sums. In bf16 attention's gradients are
+// as far off as harness_half allows: the device rounds factors that the CPU does not.
 static int compare_cpu(const op_case_t *row, const problem_t *cpu, const problem_t *gpu) {
-    int failures = 0;
+    bool half = row->shape[OP_HALF];
+    int failures = 0, inexact = half && row->op->inexact ? row->op->inexact(row->shape) : 0;
     for (int i = 0; i < cpu->tensors; i++)
         for (int part = 0; part < 3; part++) {
-            double bound = row->shape[OP_HALF] ? 0x1p-6 : 2e-5;
+            double bound = !half ? 2e-5 : part == 1 && inexact & HALF_TENSOR ? 0x1p-4 : 0x1p-6;
             if (part_close(&cpu->tensor[i], &gpu->tensor[i], part, bound)) continue;
-            fprintf(stderr, "%s of %s: ", cpu->tensor[i].name, row->op->name);
+            fprintf(stderr, "%s%s of %s%s: ", part ? "gradient of " : "", cpu->tensor[i].name, row->op->name,
+                    row->shape[OP_HALF] ? " in bf16" : "");
             failures += harness_fail(row, "the device is far from the CPU", NULL);
         }
     return failures;
@@ -123,7 +126,31 @@ static int check_runs(const op_case_t *row, device_t *device, device_t *cpu) {
     return failures;
 }
 
+static int check_row(op_case_t *row, bool differences, device_t *device, device_t *cpu) {
+    int failures = differences ? harness_gradients_on(row, device) : 0;
+    for (int aligned = 0; aligned < 2; aligned++) {
+        row->shape[OP_ALIGNED] = aligned;
+        row->shape[OP_HALF] = 0;
+        failures += harness_compare_on(row, device) + harness_invariance_on(row, device);
+        failures += check_runs(row, device, cpu);
+        row->shape[OP_HALF] = 1;
+        failures += harness_half_on(row, device) + harness_invariance_on(row, device);
+        failures += check_runs(row, device, cpu);
+    }
+    printf("%-16s %-40s %s\n", row->op->name, row->name, failures ? "FAILED" : "right");
+    fflush(stdout);
+    return failures;
+}
+
 static int check(device_t *device, const char *word) {
+    // Long rows have more keys, tiles and chunks than one block takes; there is no time for their finite differences.
+    const struct {
+        const op_case_t *row;
+        int count;
+        bool differences;
+    } lists[] = {{op_cases, op_cases_count, true},
+                 {op_long_cases, op_long_cases_count, false},
+                 {op_shared_cases, op_shared_cases_count, false}};
     device_t *cpu;
     int failures = 0, rows = 0;
     status_t status = device_open("cpu:portable", 1, &cpu);
@@ -132,24 +159,14 @@ static int check(device_t *device, const char *word) {
         status_free(status);
         return 1;
     }
-    for (int i = 0; i < op_cases_count; i++) {
-        op_case_t row;
-        op_t op;
-        if (!choose(&op_cases[i], device, word, &row, &op)) continue;
-        int before = failures;
-        failures += harness_gradients_on(&row, device);
-        for (int aligned = 0; aligned < 2; aligned++) {
-            row.shape[OP_ALIGNED] = aligned;
-            row.shape[OP_HALF] = 0;
-            failures += harness_compare_on(&row, device) + harness_invariance_on(&row, device);
-            failures += check_runs(&row, device, cpu);
-            row.shape[OP_HALF] = 1;
-            failures += harness_half_on(&row, device) + harness_invariance_on(&row, device);
-            failures += check_runs(&row, device, cpu);
+    for (size_t list = 0; list < sizeof(lists) / sizeof(*lists); list++) {
+        for (int i = 0; i < lists[list].count; i++) {
+            op_case_t row;
+            op_t op;
+            if (!choose(&lists[list].row[i], device, word, &row, &op)) continue;
+            failures += check_row(&row, lists[list].differences, device, cpu);
+            rows++;
         }
-        printf("%-16s %-40s %s\n", op.name, row.name, failures > before ? "FAILED" : "right");
-        fflush(stdout);
-        rows++;
     }
     device_close(cpu);
     printf("%d rows on %s, %d failures\n", rows, device->table->name, failures);
