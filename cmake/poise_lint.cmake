@@ -1,6 +1,6 @@
 # format, format-check and lint: one configuration each (.clang-format, .clang-tidy), warnings are errors.
-file(GLOB_RECURSE POISE_SOURCES CONFIGURE_DEPENDS kernels/*.[ch] common/*.[ch] learner/*.[ch] rollout/*.[ch] launch/*.[ch]
-     tests/*.[ch])
+file(GLOB_RECURSE POISE_SOURCES CONFIGURE_DEPENDS kernels/*.[ch] kernels/*.cu common/*.[ch] learner/*.[ch] rollout/*.[ch] launch/*.[ch]
+     tests/*.[ch] tests/*.cu)
 find_program(CLANG_FORMAT clang-format)
 find_program(RUN_CLANG_TIDY NAMES run-clang-tidy run-clang-tidy-14)
 if(CLANG_FORMAT)

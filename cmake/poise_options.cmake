@@ -8,8 +8,8 @@ target_compile_options(
   INTERFACE -Wall
             -Wextra
             -Wshadow
-            -Wstrict-prototypes
-            -Wmissing-prototypes
+            $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes>
+            $<$<COMPILE_LANGUAGE:C>:-Wmissing-prototypes>
             -Wpointer-arith
             -Wvla
             -Wundef

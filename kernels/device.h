@@ -10,12 +10,21 @@
 //    itself: a bf16 input is widened, computing is fp32, and a bf16 output is rounded once from the fp32 result.
 //    Gradients, statistics (rstd, lse), rope tables, biases, norm weights and log-probs are f32 always. lora_xa is read
 //    again by the product with B, so that product sees it as it was kept.
-//  - The bit contract: a row of an output is a function of that row's inputs alone. Its reduction runs in one fixed
-//    order that depends on nothing beside it: not on the number of rows, threads, pages or packs. Dot products over K
-//    go in order k = 0 .. K-1 with one fused multiply-add a step, starting from +0; other sums use 16 virtual lanes
-//    (element i in lane i mod 16, in order) folded 8-4-2-1. The portable, AVX2 and AVX-512 kernels agree to the bit, in
-//    f32 and in bf16.
+//  - The bit contract: a row of an output, and of an activation's gradient, is a function of its own inputs alone (and
+//    of the keys, tokens or entries that belong to it). Its reduction runs in one fixed order that depends on nothing
+//    beside it: not on the number of rows, threads, pages or packs. A leaf's gradient is one of that leaf's rows alone.
+//    CPU: dot products over K go in order k = 0 .. K-1 with one fused multiply-add a step, starting from +0; other sums
+//    use 16 virtual lanes (element i in lane i mod 16, in order) folded 8-4-2-1. The portable, AVX2 and AVX-512 kernels
+//    agree to the bit, in f32 and in bf16.
+//    GPU: the CPU's order wherever a product has an f32 matrix in it (gradients apart) and in most other sums
+//    (docs/gpu.md). Products of two bf16 matrices, and of a gradient with a bf16 matrix, are the tensor cores': k by
+//    steps of 16 in order, summed in fp32; what a step rounds is the hardware's. The gradient goes in as two bf16
+//    parts, off by 2^-17 at most.
 //  - Errors: wrong shapes or an unsupported dtype give STATUS_INVALID or STATUS_UNAVAILABLE; nothing is written then.
+//    An index out of range gives STATUS_INVALID: on the CPU at once, with nothing written; on a GPU, where the host
+//    cannot look, the kernel reads and writes nothing for that index and the next download or synchronize fails.
+//  - Order: ops, uploads and zeros happen in the order of the calls. On a GPU they may still be under way when the call
+//    returns; an upload's source may be used again at once, and a download has ended when it returns.
 //  - Memory: kernels take scratch from the device's workspace only. With `measuring` set they record what they would
 //    take and return without touching a tensor; that is how the dry run works.
 //  - None is collective. One thread at a time may use a device; kernels use the device's own thread pool.
@@ -209,9 +218,19 @@ typedef struct attention_mask {
     int window;                    // > 0: and key position > query position - window, whatever the group
     const int32_t *group;          // NULL, or per key (as key_row): tokens of one group >= 0 see each other
 } attention_mask_t;
-// Scores s_j = scale * (q . k_j), the dot in order of d with FMA. Keys go in blocks of ATTENTION_BLOCK positions
-// anchored at position 0 of the sequence: a running maximum and sum in fp32, rescaled once a block; masked keys of a
-// block are left out. out = sum(p v) / sum(p). Identical for prefill, decode, packing and sharing.
+// Scores s_j = scale * (q . k_j). Keys go in blocks of positions, counted from position 0 of the sequence: a running
+// maximum and sum in fp32, rescaled once a block; masked keys of a block are left out. out = sum(p v) / sum(p), where
+// p = e^(s - maximum). Identical for prefill, decode, packing and sharing. The backward makes p again from lse, and
+// ds = p (dout . v - dout . out) scale. The devices differ in blocks and rounding, and so in bits:
+//  - CPU: blocks of ATTENTION_BLOCK positions; dots in order of d, sums in order of keys (dk and dv: of queries), with
+//    FMA; p, ds and dout stay fp32, whatever q, k and v are stored as.
+//  - GPU, q, k and v all bf16: tensor cores, in blocks of 64 positions (32 above head size 128; 32 positions or rows of
+//    queries in the backward). Scores and sums are fp32. p is rounded to bf16 once, for its product with v, after the
+//    maximum has been taken off; sum(p), and with it lse, is of p before it is rounded. In the backward p, ds and dout
+//    are rounded to bf16 once each for the products; dout . out takes dout as it is given.
+//  - GPU, else: blocks of 32 positions, FMA in the CPU's orders of d, keys and queries; p, ds and dout stay fp32.
+//  - GPU, forward: lists of more than 256 keys go in parts of 256 positions, each with a maximum and a sum of its own,
+//    which are put together in order: in prefill as in decode, whether one block of threads has the list or several.
 enum { ATTENTION_BLOCK = 16, ATTENTION_MAX_HEAD_DIM = 256 };
 typedef struct attention_args {
     matrix_t q;    // [M, heads * head_dim]
@@ -224,7 +243,7 @@ typedef struct attention_args {
 } attention_args_t;
 typedef struct attention_gradients {
     matrix_t dout;
-    matrix_t dq, dk, dv; // added to, in order of sequence then query: rows shared by several sequences are summed so
+    matrix_t dq, dk, dv; // added to; rows of k and v shared by several sequences: in order of sequence, then query
 } attention_gradients_t;
 
 // ---- activations ----
@@ -317,6 +336,9 @@ typedef struct device device_t;
 
 typedef struct device_table {
     const char *name; // "cpu", "cuda", "sim"
+    bool
+        host_memory; // the device's memory is the host's: kernels may be given host pointers and the host reads results
+    const struct device_streams *streams; // kernels/streams.h; NULL: the device has no queues
     status_t (*open)(device_t *device);
     void (*close)(device_t *device);
     status_t (*allocate)(device_t *device, size_t bytes, void **out); // zeroed
@@ -363,25 +385,37 @@ typedef struct device_table {
 struct device {
     const device_table_t *table;
     const char *kernels; // which kernel set runs: "portable", "avx2", "avx512", "sm_90", ...
+    const char *note;    // what a run's log should say of the device, once; NULL: nothing
+    uint64_t identity;   // of a library that makes some of its results, for the fingerprint; 0: there is none
     threads_t *threads;
     void *state;            // the member's own
     bool measuring;         // dry run: see above
     void *workspace;        // grown by device_workspace, shared by all ops of this device
     size_t workspace_bytes; // its size; the largest need so far while measuring
+    struct ledger *ledger;  // what its memory is taken for (kernels/ledger.h)
 };
 
 // Opens a device. name: "cpu", "cpu:portable", "cpu:avx2", "cpu:avx512" (the plain name picks the best this CPU has),
-// "cuda", "sim". threads: the size of its pool. Errors: STATUS_INVALID for an unknown name (names the known ones),
-// STATUS_UNAVAILABLE for a kernel set or a GPU this machine lacks. Sets flush-to-zero and denormals-are-zero OFF in the
-// calling thread and its pool, so every rank rounds alike.
+// "cuda" or "cuda:N" (GPU number N), "sim", "sim:reverse" or "sim:shuffled:SEED". threads: the size of its pool.
+// Errors: STATUS_INVALID for an unknown name (names the known ones), STATUS_UNAVAILABLE for a kernel set or a GPU this
+// machine lacks. Sets flush-to-zero and denormals-are-zero OFF in the calling thread and its pool, so every rank rounds
+// alike.
 status_t device_open(const char *name, int threads, device_t **out) STATUS_CHECKED;
+// The same for a table that is at hand; kernels: what follows the colon of a name, or "". Must outlive the device.
+status_t device_open_table(const device_table_t *table, const char *kernels, int threads,
+                           device_t **out) STATUS_CHECKED;
 void device_close(device_t *device);
 // At least `bytes` of scratch, 64-byte aligned, valid until the next op. In measuring mode *out is NULL.
 status_t device_workspace(device_t *device, size_t bytes, void **out) STATUS_CHECKED;
-// A hash of the outputs of every op on fixed probe inputs. Two processes with equal fingerprints compute equal bits.
+// A hash of the outputs of every op on fixed probe inputs, and of the library that makes some of them. Two processes
+// with equal fingerprints compute equal bits.
 status_t device_fingerprint(device_t *device, uint64_t *out) STATUS_CHECKED;
 
-// The CPU's members of the table, by kernel set.
-extern const device_table_t device_cpu_table;
+// The members; a program has cuda and sim where it is linked with them (poise_devices in cmake/poise_cuda.cmake).
+extern const device_table_t device_cpu_table, device_cuda_table, device_sim_table;
+// Whether this program has the device "cpu", "cuda" or "sim"; a GPU need not be there.
+bool device_known(const char *name);
+// Names of the GPUs that this process sees, by their numbers, a blank behind each (kernels/streams.h); empty for "cpu".
+status_t device_list(const char *name, char *out, size_t bytes) STATUS_CHECKED;
 
 #endif

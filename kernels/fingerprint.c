@@ -4,12 +4,13 @@
 // hash reads the whole block at the end. Shapes are odd on purpose: full vectors, tails and several blocks all occur.
 #include "kernels/base/philox.h"
 #include "kernels/device.h"
+#include "kernels/ledger.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    PROBE_BYTES = 4 << 20,
+    PROBE_BYTES = LEDGER_PROBE_BYTES,
     PROBE_ROWS = 37,
     PROBE_COLUMNS = 72,
     PROBE_WIDTH = 90,
@@ -268,10 +269,10 @@ static status_t probe_attention(probe_t *probe, int heads, int kv_heads, bool ca
 static status_t probe_pack(probe_t *probe, matrix_t weight) {
     const device_table_t *table = probe->device->table;
     size_t bytes = table->packed_bytes(probe->device, weight);
-    if (probe->packed) table->release(probe->device, probe->packed);
+    ledger_give(probe->device, probe->packed);
     probe->packed = NULL;
     if (!bytes) return STATUS_OK;
-    TRY(table->allocate(probe->device, bytes, &probe->packed));
+    TRY(ledger_take(probe->device, LEDGER_OTHER, bytes, &probe->packed));
     return table->pack_weight(probe->device, weight, probe->packed);
 }
 
@@ -432,6 +433,8 @@ static status_t probe_run(probe_t *probe, char *host, uint64_t *out) {
     TRY(table->synchronize(probe->device));
     TRY(table->download(probe->device, host, probe->memory, PROBE_BYTES));
     *out = probe_hash(host, PROBE_BYTES);
+    if (probe->device->identity)
+        *out = (*out ^ probe->device->identity) * 0x100000001b3u; // it has not shown all it does
     return STATUS_OK;
 }
 
@@ -443,11 +446,11 @@ status_t device_fingerprint(device_t *device, uint64_t *out) {
     device->measuring = false;
     *out = 0;
     status_t status = ALLOCATE(&host, PROBE_BYTES);
-    if (!status) status = device->table->allocate(device, PROBE_BYTES, &memory);
+    if (!status) status = ledger_take(device, LEDGER_OTHER, PROBE_BYTES, &memory);
     probe.memory = memory;
     if (!status) status = probe_run(&probe, host, out);
-    if (probe.packed) device->table->release(device, probe.packed);
-    if (memory) device->table->release(device, memory);
+    ledger_give(device, probe.packed);
+    ledger_give(device, memory);
     free(host);
     device->measuring = measuring;
     return status ? status_context(status, "fingerprint of the device '%s'", device->table->name) : STATUS_OK;

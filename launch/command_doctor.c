@@ -1,6 +1,7 @@
 // poise doctor: looks at this machine and says what is wrong and how to mend it.
 #include "common/comm/comm.h"
 #include "launch/commands.h"
+#include "launch/doctor.h"
 #include "launch/report_gnuplot.h"
 
 #include <hdf5.h>
@@ -15,16 +16,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
-typedef enum verdict { VERDICT_OK, VERDICT_WARNING, VERDICT_PROBLEM } verdict_t;
-
-typedef struct doctor {
-    int warnings, problems;
-} doctor_t;
-
-// One line; `mend` (NULL when all is well) follows after a dash.
-static void say(doctor_t *doctor, verdict_t verdict, const char *what, const char *mend, const char *format, ...)
-    __attribute__((format(printf, 5, 6)));
-static void say(doctor_t *doctor, verdict_t verdict, const char *what, const char *mend, const char *format, ...) {
+void doctor_say(doctor_t *doctor, verdict_t verdict, const char *what, const char *mend, const char *format, ...) {
     static const char *const names[] = {"ok", "warning", "problem"};
     va_list arguments;
     va_start(arguments, format);
@@ -57,35 +49,21 @@ static void check_kernels(doctor_t *doctor) {
         status_t status = fingerprint_of(sets[i], &found, kernels);
         if (i == 0) portable = found;
         if (!status && found == portable)
-            say(doctor, VERDICT_OK, "kernels", NULL, "%s, fingerprint %016" PRIx64 "%s", sets[i], found,
-                i ? ", equal to the portable one" : "");
+            doctor_say(doctor, VERDICT_OK, "kernels", NULL, "%s, fingerprint %016" PRIx64 "%s", sets[i], found,
+                       i ? ", equal to the portable one" : "");
         else if (!status)
-            say(doctor, VERDICT_PROBLEM, "kernels",
-                "use device: cpu:portable, and report this with the name of the CPU",
-                "%s computes other bits (%016" PRIx64 ") than the portable kernels", sets[i], found);
+            doctor_say(doctor, VERDICT_PROBLEM, "kernels",
+                       "use device: cpu:portable, and report this with the name of the CPU",
+                       "%s computes other bits (%016" PRIx64 ") than the portable kernels", sets[i], found);
         else if (i && status_kind(status) == STATUS_UNAVAILABLE)
-            say(doctor, VERDICT_OK, "kernels", NULL, "%s is not for this CPU", sets[i]);
+            doctor_say(doctor, VERDICT_OK, "kernels", NULL, "%s is not for this CPU", sets[i]);
         else
-            say(doctor, VERDICT_PROBLEM, "kernels", "see the sentence before", "%s: %s", sets[i],
-                status_message(status));
+            doctor_say(doctor, VERDICT_PROBLEM, "kernels", "see the sentence before", "%s: %s", sets[i],
+                       status_message(status));
         status_free(status);
     }
     status_t status = fingerprint_of("cpu", &found, kernels);
-    if (!status) say(doctor, VERDICT_OK, "kernels", NULL, "device: cpu chooses %s", kernels);
-    status_free(status);
-}
-
-static void check_cuda(doctor_t *doctor) {
-    device_t *device;
-    status_t status = device_open("cuda", 1, &device);
-    bool gpu = !access("/dev/nvidia0", F_OK);
-    if (!status) {
-        say(doctor, VERDICT_OK, "CUDA", NULL, "device: cuda runs %s kernels", device->kernels);
-        device_close(device);
-    } else {
-        say(doctor, gpu ? VERDICT_WARNING : VERDICT_OK, "CUDA", NULL, "%s%s", status_message(status),
-            gpu ? " (this machine has an NVIDIA GPU)" : "");
-    }
+    if (!status) doctor_say(doctor, VERDICT_OK, "kernels", NULL, "device: cpu chooses %s", kernels);
     status_free(status);
 }
 
@@ -123,33 +101,33 @@ static void check_memory(doctor_t *doctor) {
     if (group >= 0 && group < total) total = group;
     if (group >= 0 && group < available) available = group;
     bool little = available >= 0 && available < 2048;
-    say(doctor, little ? VERDICT_WARNING : VERDICT_OK, "memory",
-        little ? "the quickstart wants about 2,000; end other programs" : NULL,
-        "%" PRId64 " MiB, of them %" PRId64 " available", total, available);
+    doctor_say(doctor, little ? VERDICT_WARNING : VERDICT_OK, "memory",
+               little ? "the quickstart wants about 2,000; end other programs" : NULL,
+               "%" PRId64 " MiB, of them %" PRId64 " available", total, available);
     struct statvfs about;
     if (statvfs("/dev/shm", &about)) {
-        say(doctor, VERDICT_WARNING, "/dev/shm", "ranks of one node talk over TCP; in a container mount a tmpfs there",
-            "it does not exist");
+        doctor_say(doctor, VERDICT_WARNING, "/dev/shm",
+                   "ranks of one node talk over TCP; in a container mount a tmpfs there", "it does not exist");
         return;
     }
     int64_t size = (int64_t)((uint64_t)about.f_blocks * about.f_frsize >> 20);
     int64_t free_mib = (int64_t)((uint64_t)about.f_bavail * about.f_frsize >> 20);
     little = free_mib < 128;
-    say(doctor, little ? VERDICT_WARNING : VERDICT_OK, "/dev/shm",
-        little ? "start the container with --shm-size=1g, or empty it" : NULL,
-        "%" PRId64 " MiB, of them %" PRId64 " free", size, free_mib);
+    doctor_say(doctor, little ? VERDICT_WARNING : VERDICT_OK, "/dev/shm",
+               little ? "start the container with --shm-size=1g, or empty it" : NULL,
+               "%" PRId64 " MiB, of them %" PRId64 " free", size, free_mib);
 }
 
 static void check_files(doctor_t *doctor) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit)) return;
     bool few = limit.rlim_cur < 1024;
-    say(doctor,
-        limit.rlim_cur < 256 ? VERDICT_PROBLEM
-        : few                ? VERDICT_WARNING
-                             : VERDICT_OK,
-        "open files", few ? "raise it with 'ulimit -n 4096' before mpirun" : NULL, "limit %llu (hard limit %llu)",
-        (unsigned long long)limit.rlim_cur, (unsigned long long)limit.rlim_max);
+    doctor_say(doctor,
+               limit.rlim_cur < 256 ? VERDICT_PROBLEM
+               : few                ? VERDICT_WARNING
+                                    : VERDICT_OK,
+               "open files", few ? "raise it with 'ulimit -n 4096' before mpirun" : NULL,
+               "limit %llu (hard limit %llu)", (unsigned long long)limit.rlim_cur, (unsigned long long)limit.rlim_max);
 }
 
 // ---- libraries ----
@@ -158,9 +136,10 @@ static void check_gnuplot(doctor_t *doctor) {
     char *version = NULL;
     status_t status = gnuplot_version(&version);
     if (version)
-        say(doctor, VERDICT_OK, "gnuplot", NULL, "%s", version);
+        doctor_say(doctor, VERDICT_OK, "gnuplot", NULL, "%s", version);
     else
-        say(doctor, VERDICT_WARNING, "gnuplot", "reports come without plots; install gnuplot-nox", "it is not here");
+        doctor_say(doctor, VERDICT_WARNING, "gnuplot", "reports come without plots; install gnuplot-nox",
+                   "it is not here");
     status_free(status);
     free(version);
 }
@@ -169,15 +148,15 @@ static void check_hdf5(doctor_t *doctor) {
     unsigned major, minor, patch;
     hbool_t threadsafe = false;
     if (H5get_libversion(&major, &minor, &patch) < 0) {
-        say(doctor, VERDICT_PROBLEM, "HDF5", "install libhdf5 again", "the library does not start");
+        doctor_say(doctor, VERDICT_PROBLEM, "HDF5", "install libhdf5 again", "the library does not start");
         return;
     }
     (void)H5is_library_threadsafe(&threadsafe);
     bool same = major == H5_VERS_MAJOR && minor == H5_VERS_MINOR;
-    say(doctor, same ? VERDICT_OK : VERDICT_PROBLEM, "HDF5",
-        same ? NULL : "build Poise again with the library that is installed", "%u.%u.%u, %s%s", major, minor, patch,
-        threadsafe ? "thread-safe" : "not thread-safe (one thread of a process uses it, so that is fine)",
-        same ? "" : ", not the version Poise was built with");
+    doctor_say(doctor, same ? VERDICT_OK : VERDICT_PROBLEM, "HDF5",
+               same ? NULL : "build Poise again with the library that is installed", "%u.%u.%u, %s%s", major, minor,
+               patch, threadsafe ? "thread-safe" : "not thread-safe (one thread of a process uses it, so that is fine)",
+               same ? "" : ", not the version Poise was built with");
 }
 
 // A message over loopback.
@@ -206,18 +185,18 @@ static void check_zeromq(doctor_t *doctor) {
     char public_key[41], secret_key[41];
     zmq_version(&major, &minor, &patch);
     bool old = major < 4 || (major == 4 && minor < 3);
-    say(doctor, old ? VERDICT_PROBLEM : VERDICT_OK, "ZeroMQ", old ? "install libzmq 4.3 or later" : NULL, "%d.%d.%d",
-        major, minor, patch);
+    doctor_say(doctor, old ? VERDICT_PROBLEM : VERDICT_OK, "ZeroMQ", old ? "install libzmq 4.3 or later" : NULL,
+               "%d.%d.%d", major, minor, patch);
     bool curve = zmq_has("curve") && !zmq_curve_keypair(public_key, secret_key);
-    say(doctor, curve ? VERDICT_OK : VERDICT_WARNING, "CURVE",
-        curve ? NULL : "jobs on several nodes need a libzmq built with libsodium",
-        curve ? "encrypted streams are available" : "this libzmq has no encryption");
+    doctor_say(doctor, curve ? VERDICT_OK : VERDICT_WARNING, "CURVE",
+               curve ? NULL : "jobs on several nodes need a libzmq built with libsodium",
+               curve ? "encrypted streams are available" : "this libzmq has no encryption");
     void *context = zmq_ctx_new();
     bool works = context && loopback_works(context);
     if (context) zmq_ctx_term(context);
-    say(doctor, works ? VERDICT_OK : VERDICT_PROBLEM, "loopback",
-        works ? NULL : "look at the firewall and whether the interface 'lo' is up ('ip link set lo up')",
-        works ? "a message over tcp://127.0.0.1 arrived" : "no message over tcp://127.0.0.1 arrives");
+    doctor_say(doctor, works ? VERDICT_OK : VERDICT_PROBLEM, "loopback",
+               works ? NULL : "look at the firewall and whether the interface 'lo' is up ('ip link set lo up')",
+               works ? "a message over tcp://127.0.0.1 arrived" : "no message over tcp://127.0.0.1 arrives");
 }
 
 // ---- MPI ----
@@ -246,28 +225,28 @@ static void check_mpi_settings(doctor_t *doctor, bool open_mpi) {
     const char *binding = getenv("OMPI_MCA_hwloc_base_binding_policy");
     bool slurm = getenv("SLURM_JOB_ID") != NULL;
     bool launcher = in_path("mpirun") || in_path("srun");
-    say(doctor, launcher ? VERDICT_OK : VERDICT_PROBLEM, "launcher",
-        launcher ? NULL : "install openmpi-bin, or load the cluster's MPI module", "%s",
-        launcher ? in_path("srun") ? in_path("mpirun") ? "mpirun and srun" : "srun" : "mpirun"
-                 : "neither mpirun nor srun is in PATH");
+    doctor_say(doctor, launcher ? VERDICT_OK : VERDICT_PROBLEM, "launcher",
+               launcher ? NULL : "install openmpi-bin, or load the cluster's MPI module", "%s",
+               launcher ? in_path("srun") ? in_path("mpirun") ? "mpirun and srun" : "srun" : "mpirun"
+                        : "neither mpirun nor srun is in PATH");
     if (!open_mpi || slurm) return;
     if (!geteuid()) {
         bool allowed = set_to_one("OMPI_ALLOW_RUN_AS_ROOT") && set_to_one("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM");
-        say(doctor, allowed ? VERDICT_OK : VERDICT_WARNING, "root",
-            allowed ? NULL : "source launch/env, use launch/run, or run as another user",
-            allowed ? "mpirun may run as root" : "Open MPI's mpirun refuses root");
+        doctor_say(doctor, allowed ? VERDICT_OK : VERDICT_WARNING, "root",
+                   allowed ? NULL : "source launch/env, use launch/run, or run as another user",
+                   allowed ? "mpirun may run as root" : "Open MPI's mpirun refuses root");
     }
     bool over = set_to_one("OMPI_MCA_rmaps_base_oversubscribe");
-    say(doctor, over || cores >= 5 ? VERDICT_OK : VERDICT_WARNING, "slots",
-        over || cores >= 5 ? NULL : "source launch/env or use launch/run to start more ranks than cores", "%d core%s%s",
-        cores, cores == 1 ? "" : "s", over ? ", and more ranks than cores are allowed" : "");
+    doctor_say(doctor, over || cores >= 5 ? VERDICT_OK : VERDICT_WARNING, "slots",
+               over || cores >= 5 ? NULL : "source launch/env or use launch/run to start more ranks than cores",
+               "%d core%s%s", cores, cores == 1 ? "" : "s", over ? ", and more ranks than cores are allowed" : "");
     bool bound = !binding || strcmp(binding, "none") != 0;
-    say(doctor, bound ? VERDICT_WARNING : VERDICT_OK, "binding",
-        bound ? "source launch/env or use launch/run, or a rank's threads share one core" : NULL,
-        bound ? "mpirun binds each rank to a core" : "ranks are not bound to cores");
+    doctor_say(doctor, bound ? VERDICT_WARNING : VERDICT_OK, "binding",
+               bound ? "source launch/env or use launch/run, or a rank's threads share one core" : NULL,
+               bound ? "mpirun binds each rank to a core" : "ranks are not bound to cores");
 }
 
-static status_t mpi_self_test(int *rank, int *size) {
+static status_t mpi_self_test(doctor_t *doctor, int *rank, int *size) {
     comm_t *world;
     TRY(comm_open_world(20, NULL, &world));
     *rank = comm_world_rank(world);
@@ -275,6 +254,7 @@ static status_t mpi_self_test(int *rank, int *size) {
     int64_t sum = 1;
     status_t status = comm_all_reduce_i64(world, &sum, 1, COMM_SUM, "doctor");
     if (!status && sum != *size) status = STATUS_NEW(STATUS_FAILED, "a sum over %d ranks gave %" PRId64, *size, sum);
+    if (!status) doctor_check_places(doctor, world);
     return status_first(status, comm_close_world(world));
 }
 
@@ -285,14 +265,16 @@ static void check_mpi(doctor_t *doctor, int *rank) {
     *rank = 0;
     (void)MPI_Get_library_version(version, &length);
     version[strcspn(version, ",\n")] = 0;
-    say(doctor, VERDICT_OK, "MPI", NULL, "%s", version);
+    doctor_say(doctor, VERDICT_OK, "MPI", NULL, "%s", version);
     check_mpi_settings(doctor, strstr(version, "Open MPI") != NULL);
-    status_t status = mpi_self_test(rank, &size);
+    status_t status = mpi_self_test(doctor, rank, &size);
     if (status)
-        say(doctor, VERDICT_PROBLEM, "MPI test",
-            "look whether mpirun and the library Poise was built with belong together", "%s", status_message(status));
+        doctor_say(doctor, VERDICT_PROBLEM, "MPI test",
+                   "look whether mpirun and the library Poise was built with belong together", "%s",
+                   status_message(status));
     else
-        say(doctor, VERDICT_OK, "MPI test", NULL, "a collective over %d rank%s worked", size, size == 1 ? "" : "s");
+        doctor_say(doctor, VERDICT_OK, "MPI test", NULL, "a collective over %d rank%s worked", size,
+                   size == 1 ? "" : "s");
     status_free(status);
 }
 
@@ -301,7 +283,8 @@ status_t command_doctor(int argc, char **argv) {
     int rank;
     if (argc > 1) FAIL(STATUS_INVALID, "poise doctor takes no arguments, not '%s'", argv[1]);
     check_kernels(&doctor);
-    check_cuda(&doctor);
+    doctor_check_cuda(&doctor);
+    doctor_check_simulator(&doctor);
     check_memory(&doctor);
     check_files(&doctor);
     check_hdf5(&doctor);

@@ -1,4 +1,5 @@
 // sft, grpo, eval: the commands that run as MPI jobs.
+#include "common/comm/memory_share.h"
 #include "common/store/store.h"
 #include "launch/commands.h"
 #include "learner/learner.h"
@@ -129,7 +130,8 @@ static status_t run_colocated(job_t *job) {
 
 static status_t body_grpo(job_t *job, bool dry_run) {
     if (dry_run && job->role == ROLE_LEARNER) TRY(learner_print_plan(job, true, stdout));
-    if (dry_run) return job->role == ROLE_LEARNER && !job->role_index ? rollout_print_plan(job, stdout) : STATUS_OK;
+    bool generates = job->role == ROLE_ROLLOUT || (job->role == ROLE_LEARNER && job->config->roles.colocated);
+    if (dry_run) return generates ? rollout_print_plan(job, stdout) : STATUS_OK;
     if (job->role == ROLE_REWARD) return reward_rank_run(job);
     TRY(job_share_endpoint(job, NULL));
     if (job->role == ROLE_ROLLOUT) return rollout_worker_run(job);
@@ -196,6 +198,14 @@ static bool concluded(void *context) {
     return !conclusion->dry_run && *conclusion->config->output && access(path, F_OK) == 0;
 }
 
+static status_t print_memory(const job_t *job, bool evaluates) {
+    char label[64];
+    bool colocated = job->config->roles.colocated && job->role == ROLE_LEARNER && job->rollout_count;
+    snprintf(label, sizeof(label), "%s %d%s", evaluates ? "eval" : role_name(job->role), job->role_index,
+             colocated ? " + rollout" : "");
+    return memory_print(job->world, label, &job->memory, stdout);
+}
+
 // From here on the ranks hear of each other's end.
 static status_t join_watch(job_t *job, bool grpo, const char *role, conclusion_t *conclusion) {
     bool last = grpo && !conclusion->dry_run;
@@ -234,6 +244,7 @@ static status_t run_in_world(conclusion_t *conclusion, comm_t *world, watch_t *w
     if (!status && dry_run && !comm_world_rank(world)) status = config_print(config, stdout);
     if (!status && dry_run) print_ranks(&job, grpo, body == body_eval);
     if (!status) status = body(&job, dry_run);
+    if (!status && dry_run) status = print_memory(&job, body == body_eval);
     // The reward rank knows best how a GRPO run ended, unless it has nothing to do; elsewhere it is rank 0.
     bool reporter = grpo && !dry_run ? job.role == ROLE_REWARD : comm_world_rank(world) == 0;
     bool failed = status && status_kind(status) != STATUS_CANCELLED;

@@ -44,7 +44,7 @@ static const command_t commands[] = {
      command_config},
     {"quickstart-data",
      "--output DIR [--seed N] [--fashion DIR] [--base N] [--text N] [--captions N] [--sft N] [--rl N] [--dev N] "
-     "[--test N]",
+     "[--test N] [--teacher-errors PERCENT]",
      "make the quickstart's pictures and questions", command_quickstart_data},
     {"word-problems", "--output DIR [--seed N] [--sft N] [--rl N] [--dev N] [--test N]",
      "make arithmetic word problems with simulated traces", command_word_problems},
@@ -56,8 +56,8 @@ static void print_usage(FILE *stream) {
     fputs("usage: poise COMMAND [OPTIONS]\n\n", stream);
     for (int i = 0; i < COMMANDS; i++)
         if (commands[i].help)
-            fprintf(stream, "  %-16s %s\n  %16s poise %s %s\n", commands[i].name, commands[i].help, "",
-                    commands[i].name, commands[i].arguments);
+            fprintf(stream, "  %-16s %s\n  %16s poise %s%s%s\n", commands[i].name, commands[i].help, "",
+                    commands[i].name, *commands[i].arguments ? " " : "", commands[i].arguments);
     fputs("\nExit codes: 0 done, 1 the run failed, 2 wrong use. docs/manual.md tells the rest.\n", stream);
 }
 
@@ -107,13 +107,15 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[1], commands[i].name)) command = &commands[i];
     if (!command) {
         let_rank_0_speak();
-        if (argc >= 2) fprintf(stderr, "poise: there is no command '%s'\n\n", argv[1]);
-        print_usage(stderr);
+        if (argc >= 2)
+            fprintf(stderr, "poise: there is no command '%s'; 'poise --help' lists them\n", argv[1]);
+        else
+            print_usage(stderr);
         return 2;
     }
     if (command->help && wants_help(argc, argv)) {
-        printf("usage: poise %s %s\n\n%s; docs/manual.md tells the rest.\n", command->name, command->arguments,
-               command->help);
+        printf("usage: poise %s%s%s\n\n%s; docs/manual.md tells the rest.\n", command->name,
+               *command->arguments ? " " : "", command->arguments, command->help);
         return end(STATUS_OK);
     }
     return end(command->run(argc - 1, argv + 1));

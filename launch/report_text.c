@@ -216,7 +216,7 @@ static void print_controls(const json_t *json, FILE *stream) {
     const json_t *shuffled = json_object_get(controls, "shuffled_images"), *value;
     const char *kind;
     int count = 0;
-    fprintf(stream, "\nControls of %s\n  majority answer of each kind  %.1f %%   (",
+    fprintf(stream, "\nControls of %s\n  majority answer of each kind  %5.1f %%   (",
             json_string_value(json_object_get(controls, "row")),
             100 * json_number_value(json_object_get(controls, "majority")));
     json_object_foreach((json_t *)answers, kind, value)
@@ -225,7 +225,7 @@ static void print_controls(const json_t *json, FILE *stream) {
     if (json_is_number(shuffled)) {
         char interval[CELL_BYTES];
         put_interval(interval, json_object_get(controls, "shuffled_images_ci95"), false);
-        fprintf(stream, "  shuffled images               %.1f %%   %s\n", 100 * json_number_value(shuffled), interval);
+        fprintf(stream, "  shuffled images               %5.1f %%   %s\n", 100 * json_number_value(shuffled), interval);
     }
 }
 

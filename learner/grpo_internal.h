@@ -5,7 +5,7 @@
 #include "common/metrics/metrics.h"
 #include "common/wire/weights.h"
 #include "learner/checkpoint.h"
-#include "learner/finding.h"
+#include "learner/gradients.h"
 #include "learner/learner.h"
 #include "learner/loss.h"
 
@@ -80,7 +80,7 @@ typedef struct grpo_record {
 } grpo_record_t;
 
 typedef struct grpo_times {
-    double step_started, idle_s, fetch_s, data_s, wait_s, reduce_s, update_s, sync_s, train_s;
+    double step_started, idle_s, fetch_s, data_s, wait_s, reduce_s, hidden_s, update_s, sync_s, train_s;
 } grpo_times_t;
 
 typedef struct grpo_run {
@@ -88,6 +88,7 @@ typedef struct grpo_run {
     const learner_colocated_t *colocated; // NULL: rollouts are elsewhere
     link_t *link;
     weight_server_t *server; // learner 0
+    uint64_t fingerprint;    // of the kernels; 0: not made yet
     message_t *pending;      // plans that came early
     size_t pending_count, pending_capacity;
     bool stopped; // the reward rank said stop

@@ -121,6 +121,7 @@ static void add_times(grpo_run_t *run, const message_statistics_t *rollout) {
     metrics_add(metrics, "time/backward", run->learner.launcher.backward_s);
     metrics_add(metrics, "time/wait", times->wait_s);
     metrics_add(metrics, "time/reduce", times->reduce_s);
+    metrics_add(metrics, "time/reduce_hidden", times->hidden_s);
     metrics_add(metrics, "time/update", times->update_s);
     metrics_add(metrics, "time/idle_learner", times->idle_s);
     metrics_add(metrics, "time/idle_rollout", rollout->idle_s);

@@ -7,7 +7,10 @@ enum { MOST_REDOS = 24 };
 
 static launch_options_t launch_settings(const grpo_run_t *run, bool recording, bool entropy) {
     const config_t *config = run->learner.config;
-    return (launch_options_t){(float)config->grpo.temperature, entropy, recording, config->grpo.launch_leaves};
+    return (launch_options_t){.temperature = (float)config->grpo.temperature,
+                              .entropy = entropy,
+                              .recording = recording,
+                              .leaves = config->grpo.launch_leaves};
 }
 
 // The reference's log-probs of the batch, once, before the weights move.
@@ -68,15 +71,9 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
     for (int tries = 0;; tries++) {
         run->count_metrics = tries == 0;
         launch_options_t options = launch_settings(run, true, number == 0 && tries == 0);
-        job_phase(learner->job, "computing gradients");
-        TRY(optimizer_begin(learner->optimizer));
-        status_t status = launch_leaves(&learner->launcher, learner->model, run->batch.leaf, run->batch.leaf_count,
-                                        &options, grpo_loss, run);
-        double computed = clock_seconds();
-        TRY(learner_agree(learner, status, "gradients"));
-        run->times.wait_s += clock_seconds() - computed;
+        TRY(learner_gradients(learner, run->batch.leaf, run->batch.leaf_count, &options, grpo_loss, run, &run->finding,
+                              &run->times.wait_s));
         if (run->link) link_progress(run->link);
-        TRY(finding_agree(learner, &run->finding));
         if (run->finding.kind) {
             run->report = (optimizer_report_t){.skipped = true, .learning_rate = run->report.learning_rate};
             return STATUS_OK;
@@ -84,6 +81,7 @@ static status_t update(grpo_run_t *run, int number, double normaliser) {
         job_phase(learner->job, "updating the weights");
         TRY(optimizer_step(learner->optimizer, normaliser, run->batch.step, last, &run->report));
         run->times.reduce_s += run->report.reduce_s;
+        run->times.hidden_s += run->report.hidden_s;
         run->times.update_s += run->report.update_s + run->report.gather_s;
         if (run->report.skipped) return find_skipped(run);
         if (!run->report.redo) return STATUS_OK;

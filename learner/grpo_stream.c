@@ -23,7 +23,8 @@ status_t grpo_stream_open(grpo_run_t *run, int64_t completed) {
     hello.hello.role_index = job->role_index;
     hello.hello.data_hash = packed_hash_number(learner->packed);
     hello.hello.step = completed;
-    TRY(device_fingerprint(learner->device, &hello.hello.fingerprint));
+    TRY(device_fingerprint(learner->device, &run->fingerprint));
+    hello.hello.fingerprint = run->fingerprint;
     if (learner->first)
         TRY(weight_server_open(&options, job_bind_endpoint(job), learner->config->grpo.staleness + 1, &run->server));
     link_buffer_t buffer;

@@ -20,6 +20,8 @@ status_t launcher_open(const config_t *config, device_t *device, launcher_t *out
 }
 
 void launcher_close(launcher_t *launcher) {
+    if (launcher->device) tape_plan(launcher->device, &(tape_memory_t){.gradients = 0}, LEDGER_VALUES);
+    if (launcher->device) ledger_plan(launcher->device, LEDGER_GRADIENTS, 0);
     tape_close(launcher->tape);
     free(launcher->host);
     *launcher = (launcher_t){0};
@@ -79,6 +81,7 @@ static status_t dry_run(launcher_t *launcher, model_t *model, batch_t *batch, co
 status_t launcher_ready(launcher_t *launcher) {
     tape_close(launcher->tape);
     launcher->tape = NULL;
+    tape_plan(launcher->device, &launcher->memory, LEDGER_VALUES);
     return tape_open(launcher->device, &launcher->memory, launcher->recompute, &launcher->tape);
 }
 
@@ -191,6 +194,7 @@ status_t launch_leaves(launcher_t *launcher, model_t *model, const leaf_t *leaf,
         TRY(build(model, leaf + first, here, &batch));
         status_t status = reserve(launcher, model, &batch, sequences_of(leaf + first, here), options);
         launcher->data_s += clock_seconds() - started;
+        if (!status) tape_listen(launcher->tape, first + here == count ? options->listener : NULL);
         if (!status) status = run_launch(launcher, model, &batch, first, options, loss, context);
         batch_free(&batch);
         TRY(status);

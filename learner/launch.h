@@ -49,7 +49,8 @@ typedef status_t (*launch_loss_t)(void *context, const launch_view_t *view);
 typedef struct launch_options {
     float temperature;
     bool entropy, recording;
-    int leaves; // per launch
+    int leaves;                      // per launch
+    const tape_listener_t *listener; // hears the tape of the last launch; NULL: nobody does
 } launch_options_t;
 
 status_t launcher_open(const config_t *config, device_t *device, launcher_t *out) STATUS_CHECKED;

@@ -8,6 +8,10 @@
 status_t optimizer_begin(optimizer_t *optimizer) {
     device_t *device = optimizer->device;
     size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK;
+    if (comm_under_way(optimizer->sum_comm))
+        FAIL(STATUS_FAILED, "the sums of a step are zeroed while another's are under way");
+    optimizer->bucket_next = optimizer->early = 0;
+    optimizer->hidden_s = 0.0;
     TRY(device->table->zero(device, optimizer->sum, flat * sizeof(int64_t)));
     TRY(device->table->zero(device, optimizer->flags, (size_t)optimizer->tensors * sizeof(uint32_t)));
     for (int i = 0; i < optimizer->tensors; i++) {
@@ -74,31 +78,30 @@ static status_t check_flags(optimizer_t *optimizer, optimizer_report_t *report) 
     return STATUS_OK;
 }
 
-static status_t reduce_sums(optimizer_t *optimizer) {
-    device_t *device = optimizer->device;
-    size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK * sizeof(int64_t);
-    if (!optimizer->host_memory) TRY(device->table->download(device, optimizer->staged_sum, optimizer->sum, flat));
-    TRY(comm_reduce_scatter_i64(optimizer->comm, optimizer->staged_sum, optimizer->offset, "gradient sum"));
-    if (optimizer->host_memory) return STATUS_OK;
-    return device->table->upload(device, optimizer->sum + optimizer->own_first,
-                                 optimizer->staged_sum + optimizer->own_first,
-                                 (size_t)optimizer->own_count * sizeof(int64_t));
+// What has begun must have ended before its memory is used for another thing.
+status_t optimizer_drop(optimizer_t *optimizer) {
+    return optimizer->bucket_next > 0 ? optimizer_reduce_end(optimizer) : STATUS_OK;
 }
 
 // Square sums block by block on their owners, gathered, added in block order; and each tensor's largest total.
 static status_t global_norm(optimizer_t *optimizer, double *norm) {
     device_t *device = optimizer->device;
-    memset(optimizer->absmax, 0, (size_t)optimizer->tensors * sizeof(*optimizer->absmax));
-    memset(optimizer->square_sum, 0, (size_t)optimizer->blocks * sizeof(double));
+    size_t sums = (size_t)optimizer->blocks * sizeof(double), largest = (size_t)optimizer->tensors * sizeof(int64_t);
+    TRY(device->table->zero(device, optimizer->device_square_sum, sums));
+    TRY(device->table->zero(device, optimizer->device_absmax, largest));
     for (int s = 0; s < optimizer->segments; s++) {
         const optimizer_segment_t *segment = &optimizer->segment[s];
         int64_t flat = optimizer->start[segment->tensor] + segment->first;
         gradient_norm_args_t args = {.count = segment->count,
                                      .sum = optimizer->sum + flat,
                                      .exponent = optimizer->scale[segment->tensor].exponent,
-                                     .square_sum = optimizer->square_sum + flat / GRADIENT_BLOCK,
-                                     .absmax = optimizer->absmax + segment->tensor};
+                                     .square_sum = optimizer->device_square_sum + flat / GRADIENT_BLOCK,
+                                     .absmax = optimizer->device_absmax + segment->tensor};
         TRY(device->table->gradient_norm(device, &args));
+    }
+    if (!optimizer->host_memory) {
+        TRY(device->table->download(device, optimizer->square_sum, optimizer->device_square_sum, sums));
+        TRY(device->table->download(device, optimizer->absmax, optimizer->device_absmax, largest));
     }
     for (int r = 0; r <= comm_size(optimizer->comm); r++) {
         optimizer->bytes[r] = optimizer->offset[r] / GRADIENT_BLOCK * (int64_t)sizeof(double);
@@ -193,7 +196,14 @@ status_t optimizer_gather(optimizer_t *optimizer, const float *own, const char *
     for (int r = 0; r <= comm_size(optimizer->comm); r++) {
         optimizer->bytes[r] = optimizer->offset[r] * (int64_t)sizeof(float);
     }
-    return comm_all_gather(optimizer->comm, optimizer->flat, optimizer->bytes, phase);
+    if (!optimizer->device_comm) return comm_all_gather(optimizer->comm, optimizer->flat, optimizer->bytes, phase);
+    // The sums have been used, and the next step zeroes them: their memory is where the device's ranks meet.
+    float *meeting = (float *)optimizer->sum;
+    size_t flat = (size_t)optimizer->blocks * GRADIENT_BLOCK * sizeof(float);
+    TRY(device->table->upload(device, meeting + optimizer->own_first, optimizer->flat + optimizer->own_first,
+                              (size_t)optimizer->own_count * sizeof(float)));
+    TRY(comm_all_gather(optimizer->device_comm, meeting, optimizer->bytes, phase));
+    return device->table->download(device, optimizer->flat, meeting, flat);
 }
 
 status_t optimizer_publish(optimizer_t *optimizer, int64_t version) {
@@ -214,9 +224,11 @@ status_t optimizer_step(optimizer_t *optimizer, double normaliser, int64_t step,
              (long long)step, normaliser);
     }
     double started = clock_seconds();
+    report->early = (double)optimizer->early / optimizer->buckets;
+    report->hidden_s = optimizer->hidden_s;
     TRY(check_flags(optimizer, report));
-    if (report->skipped || report->redo) return STATUS_OK;
-    TRY(reduce_sums(optimizer));
+    if (report->skipped || report->redo) return optimizer_drop(optimizer);
+    TRY(optimizer_reduce_end(optimizer));
     double norm = 0.0;
     TRY(global_norm(optimizer, &norm));
     double reduced = clock_seconds();

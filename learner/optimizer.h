@@ -20,6 +20,13 @@ status_t optimizer_open(const config_t *config, model_t *model, comm_t *learners
 void optimizer_close(optimizer_t *optimizer);
 // Zeroes the sums and sets the sinks' exponents: to call before the leaves of a step.
 status_t optimizer_begin(optimizer_t *optimizer) STATUS_CHECKED;
+// What the tape tells of the step's last launch, so that the sums over ranks begin while its backward runs. NULL: they
+// begin later. Valid until the next call.
+const tape_listener_t *optimizer_listener(optimizer_t *optimizer);
+// Begins the sums that have not begun. Without it optimizer_step does. To be called by every rank or none.
+status_t optimizer_reduce_rest(optimizer_t *optimizer) STATUS_CHECKED;
+// Instead of optimizer_step, for a step that is left out: waits for what has begun. Collective.
+status_t optimizer_drop(optimizer_t *optimizer) STATUS_CHECKED;
 
 typedef struct optimizer_report {
     double gradient_norm, learning_rate;
@@ -27,7 +34,9 @@ typedef struct optimizer_report {
     bool skipped; // NaN or Inf: nothing was updated
     int tensor;   // where skipped: the first tensor whose gradient, or (`weights`) whose updated state, is not finite
     bool weights;
-    double reduce_s, update_s, gather_s;
+    double reduce_s, update_s, gather_s; // reduce_s: what was waited for, not what backward hid
+    double hidden_s;                     // how long sums were under way beside backward
+    double early;                        // share of the sums' buckets that began while backward ran
 } optimizer_report_t;
 // Sums over ranks, divides by `normaliser`, clips, updates, publishes to the model (version + 1 when `publish`).
 // Collective.

@@ -37,7 +37,10 @@ struct optimizer {
     model_t *model;
     device_t *device;
     comm_t *comm;
-    bool host_memory; // the device's memory is the host's: nothing is staged
+    comm_t *device_comm; // the same ranks by NCCL, on the device's memory; NULL: through the host's
+    size_t host_bytes;   // beside the device's
+    comm_t *sum_comm;    // what gradients go by: device_comm, or one of the same ranks for nothing else
+    bool host_memory;    // the device's memory is the host's: nothing is staged
     trained_tensor_t *tensor;
     int tensors;
     int64_t *start;  // [tensors + 1] first element of each tensor in the flat space, multiples of GRADIENT_BLOCK
@@ -55,13 +58,28 @@ struct optimizer {
     uint32_t *host_flags;                         // host, [tensors]; the same memory where host_memory
     double *square_sum;                           // host, [blocks]
     int64_t *absmax;                              // host, [tensors]
+    double *device_square_sum;                    // device, [blocks]; the host's where host_memory
+    int64_t *device_absmax;                       // device, [tensors]; the host's where host_memory
     int64_t *reduced;                             // host, [3 * tensors]: collectives and checkpoints of small numbers
     optimizer_scale_t *scale;                     // [tensors]
     int64_t updates;                              // done: AdamW's t
     int64_t skipped_in_row;                       // steps left out since the last one that was not
-    bool *changed;                                // [model->parameter_count] what a publication touches
+    int64_t bucket_blocks;                        // blocks of a bucket: optimizer_reduce.c
+    int buckets, bucket_next;                     // how many there are; how many of this try's have begun
+    int early;                                    // of them: with some of backward still to come
+    double early_since, hidden_s;                 // when the first of those began; from there to the end of backward
+    size_t *bucket_op; // [buckets at most] the op that makes it final; SIZE_MAX: none touches it
+    int64_t *part;     // [2 * ranks] scratch
+    tape_listener_t listener;
+    bool *changed; // [model->parameter_count] what a publication touches
 };
 
+// Cuts the flat space into buckets and opens what sums go by. Collective.
+status_t optimizer_layout_buckets(optimizer_t *optimizer) STATUS_CHECKED;
+// Buckets of at least so many blocks, the same on every rank; for tests, whose models are small.
+void optimizer_cut_buckets(optimizer_t *optimizer, int64_t least_blocks);
+// Begins what has not begun, waits, and puts this rank's sums where the device has them. Collective.
+status_t optimizer_reduce_end(optimizer_t *optimizer) STATUS_CHECKED;
 // Gathers one of the three sharded arrays (device, [own_count]) into optimizer->flat on every rank. Collective.
 status_t optimizer_gather(optimizer_t *optimizer, const float *own, const char *phase) STATUS_CHECKED;
 // Gathers the masters and writes them, rounded to the model's dtype, into its published tensors. Collective.

@@ -30,6 +30,9 @@ status_t learner_print_plan(job_t *job, bool grpo, FILE *stream) {
         print_schedule(&learner, grpo, completed, stream);
         learner_print_setup(&learner, stream);
     }
+    // All have measured before the first gives its memory back.
+    if (!status) ledger_read(learner.device, &job->memory);
+    if (!status) status = learner_agree(&learner, STATUS_OK, "memory plan");
     learner_close(&learner);
     return status;
 }

@@ -65,8 +65,8 @@ static status_t take_logprobs(void *context, const launch_view_t *view) {
 
 static status_t score(replay_t *replay) {
     grpo_run_t *run = &replay->run;
-    launch_options_t options = {(float)run->learner.config->grpo.temperature, false, false,
-                                run->learner.config->grpo.launch_leaves};
+    launch_options_t options = {.temperature = (float)run->learner.config->grpo.temperature,
+                                .leaves = run->learner.config->grpo.launch_leaves};
     return launch_leaves(&run->learner.launcher, run->learner.model, run->batch.leaf, run->batch.leaf_count, &options,
                          take_logprobs, replay);
 }

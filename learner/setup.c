@@ -12,7 +12,8 @@ static status_t open_parts(learner_t *learner, bool grpo) {
     const config_t *config = learner->config;
     if (!config->data.train || !config->data.train[0])
         FAIL(STATUS_INVALID, "data.train is not set; name a file that \"poise pack\" made");
-    TRY(device_open(config->device, config->threads, &learner->device));
+    TRY(device_open(job_device(learner->job), config->threads, &learner->device));
+    if (learner->first && learner->device->note) fprintf(stderr, "poise: %s\n", learner->device->note);
     TRY(model_start(config, learner->device, &learner->model));
     if (grpo && learner->first) model_warn_generation(learner->model, stderr);
     TRY(packed_open(config->data.train, &learner->packed));
@@ -107,49 +108,15 @@ status_t learner_sample_images(learner_t *learner, const packed_sample_t *sample
     return status ? status_context(status, "sample \"%s\"", sample->id) : STATUS_OK;
 }
 
-static void print_line(FILE *stream, const char *what, double bytes) {
-    fprintf(stream, "  %-34s %10.1f MiB\n", what, bytes / (double)(1 << 20));
-}
-
-// What a parameter takes: its values, and their packed form where it has one.
-static double parameter_bytes(device_t *device, const parameter_t *parameter) {
-    const matrix_t *value = &parameter->value;
-    double bytes = (double)value->rows * value->columns * (double)dtype_bytes(value->dtype);
-    return bytes + (parameter->packed ? (double)device->table->packed_bytes(device, *value) : 0.0);
-}
-
 void learner_print_setup(const learner_t *learner, FILE *stream) {
     const model_t *model = learner->model;
     model_print_counts(model, stream);
-    int64_t trained = 0, elements = 0;
-    for (int part = 0; part < PART_COUNT; part++) {
-        int64_t trainable, total;
-        model_count(model, (model_part_t)part, &trainable, &total);
-        trained += trainable;
-        elements += total;
-    }
-    int ranks = comm_size(learner->comm);
-    double own = (double)trained / ranks, weights = 0;
-    for (int i = 0; i < model->parameter_count; i++) {
-        const adapter_t *adapter = model->adapter[i];
-        weights += parameter_bytes(learner->device, &model->parameter[i]);
-        if (adapter)
-            weights += parameter_bytes(learner->device, &adapter->a) + parameter_bytes(learner->device, &adapter->b);
-    }
-    if (learner->reference) weights *= 2.0;
-    const tape_memory_t *memory = &learner->launcher.memory;
-    double tape = (double)memory->values + (double)memory->gradients + (double)memory->workspace;
-    double state = (double)trained * 12.0 + own * 12.0;
-    fprintf(stream, "memory of one learner (of %d), precision %s:\n", ranks, learner->config->precision);
-    print_line(stream, learner->reference ? "weights, twice (KL reference)" : "weights", weights);
-    print_line(stream, "masters and moments (its share)", own * 12.0);
-    print_line(stream, "gradient sums", (double)trained * 8.0);
-    print_line(stream, "publication", (double)trained * 4.0);
-    print_line(stream, "values kept for backward", (double)memory->values);
-    print_line(stream, "gradients of activations", (double)memory->gradients);
-    print_line(stream, "scratch of kernels", (double)memory->workspace);
-    print_line(stream, "preprocessed images (at most)", (double)learner->config->data.patch_cache_mb * (1 << 20));
-    print_line(stream, "sum without images", weights + state + tape);
+    ledger_report_t report;
+    ledger_read(learner->device, &report);
+    fprintf(stream, "memory of one learner (of %d), precision %s:\n", comm_size(learner->comm),
+            learner->config->precision);
+    ledger_print(&report, stream);
+    if (learner->reference) fprintf(stream, "  (weights twice: grpo.kl keeps those of the start)\n");
 }
 
 typedef struct model_save {

@@ -1,4 +1,5 @@
 // The worst launches that the data can ask for, found by reading lengths, measured by dry runs.
+#include "common/comm/memory_share.h"
 #include "learner/setup.h"
 #include "learner/sft_batch.h"
 
@@ -107,7 +108,8 @@ static status_t grpo_measure(learner_t *learner, int64_t index) {
             sequence[i] = (batch_sequence_t){tokens, length, 0, sample.prompt_length, NULL, 0, 0, sample.prompt_length};
         }
         for (int i = 0; i < leaves; i++) leaf[i] = (leaf_t){sequence, completions + 1};
-        launch_options_t options = {(float)config->grpo.temperature, true, true, leaves};
+        launch_options_t options = {
+            .temperature = (float)config->grpo.temperature, .entropy = true, .recording = true, .leaves = leaves};
         status = launcher_measure(&learner->launcher, learner->model, leaf, leaves, &options);
     }
     free(leaf);
@@ -139,6 +141,14 @@ static status_t grpo_plan(learner_t *learner) {
 
 status_t learner_plan_memory(learner_t *learner, bool grpo, bool plan_only) {
     status_t status = grpo ? grpo_plan(learner) : sft_plan(learner);
+    if (learner->patches)
+        ledger_note_host(learner->device, LEDGER_IMAGES, (int64_t)learner->config->data.patch_cache_mb << 20);
+    if (grpo) ledger_plan(learner->device, LEDGER_OTHER, LEDGER_PROBE_BYTES); // the kernel fingerprint
+    tape_plan(learner->device, &learner->launcher.memory, LEDGER_VALUES);
+    TRY(learner_agree(learner, status, "memory plan"));
+    // Before anything is taken for it: ranks that share a device could otherwise each find room that the other takes.
+    // A dry run leaves it to the whole job's table (memory_print).
+    status = plan_only ? STATUS_OK : memory_agree(learner->comm, learner->device);
     if (!status && !plan_only) status = launcher_ready(&learner->launcher);
     return learner_agree(learner, status, "memory plan");
 }

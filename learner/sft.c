@@ -35,6 +35,7 @@ static void add_metrics(sft_run_t *run, const sft_sums_t *sums, double loss, dou
     metrics_add(metrics, "time/backward", learner->launcher.backward_s);
     metrics_add(metrics, "time/wait", run->wait_s);
     metrics_add(metrics, "time/reduce", optimizer->reduce_s);
+    metrics_add(metrics, "time/reduce_hidden", optimizer->hidden_s);
     metrics_add(metrics, "time/update", optimizer->update_s + optimizer->gather_s);
 }
 

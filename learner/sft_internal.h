@@ -2,7 +2,7 @@
 #ifndef LEARNER_SFT_INTERNAL_H
 #define LEARNER_SFT_INTERNAL_H
 
-#include "learner/finding.h"
+#include "learner/gradients.h"
 #include "learner/loss.h"
 #include "learner/sft_batch.h"
 

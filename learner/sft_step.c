@@ -104,15 +104,8 @@ static sft_sums_t add_slots(const sft_run_t *run) {
 // Computes this rank's packs and, together with the others, the step's sums.
 static status_t compute(sft_run_t *run, sft_sums_t *sums) {
     learner_t *learner = &run->learner;
-    job_phase(learner->job, "computing gradients");
-    TRY(optimizer_begin(learner->optimizer));
     launch_options_t options = {.temperature = 1.0f, .recording = true, .leaves = learner->config->sft.launch_leaves};
-    status_t status =
-        launch_leaves(&learner->launcher, learner->model, run->leaf, run->leaves, &options, sft_loss, run);
-    double computed = clock_seconds();
-    TRY(learner_agree(learner, status, "gradients"));
-    run->wait_s += clock_seconds() - computed;
-    TRY(finding_agree(learner, &run->finding));
+    TRY(learner_gradients(learner, run->leaf, run->leaves, &options, sft_loss, run, &run->finding, &run->wait_s));
     if (run->redos > 0) return STATUS_OK; // the losses are known already
     TRY(learner_share(learner, run->slot, (int64_t)run->batch.count * SLOT_FIELDS, "losses"));
     *sums = add_slots(run);
@@ -190,7 +183,7 @@ status_t sft_train_step(sft_run_t *run, int64_t step, sft_sums_t *sums) {
     job_phase(learner->job, "preparing samples");
     TRY(learner_agree(learner, prepare(run, step), "samples"));
     run->data_s = clock_seconds() - run->step_started;
-    double reduce_s = 0.0;
+    double reduce_s = 0.0, hidden_s = 0.0;
     *sums = (sft_sums_t){0};
     for (run->redos = 0;; run->redos++) {
         TRY(compute(run, sums));
@@ -203,11 +196,13 @@ status_t sft_train_step(sft_run_t *run, int64_t step, sft_sums_t *sums) {
         job_phase(learner->job, "updating the weights");
         TRY(optimizer_step(learner->optimizer, normaliser, step, true, &run->report));
         reduce_s += run->report.reduce_s;
+        hidden_s += run->report.hidden_s;
         if (run->report.skipped) TRY(find_skipped(run));
         if (!run->report.redo) break;
         if (run->redos == MOST_REDOS)
             FAIL(STATUS_FAILED, "the gradients of step %lld do not fit after %d tries", (long long)step, MOST_REDOS);
     }
     run->report.reduce_s = reduce_s;
+    run->report.hidden_s = hidden_s;
     return end_step(run, step);
 }

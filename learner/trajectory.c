@@ -147,8 +147,8 @@ static status_t take_record(const grpo_run_t *run, trajectory_t *t) {
             }
         }
     }
-    uint64_t fingerprint;
-    TRY(device_fingerprint(run->learner.device, &fingerprint));
+    uint64_t fingerprint = run->fingerprint; // made once: it takes memory of the device
+    if (!fingerprint) TRY(device_fingerprint(run->learner.device, &fingerprint));
     t->fingerprint = (int64_t)fingerprint;
     return take_names(optimizer, &t->names);
 }

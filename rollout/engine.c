@@ -11,9 +11,10 @@ enum { COPY_ROWS = 1024 };
 
 // ---- opening ----
 
-static status_t device_matrix(engine_t *engine, dtype_t dtype, int rows, int columns, matrix_t *out) {
+static status_t device_matrix(engine_t *engine, ledger_part_t part, dtype_t dtype, int rows, int columns,
+                              matrix_t *out) {
     void *memory;
-    TRY(engine->device->table->allocate(engine->device, (size_t)rows * (size_t)columns * dtype_bytes(dtype), &memory));
+    TRY(ledger_take(engine->device, part, (size_t)rows * (size_t)columns * dtype_bytes(dtype), &memory));
     *out = matrix_view(memory, dtype, rows, columns);
     return STATUS_OK;
 }
@@ -24,77 +25,23 @@ static status_t open_cache(engine_t *engine) {
     int width = config->kv_heads * config->head_dim, pages = engine->options.pages;
     engine->cache.layers = config->layers;
     engine->cache.rows = pages * ENGINE_PAGE;
+    engine->cache_bytes = 2 * (size_t)config->layers * (size_t)engine->cache.rows * (size_t)width * dtype_bytes(dtype);
+    ledger_plan(engine->device, LEDGER_CACHE, engine->cache_bytes);
+    TRY(ledger_check(engine->device));
     TRY(ALLOCATE(&engine->cache.k, config->layers));
     TRY(ALLOCATE(&engine->cache.v, config->layers));
     for (int layer = 0; layer < config->layers; layer++) {
-        TRY(device_matrix(engine, dtype, engine->cache.rows, width, &engine->cache.k[layer]));
-        TRY(device_matrix(engine, dtype, engine->cache.rows, width, &engine->cache.v[layer]));
+        TRY(device_matrix(engine, LEDGER_CACHE, dtype, engine->cache.rows, width, &engine->cache.k[layer]));
+        TRY(device_matrix(engine, LEDGER_CACHE, dtype, engine->cache.rows, width, &engine->cache.v[layer]));
     }
-    engine->cache_bytes = 2 * (size_t)config->layers * (size_t)engine->cache.rows * (size_t)width * dtype_bytes(dtype);
+    ledger_plan(engine->device, LEDGER_CACHE, 0); // all is taken
     int rows = engine->options.batch_rows, most = rows < COPY_ROWS / ENGINE_PAGE ? rows * ENGINE_PAGE : COPY_ROWS;
-    TRY(device_matrix(engine, dtype, most, width, &engine->copied));
-    TRY(device_matrix(engine, dtype, rows, config->hidden, &engine->picked));
+    TRY(device_matrix(engine, LEDGER_STEP, dtype, most, width, &engine->copied));
+    TRY(device_matrix(engine, LEDGER_STEP, dtype, rows, config->hidden, &engine->picked));
     TRY(ALLOCATE(&engine->reference, pages));
     TRY(ALLOCATE(&engine->free_page, pages));
     for (int i = 0; i < pages; i++) engine->free_page[i] = pages - 1 - i;
     engine->free_pages = pages;
-    return STATUS_OK;
-}
-
-// The mask's arrays of a step's keys.
-static status_t grow_keys(engine_t *engine, size_t count) {
-    TRY(memory_grow((void **)&engine->key_row, &engine->key_capacity, count, sizeof(int32_t)));
-    if (!engine->model->config.image_groups) return STATUS_OK;
-    return memory_grow((void **)&engine->key_group, &engine->group_capacity, count, sizeof(int32_t));
-}
-
-// Memory for steps of up to `rows` rows; what was there before goes.
-static status_t set_step_rows(engine_t *engine, size_t rows) {
-    struct {
-        void **array;
-        size_t count;
-    } host[] = {
-        {(void **)&engine->token, rows},
-        {(void **)&engine->rope[0], rows},
-        {(void **)&engine->rope[1], rows},
-        {(void **)&engine->rope[2], rows},
-        {(void **)&engine->cache_row, rows},
-        {(void **)&engine->query_start, rows + 1},
-        {(void **)&engine->query_position, rows},
-        {(void **)&engine->key_start, rows + 1},
-        {(void **)&engine->feature_source, rows},
-        {(void **)&engine->feature_target, rows},
-        {(void **)&engine->copy_from, rows * ENGINE_PAGE},
-        {(void **)&engine->copy_to, rows * ENGINE_PAGE},
-        {(void **)&engine->draw_row, rows},
-        {(void **)&engine->draw_target, rows},
-        {(void **)&engine->drawn, rows},
-        {(void **)&engine->draw_temperature, rows},
-        {(void **)&engine->draw_uniform, rows},
-        {(void **)&engine->drawn_logprob, rows},
-        {(void **)&engine->drawn_entropy, rows},
-        {(void **)&engine->draw_item, rows},
-    };
-    engine->host_bytes = 0;
-    for (size_t i = 0; i < sizeof(host) / sizeof(*host); i++) {
-        void *memory;
-        TRY(memory_allocate(host[i].count, sizeof(int32_t), &memory));
-        free(*host[i].array);
-        *host[i].array = memory;
-        engine->host_bytes += host[i].count * sizeof(int32_t);
-    }
-    void **device[] = {(void **)&engine->device_row,     (void **)&engine->device_target,
-                       (void **)&engine->device_token,   (void **)&engine->device_temperature,
-                       (void **)&engine->device_uniform, (void **)&engine->device_logprob,
-                       (void **)&engine->device_entropy, (void **)&engine->device_lse};
-    for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++) {
-        void *memory;
-        TRY(engine->device->table->allocate(engine->device, rows * sizeof(int32_t), &memory));
-        if (*device[i]) engine->device->table->release(engine->device, *device[i]);
-        *device[i] = memory;
-    }
-    TRY(grow_keys(engine, rows));
-    engine->step_rows = (int)rows;
     return STATUS_OK;
 }
 
@@ -103,7 +50,7 @@ static status_t open_banned(engine_t *engine) {
     for (int i = 0; i < rules->media_token_count; i++)
         if (rules->media_tokens[i] < engine->model->config.vocabulary)
             engine->banned[engine->banned_count++] = rules->media_tokens[i];
-    TRY(engine->device->table->allocate(engine->device, sizeof(engine->banned), (void **)&engine->device_banned));
+    TRY(ledger_take(engine->device, LEDGER_STEP, sizeof(engine->banned), (void **)&engine->device_banned));
     return engine->device->table->upload(engine->device, engine->device_banned, engine->banned, sizeof(engine->banned));
 }
 
@@ -125,8 +72,11 @@ status_t engine_open(model_t *model, const engine_options_t *options, engine_t *
     engine->model = model;
     engine->device = model->device;
     engine->options = *options;
+    const char *graphs = getenv("POISE_GRAPHS");
+    engine->graphs.off = graphs && !strcmp(graphs, "none");
     status_t status = open_cache(engine);
-    if (!status) status = set_step_rows(engine, (size_t)options->batch_rows);
+    if (!status) status = engine_set_rows(engine, (size_t)options->batch_rows);
+    if (!status) status = engine_open_constants(engine);
     if (!status) status = open_banned(engine);
     if (!status) status = feature_store_open(engine);
     if (!status) status = engine_plan_text(engine);
@@ -147,54 +97,37 @@ static void group_free(group_t *group) {
 
 void engine_close(engine_t *engine) {
     if (!engine) return;
-    const device_table_t *table = engine->device->table;
     while (engine->first) {
         group_t *next = engine->first->next;
         group_free(engine->first);
         engine->first = next;
     }
     for (int layer = 0; engine->cache.k && layer < engine->cache.layers; layer++)
-        if (engine->cache.k[layer].data) table->release(engine->device, engine->cache.k[layer].data);
+        ledger_give(engine->device, engine->cache.k[layer].data);
     for (int layer = 0; engine->cache.v && layer < engine->cache.layers; layer++)
-        if (engine->cache.v[layer].data) table->release(engine->device, engine->cache.v[layer].data);
-    void *device[] = {engine->copied.data,        engine->picked.data,    engine->device_row,
-                      engine->device_target,      engine->device_token,   engine->device_banned,
-                      engine->device_temperature, engine->device_uniform, engine->device_logprob,
-                      engine->device_entropy,     engine->device_lse};
-    for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++)
-        if (device[i]) table->release(engine->device, device[i]);
+        ledger_give(engine->device, engine->cache.v[layer].data);
+    void *device[] = {engine->copied.data, engine->picked.data, engine->device_banned};
+    for (size_t i = 0; i < sizeof(device) / sizeof(*device); i++) ledger_give(engine->device, device[i]);
+    engine_graphs_close(engine);
+    engine_free_memory(engine);
+    ledger_plan(engine->device, LEDGER_FEATURES, 0);
     feature_store_close(engine);
     tape_close(engine->tape);
-    void *host[] = {engine->cache.k,      engine->cache.v,       engine->reference,      engine->free_page,
-                    engine->token,        engine->rope[0],       engine->rope[1],        engine->rope[2],
-                    engine->cache_row,    engine->query_start,   engine->query_position, engine->key_start,
-                    engine->key_row,      engine->key_group,     engine->feature_source, engine->feature_target,
-                    engine->copy_from,    engine->copy_to,       engine->image,          engine->draw,
-                    engine->draw_row,     engine->draw_target,   engine->drawn,          engine->draw_temperature,
-                    engine->draw_uniform, engine->drawn_logprob, engine->drawn_entropy,  engine->draw_item};
+    void *host[] = {engine->cache.k, engine->cache.v, engine->reference, engine->free_page,
+                    engine->image,   engine->draw,    engine->draw_item};
     for (size_t i = 0; i < sizeof(host) / sizeof(*host); i++) free(host[i]);
     free(engine);
 }
 
 void engine_print_memory(const engine_t *engine, FILE *stream) {
-    const matrix_t *features = &engine->features.rows;
-    int most = engine->features.budget > features->rows ? engine->features.budget : features->rows;
-    struct {
-        const char *name;
-        size_t bytes;
-    } row[] = {
-        {"KV cache", engine->cache_bytes},
-        {"features (most)", (size_t)most * (size_t)features->columns * dtype_bytes(features->dtype)},
-        {"text step", engine->text_memory.values},
-        {"vision launch", engine->vision_memory.values},
-        {"kernel workspace", engine->device->workspace_bytes},
-        {"row tables", engine->host_bytes + (engine->key_capacity + engine->group_capacity) * sizeof(int32_t)},
-    };
+    ledger_report_t report;
+    ledger_read(engine->device, &report);
     fprintf(stream, "engine memory: %d pages of %d tokens, at most %d rows a step\n", engine->options.pages,
             ENGINE_PAGE, engine->options.batch_rows);
-    for (size_t i = 0; i < sizeof(row) / sizeof(*row); i++)
-        fprintf(stream, "  %-18s %10.2f MiB\n", row[i].name, (double)row[i].bytes / 1048576);
-    fprintf(stream, "  (text step and vision launch share one arena)\n");
+    ledger_print(&report, stream);
+    fprintf(stream, "  values of a step of the engine, in one arena:\n");
+    fprintf(stream, "    %-32s %10.2f MiB\n", "text step", (double)engine->text_memory.values / 1048576);
+    fprintf(stream, "    %-32s %10.2f MiB\n", "vision launch", (double)engine->vision_memory.values / 1048576);
 }
 
 // ---- requests ----
@@ -325,10 +258,10 @@ static status_t reserve(engine_t *engine, const group_t *group) {
     size_t longest = (size_t)group->prompt_length + (size_t)group->budget;
     for (const group_t *other = engine->first; other; other = other->next) images += other->image_count;
     TRY(memory_grow((void **)&engine->image, &engine->image_capacity, (size_t)images, sizeof(*engine->image)));
-    TRY(grow_keys(engine, longest * (size_t)engine->options.batch_rows));
+    TRY(engine_grow_keys(engine, longest * (size_t)engine->options.batch_rows));
     size_t step_rows = (size_t)engine->options.batch_rows + (size_t)group->longest_image;
     if (group->longest_image && step_rows > (size_t)engine->step_rows) {
-        TRY(set_step_rows(engine, step_rows));
+        TRY(engine_set_rows(engine, step_rows));
         TRY(engine_plan_text(engine));
     }
     // A row is drawn from once for each completion that waits for its first token, and once otherwise.

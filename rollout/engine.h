@@ -68,9 +68,9 @@ typedef struct packed packed_t; // common/data/packed.h
 // submit.
 status_t engine_open(model_t *model, const engine_options_t *options, engine_t **out) STATUS_CHECKED;
 void engine_close(engine_t *engine);
-// Plans for the largest image of a packed file now, so that the memory table has it; a larger one is planned for when
-// it is submitted.
-status_t engine_plan_images(engine_t *engine, packed_t *packed) STATUS_CHECKED;
+// Plans for the largest image and the longest prompt of a packed file now, with so many new tokens, so that the memory
+// table has them and no later step takes memory; what is larger is planned for when it is submitted.
+status_t engine_plan_data(engine_t *engine, packed_t *packed, int new_tokens) STATUS_CHECKED;
 // Prints the memory table of the dry run.
 void engine_print_memory(const engine_t *engine, FILE *stream);
 // Queues a request. STATUS_INVALID: prompt + budget can never fit the pool or the request is malformed.

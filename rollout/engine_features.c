@@ -45,7 +45,7 @@ static status_t allocate_rows(engine_t *engine, int rows, matrix_t *out, int32_t
     void *memory = NULL;
     TRY(ALLOCATE(free_rows, rows));
     size_t bytes = (size_t)rows * (size_t)config->hidden * dtype_bytes(dtype);
-    status_t status = bytes ? engine->device->table->allocate(engine->device, bytes, &memory) : STATUS_OK;
+    status_t status = bytes ? ledger_take(engine->device, LEDGER_FEATURES, bytes, &memory) : STATUS_OK;
     if (status) {
         free(*free_rows);
         *free_rows = NULL;
@@ -72,7 +72,7 @@ status_t feature_store_open(engine_t *engine) {
 void feature_store_close(engine_t *engine) {
     feature_store_t *store = &engine->features;
     if (store->free) feature_store_clear(engine);
-    if (store->rows.data) engine->device->table->release(engine->device, store->rows.data);
+    ledger_give(engine->device, store->rows.data);
     free(store->free);
 }
 
@@ -98,19 +98,28 @@ status_t feature_store_reserve(engine_t *engine, int rows) {
     }
     free(identity);
     if (status) {
-        if (larger.data) engine->device->table->release(engine->device, larger.data);
+        ledger_give(engine->device, larger.data);
         free(free_rows);
         PASS_ON(status);
     }
     int added = rows - kept;
     for (int i = 0; i < added; i++) free_rows[i] = rows - 1 - i;
     memcpy(free_rows + added, store->free, (size_t)store->free_count * sizeof(*free_rows));
-    if (store->rows.data) engine->device->table->release(engine->device, store->rows.data);
+    ledger_give(engine->device, store->rows.data);
     free(store->free);
     store->rows = larger;
     store->free = free_rows;
     store->free_count += added;
     return STATUS_OK;
+}
+
+status_t feature_store_plan(engine_t *engine) {
+    feature_store_t *store = &engine->features;
+    size_t row_bytes = (size_t)store->rows.columns * dtype_bytes(store->rows.dtype);
+    ledger_plan(engine->device, LEDGER_FEATURES, (size_t)store->budget * row_bytes);
+    if (engine->device->table->host_memory || store->rows.rows >= store->budget) return STATUS_OK;
+    TRY(ledger_check(engine->device));
+    return feature_store_reserve(engine, store->budget);
 }
 
 static feature_entry_t *find(feature_store_t *store, const image_patches_t *patches) {

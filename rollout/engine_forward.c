@@ -6,17 +6,21 @@
 
 text_input_t engine_text_input(engine_t *engine, int rows, int sequences) {
     return (text_input_t){.rows = rows,
-                          .token = engine->token,
-                          .rope_position = {engine->rope[0], engine->rope[1], engine->rope[2]},
+                          .token = engine_on_device(engine, engine->token),
+                          .rope_position = {engine_on_device(engine, engine->rope[0]),
+                                            engine_on_device(engine, engine->rope[1]),
+                                            engine_on_device(engine, engine->rope[2])},
                           .mask = {.sequences = sequences,
-                                   .query_start = engine->query_start,
-                                   .query_position = engine->query_position,
-                                   .key_start = engine->key_start,
-                                   .key_row = engine->key_row,
+                                   .query_start = engine_on_device(engine, engine->query_start),
+                                   .query_position = engine_on_device(engine, engine->query_position),
+                                   .key_start = engine_on_device(engine, engine->key_start),
+                                   .key_row = engine_on_device(engine, engine->key_row),
                                    .causal = true,
-                                   .group = engine->key_group},
+                                   .group = engine_on_device(engine, engine->key_group)},
                           .cache = &engine->cache,
-                          .cache_row = engine->cache_row};
+                          .cache_row = engine_on_device(engine, engine->cache_row),
+                          .rope_axis = engine->rope_axis,
+                          .rope_frequency = {engine->rope_frequency[0], engine->rope_frequency[1]}};
 }
 
 token_sample_args_t engine_sample_args(engine_t *engine, matrix_t picked) {
@@ -24,13 +28,13 @@ token_sample_args_t engine_sample_args(engine_t *engine, matrix_t picked) {
     return (token_sample_args_t){.hidden = picked,
                                  .weight = head->value,
                                  .packed = head->packed,
-                                 .temperature = engine->device_temperature,
-                                 .uniform = engine->device_uniform,
+                                 .temperature = engine_on_device(engine, engine->draw_temperature),
+                                 .uniform = engine_on_device(engine, engine->draw_uniform),
                                  .banned = engine->device_banned,
                                  .banned_count = engine->banned_count,
-                                 .token = engine->device_token,
-                                 .logprob = engine->device_logprob,
-                                 .entropy = engine->device_entropy};
+                                 .token = engine_on_device(engine, engine->drawn),
+                                 .logprob = engine_on_device(engine, engine->drawn_logprob),
+                                 .entropy = engine_on_device(engine, engine->drawn_entropy)};
 }
 
 token_logprobs_args_t engine_score_args(engine_t *engine, const tensor_t *hidden, float temperature, int count) {
@@ -40,10 +44,10 @@ token_logprobs_args_t engine_score_args(engine_t *engine, const tensor_t *hidden
                                    .packed = head->packed,
                                    .temperature = temperature,
                                    .count = count,
-                                   .rows = engine->device_row,
-                                   .targets = engine->device_target,
-                                   .logprob = engine->device_logprob,
-                                   .entropy = engine->device_entropy,
+                                   .rows = engine_on_device(engine, engine->draw_row),
+                                   .targets = engine_on_device(engine, engine->draw_target),
+                                   .logprob = engine_on_device(engine, engine->drawn_logprob),
+                                   .entropy = engine_on_device(engine, engine->drawn_entropy),
                                    .lse = engine->device_lse};
 }
 
@@ -52,10 +56,8 @@ static status_t copy_pages(engine_t *engine) {
     const device_table_t *table = engine->device->table;
     for (int first = 0; first < engine->copies; first += engine->copied.rows) {
         int count = engine->copies - first < engine->copied.rows ? engine->copies - first : engine->copied.rows;
-        size_t bytes = (size_t)count * sizeof(int32_t);
-        const void *from, *to;
-        TRY(tape_upload(engine->tape, engine->copy_from + first, bytes, &from));
-        TRY(tape_upload(engine->tape, engine->copy_to + first, bytes, &to));
+        const int32_t *from = engine_on_device(engine, engine->copy_from + first);
+        const int32_t *to = engine_on_device(engine, engine->copy_to + first);
         matrix_t copied = engine->copied;
         copied.rows = count;
         for (int i = 0; i < 2 * engine->cache.layers; i++) {
@@ -72,12 +74,11 @@ static status_t run_text(engine_t *engine, tensor_t **hidden) {
     text_input_t input = engine_text_input(engine, engine->rows, engine->sequences);
     if (engine->feature_rows) {
         tensor_t *store;
-        const void *index;
         leaves_t none = {0};
         TRY(tape_input(engine->tape, engine->features.rows, none, &store));
-        TRY(tape_upload(engine->tape, engine->feature_source, (size_t)engine->feature_rows * sizeof(int32_t), &index));
-        TRY(tape_gather_rows(engine->tape, store, index, engine->feature_rows, none, &input.features));
-        input.feature_index = engine->feature_target;
+        TRY(tape_gather_rows(engine->tape, store, engine_on_device(engine, engine->feature_source),
+                             engine->feature_rows, none, &input.features));
+        input.feature_index = engine_on_device(engine, engine->feature_target);
     }
     return engine->model->family->text(engine->model, engine->tape, &input, hidden);
 }
@@ -98,19 +99,26 @@ static status_t record(engine_t *engine, const engine_draw_t *draw, int32_t toke
     return STATUS_OK;
 }
 
-static status_t download(engine_t *engine, int count, bool tokens) {
+// What draws have given, in one piece: it also waits for them.
+static status_t download(engine_t *engine, int count) {
     const device_table_t *table = engine->device->table;
-    size_t bytes = (size_t)count * sizeof(float);
-    if (tokens) TRY(table->download(engine->device, engine->drawn, engine->device_token, bytes));
-    TRY(table->download(engine->device, engine->drawn_logprob, engine->device_logprob, bytes));
-    TRY(table->download(engine->device, engine->drawn_entropy, engine->device_entropy, bytes));
-    return table->synchronize(engine->device);
+    size_t bytes = (size_t)((const char *)(engine->drawn_entropy + count) - (const char *)engine->drawn);
+    if (table->host_memory) return table->synchronize(engine->device);
+    return table->download(engine->device, engine->drawn, engine->draws_made.device, bytes);
 }
 
-// Draws the tokens of draw[draw_item[0 .. count - 1]].
-static status_t draw_tokens(engine_t *engine, tensor_t *hidden, int count) {
+status_t engine_draw_ops(engine_t *engine, const tensor_t *hidden, int count) {
     const device_table_t *table = engine->device->table;
-    size_t bytes = (size_t)count * sizeof(float);
+    matrix_t picked = engine->picked;
+    picked.rows = count;
+    rows_args_t pick = {.x = hidden->value, .index = engine_on_device(engine, engine->draw_row), .y = picked};
+    TRY(table->gather_rows(engine->device, &pick));
+    token_sample_args_t args = engine_sample_args(engine, picked);
+    status_t status = table->token_sample(engine->device, &args);
+    return status ? status_context(status, "weights version %lld", (long long)engine->model->version) : STATUS_OK;
+}
+
+void engine_fill_draws(engine_t *engine, int count) {
     for (int i = 0; i < count; i++) {
         const engine_draw_t *draw = &engine->draw[engine->draw_item[i]];
         const group_t *group = draw->sequence->group;
@@ -120,36 +128,37 @@ static status_t draw_tokens(engine_t *engine, tensor_t *hidden, int count) {
         engine->draw_temperature[i] = group->temperature;
         engine->draw_uniform[i] = philox_uniform(block.word[0]);
     }
-    TRY(table->upload(engine->device, engine->device_row, engine->draw_row, bytes));
-    TRY(table->upload(engine->device, engine->device_temperature, engine->draw_temperature, bytes));
-    TRY(table->upload(engine->device, engine->device_uniform, engine->draw_uniform, bytes));
-    matrix_t picked = engine->picked;
-    picked.rows = count;
-    rows_args_t pick = {.x = hidden->value, .index = engine->device_row, .y = picked};
-    TRY(table->gather_rows(engine->device, &pick));
-    token_sample_args_t args = engine_sample_args(engine, picked);
-    status_t status = table->token_sample(engine->device, &args);
-    if (status) return status_context(status, "weights version %lld", (long long)engine->model->version);
-    TRY(download(engine, count, true));
+}
+
+status_t engine_take_draws(engine_t *engine, int count) {
+    TRY(download(engine, count));
     for (int i = 0; i < count; i++)
         TRY(record(engine, &engine->draw[engine->draw_item[i]], engine->drawn[i], engine->drawn_logprob[i],
                    engine->drawn_entropy[i]));
     return STATUS_OK;
 }
 
+// Draws the tokens of draw[draw_item[0 .. count - 1]].
+static status_t draw_tokens(engine_t *engine, const tensor_t *hidden, int count) {
+    engine_fill_draws(engine, count);
+    TRY(engine_send(engine, engine->draw_row, (size_t)count));
+    TRY(engine_send(engine, engine->draw_temperature, (size_t)count));
+    TRY(engine_send(engine, engine->draw_uniform, (size_t)count));
+    TRY(engine_draw_ops(engine, hidden, count));
+    return engine_take_draws(engine, count);
+}
+
 // Scores the given tokens of draw[draw_item[0 .. count - 1]], all at one temperature.
 static status_t score_tokens(engine_t *engine, tensor_t *hidden, float temperature, int count) {
-    const device_table_t *table = engine->device->table;
-    size_t bytes = (size_t)count * sizeof(int32_t);
     for (int i = 0; i < count; i++) {
         engine->draw_row[i] = engine->draw[engine->draw_item[i]].row;
         engine->draw_target[i] = engine->draw[engine->draw_item[i]].target;
     }
-    TRY(table->upload(engine->device, engine->device_row, engine->draw_row, bytes));
-    TRY(table->upload(engine->device, engine->device_target, engine->draw_target, bytes));
+    TRY(engine_send(engine, engine->draw_row, (size_t)count));
+    TRY(engine_send(engine, engine->draw_target, (size_t)count));
     token_logprobs_args_t args = engine_score_args(engine, hidden, temperature > 0 ? temperature : 1, count);
-    TRY(table->token_logprobs(engine->device, &args));
-    TRY(download(engine, count, false));
+    TRY(engine->device->table->token_logprobs(engine->device, &args));
+    TRY(download(engine, count));
     for (int i = 0; i < count; i++)
         TRY(record(engine, &engine->draw[engine->draw_item[i]], 0, engine->drawn_logprob[i], engine->drawn_entropy[i]));
     return STATUS_OK;
@@ -176,7 +185,9 @@ static status_t score_all(engine_t *engine, tensor_t *hidden) {
 
 status_t engine_forward(engine_t *engine) {
     tensor_t *hidden;
+    if (engine_graph_fits(engine)) return engine_graph_decode(engine);
     TRY(feature_store_compute(engine));
+    TRY(engine_send_step(engine));
     tape_reset(engine->tape, false);
     TRY(copy_pages(engine));
     TRY(run_text(engine, &hidden));

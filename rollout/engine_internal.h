@@ -7,6 +7,7 @@
 #ifndef ROLLOUT_ENGINE_INTERNAL_H
 #define ROLLOUT_ENGINE_INTERNAL_H
 
+#include "kernels/ledger.h"
 #include "rollout/engine.h"
 
 typedef struct group group_t;
@@ -93,6 +94,27 @@ typedef struct engine_image {
     const image_patches_t *patches;
 } engine_image_t;
 
+typedef struct engine_block {
+    char *host, *device; // the same memory where the device's is the host's
+    size_t bytes;
+} engine_block_t;
+
+// One captured decode step of so many rows.
+typedef struct engine_graph {
+    int rows;
+    bool tried; // as a step of its own: all its ops have run on these shapes
+    void *graph;
+} engine_graph_t;
+enum { ENGINE_GRAPHS = 48 };
+typedef struct engine_graphs {
+    bool off;              // the device has none, POISE_GRAPHS=none, or a capture failed
+    const void *workspace; // of the device, and the tape, when they were captured
+    const tape_t *tape;
+    engine_graph_t one[ENGINE_GRAPHS];
+    int count;
+    int64_t captured, run;
+} engine_graphs_t;
+
 struct engine {
     model_t *model;
     device_t *device;
@@ -101,7 +123,7 @@ struct engine {
     tape_memory_t text_memory, vision_memory;
     int vision_rows; // most patch rows of one vision launch; 0 until the first image was submitted
     kv_cache_t cache;
-    size_t cache_bytes, host_bytes;
+    size_t cache_bytes;
     int32_t *reference; // [pages] holders of each page
     int *free_page;     // [free_pages]
     int free_pages;
@@ -111,7 +133,15 @@ struct engine {
     engine_statistics_t statistics;
     double step_started; // 0: not inside a step
 
-    // One step's rows: at most options.batch_rows, but that an image group goes in whole (step_rows in all).
+    // Blocks of arrays on the host and, where the device's memory is another, as they lie there (engine_memory.c): what
+    // a step uploads in one piece, at addresses that stay, as graphs want.
+    engine_block_t tables, masks, draws_made;
+    int32_t *rope_axis; // device memory, as rope_frequency; NULL where the device's memory is the host's
+    float *rope_frequency[2];
+    engine_graphs_t graphs;
+
+    // One step's rows: at most options.batch_rows, but that an image group goes in whole (step_rows in all). All but
+    // images and draws lie in the blocks.
     int step_rows;
     int rows, sequences, keys, feature_rows, draws, copies, images;
     int32_t *token, *rope[3], *cache_row;                        // [step_rows]
@@ -124,12 +154,11 @@ struct engine {
     int32_t *draw_row, *draw_target, *drawn;  // [step_rows]
     float *draw_temperature, *draw_uniform, *drawn_logprob, *drawn_entropy;
     int *draw_item;
-    size_t key_capacity, group_capacity, draw_capacity, image_capacity;
-    // Device memory, [step_rows] each: what draws take and give.
-    int32_t *device_row, *device_target, *device_token, *device_banned;
-    float *device_temperature, *device_uniform, *device_logprob, *device_entropy, *device_lse;
-    matrix_t picked; // [batch_rows, hidden]: the rows that are drawn from
-    matrix_t copied; // device memory [copy_rows, kv width]: rows of pages on their way
+    size_t key_capacity, draw_capacity, image_capacity;
+    int32_t *device_banned;
+    float *device_lse; // [step_rows]
+    matrix_t picked;   // [batch_rows, hidden]: the rows that are drawn from
+    matrix_t copied;   // device memory [copy_rows, kv width]: rows of pages on their way
     int32_t banned[8];
     int banned_count;
 };
@@ -149,9 +178,33 @@ bool engine_reclaim(engine_t *engine, sequence_t *sequence);
 // The same among groups behind `group`, when nothing runs. False: there is none.
 bool engine_reclaim_behind(engine_t *engine, group_t *group);
 
+// ---- a step's memory (engine_memory.c) ----
+// Memory for steps of up to `rows` rows, and for masks of up to `keys` keys; what was there before goes.
+status_t engine_set_rows(engine_t *engine, size_t rows) STATUS_CHECKED;
+status_t engine_grow_keys(engine_t *engine, size_t keys) STATUS_CHECKED;
+status_t engine_open_constants(engine_t *engine) STATUS_CHECKED;
+void engine_free_memory(engine_t *engine);
+// Tells a tape which of its inputs are on the device already.
+void engine_adopt(engine_t *engine, tape_t *tape);
+// Where an array of the blocks lies on the device.
+void *engine_on_device(const engine_t *engine, const void *array);
+// Uploads the first `count` numbers of an array of the blocks; everything that the step's forward reads.
+status_t engine_send(engine_t *engine, const void *array, size_t count) STATUS_CHECKED;
+status_t engine_send_step(engine_t *engine) STATUS_CHECKED;
+
+// ---- decode steps as graphs (engine_graph.c) ----
+// Whether the step has decode rows alone, each drawn for, and graphs are to be had.
+bool engine_graph_fits(const engine_t *engine);
+// Runs it: by a graph from the third step of as many rows on. Bits are those of engine_forward's own way.
+status_t engine_graph_decode(engine_t *engine) STATUS_CHECKED;
+void engine_graphs_close(engine_t *engine);
+
 // ---- image features (engine_features.c) ----
 status_t feature_store_open(engine_t *engine) STATUS_CHECKED;
 void feature_store_close(engine_t *engine);
+// Images will come: what their features may take is planned and, where the device's memory is another than the host's,
+// taken now, so that no step does.
+status_t feature_store_plan(engine_t *engine) STATUS_CHECKED;
 // Makes the store large enough for `rows` rows of one request.
 status_t feature_store_reserve(engine_t *engine, int rows) STATUS_CHECKED;
 // Pins the features of the group's images, queueing what must be computed. *pinned false: no room now, nothing changed.
@@ -168,6 +221,11 @@ status_t engine_schedule(engine_t *engine) STATUS_CHECKED;
 status_t engine_forward(engine_t *engine) STATUS_CHECKED;
 // What a step gives the model and the head, over the engine's own buffers; the same when it runs and when it is
 // planned.
+// The rows of `hidden` that are drawn from, and the draw: ops alone, over inputs that are on the device.
+status_t engine_draw_ops(engine_t *engine, const tensor_t *hidden, int count) STATUS_CHECKED;
+// What draws [0 .. count) of draw_item take; and what they gave, recorded.
+void engine_fill_draws(engine_t *engine, int count);
+status_t engine_take_draws(engine_t *engine, int count) STATUS_CHECKED;
 text_input_t engine_text_input(engine_t *engine, int rows, int sequences);
 token_sample_args_t engine_sample_args(engine_t *engine, matrix_t picked);
 token_logprobs_args_t engine_score_args(engine_t *engine, const tensor_t *hidden, float temperature, int count);

@@ -16,9 +16,13 @@ static status_t reopen(engine_t *engine) {
     tape_memory_t memory = engine->text_memory;
     if (engine->vision_memory.values > memory.values) memory.values = engine->vision_memory.values;
     if (engine->vision_memory.workspace > memory.workspace) memory.workspace = engine->vision_memory.workspace;
+    engine_graphs_close(engine);
     tape_close(engine->tape);
     engine->tape = NULL;
-    return tape_open(engine->device, &memory, RECOMPUTE_NONE, &engine->tape);
+    ledger_plan(engine->device, LEDGER_STEP, 0);
+    TRY(tape_open_as(engine->device, &memory, RECOMPUTE_NONE, LEDGER_STEP, &engine->tape));
+    engine_adopt(engine, engine->tape);
+    return STATUS_OK;
 }
 
 // The worst text step: every row a sequence of its own, an image token, and one that is drawn for.
@@ -37,8 +41,9 @@ static status_t text_step(engine_t *engine, tape_t *tape) {
     if (config->has_vision) {
         tensor_t *store;
         TRY(tape_input(tape, engine->picked, none, &store));
-        TRY(tape_gather_rows(tape, store, engine->feature_source, rows, none, &input.features));
-        input.feature_index = engine->feature_target;
+        TRY(tape_gather_rows(tape, store, engine_on_device(engine, engine->feature_source), rows, none,
+                             &input.features));
+        input.feature_index = engine_on_device(engine, engine->feature_target);
     }
     TRY(engine->model->family->text(engine->model, tape, &input, &hidden));
     token_sample_args_t draw = engine_sample_args(engine, engine->picked);
@@ -50,6 +55,7 @@ static status_t text_step(engine_t *engine, tape_t *tape) {
 status_t engine_plan_text(engine_t *engine) {
     tape_t *tape;
     TRY(tape_open_measuring(engine->device, RECOMPUTE_NONE, &tape));
+    engine_adopt(engine, tape);
     tape_reset(tape, false);
     status_t status = text_step(engine, tape);
     engine->text_memory = tape_memory(tape);
@@ -87,45 +93,63 @@ status_t engine_plan_vision(engine_t *engine, const image_patches_t *largest) {
     TRY(status);
     engine->vision_memory = memory;
     engine->vision_rows = count * largest->rows;
-    return reopen(engine);
+    TRY(reopen(engine));
+    return feature_store_plan(engine);
 }
 
-// The image with most placeholder tokens: each run of them in a prompt stands for one image, in order.
-static status_t largest_image(packed_t *packed, int32_t image_token, int32_t *out) {
+// Of a packed file: the image with most placeholder tokens (each run of them in a prompt stands for one image, in
+// order), how many, and the longest prompt.
+typedef struct extremes {
+    int32_t image; // -1: there is none
+    int most, longest;
+} extremes_t;
+
+static status_t find_extremes(packed_t *packed, int32_t image_token, extremes_t *out) {
     int64_t count = packed_count(packed);
-    int most = 0;
-    *out = -1;
+    *out = (extremes_t){.image = -1};
     for (int64_t i = 0; i < count; i++) {
         packed_sample_t sample;
         TRY(packed_sample(packed, i, &sample));
         int image = -1, run = 0;
+        if (sample.prompt_length > out->longest) out->longest = sample.prompt_length;
         for (int j = 0; j < sample.prompt_length; j++) {
             if (sample.tokens[j] != image_token) {
                 run = 0;
                 continue;
             }
             if (!run++) image++;
-            if (run <= most || image >= sample.image_count) continue;
-            most = run;
-            *out = sample.images[image];
+            if (run <= out->most || image >= sample.image_count) continue;
+            out->most = run;
+            out->image = sample.images[image];
         }
     }
     return STATUS_OK;
 }
 
-status_t engine_plan_images(engine_t *engine, packed_t *packed) {
-    const image_rules_t *rules = &engine->model->config.image;
+static status_t plan_image(engine_t *engine, packed_t *packed, int32_t image) {
     const void *bytes;
     size_t size;
     uint64_t hash;
-    int32_t image;
     image_patches_t *patches;
-    if (!engine->model->config.has_vision) return STATUS_OK;
-    TRY(largest_image(packed, rules->image_token, &image));
-    if (image < 0) return STATUS_OK;
     TRY(packed_image(packed, image, &bytes, &size, &hash));
-    TRY(image_patches_make(rules, bytes, size, &patches));
+    TRY(image_patches_make(&engine->model->config.image, bytes, size, &patches));
     status_t status = engine_plan_vision(engine, patches);
     image_patches_free(patches);
     return status;
+}
+
+status_t engine_plan_data(engine_t *engine, packed_t *packed, int new_tokens) {
+    const model_config_t *config = &engine->model->config;
+    extremes_t found;
+    TRY(find_extremes(packed, config->has_vision ? config->image.image_token : -1, &found));
+    // A sequence that is longer than the pool is refused anyway.
+    int64_t longest = (int64_t)found.longest + new_tokens, most = (int64_t)engine->options.pages * ENGINE_PAGE;
+    if (longest > most) longest = most;
+    TRY(engine_grow_keys(engine, (size_t)longest * (size_t)engine->options.batch_rows));
+    int rows = engine->options.batch_rows + found.most;
+    if (config->image_groups && rows > engine->step_rows) {
+        TRY(engine_set_rows(engine, (size_t)rows));
+        TRY(engine_plan_text(engine));
+    }
+    return config->has_vision && found.image >= 0 ? plan_image(engine, packed, found.image) : STATUS_OK;
 }

@@ -42,7 +42,8 @@ static status_t open_parts(eval_t *eval) {
     if (!config->data.test || !*config->data.test)
         FAIL(STATUS_INVALID, "data.test is not set; name a file that \"poise pack\" made");
     if (!config->output || !*config->output) FAIL(STATUS_INVALID, "output is not set; name a folder for the results");
-    TRY(device_open(config->device, config->threads, &eval->device));
+    TRY(device_open(job_device(eval->job), config->threads, &eval->device));
+    if (!comm_rank(eval->job->world) && eval->device->note) fprintf(stderr, "poise: %s\n", eval->device->note);
     TRY(model_start(config, eval->device, &eval->model));
     if (!comm_rank(eval->job->world)) model_warn_generation(eval->model, stderr);
     TRY(tokenizer_open(config->model, &eval->tokenizer));
@@ -57,7 +58,7 @@ static status_t open_parts(eval_t *eval) {
     TRY(eval_identify(eval));
     engine_options_t options = engine_options_of(config);
     TRY(engine_open(eval->model, &options, &eval->engine));
-    return engine_plan_images(eval->engine, eval->packed);
+    return engine_plan_data(eval->engine, eval->packed, config->eval.max_new_tokens);
 }
 
 static void eval_close(eval_t *eval) {
@@ -211,6 +212,8 @@ status_t eval_print_plan(job_t *job, FILE *stream) {
         fprintf(stream, "one rank (of %d):\n", eval.ranks);
         engine_print_memory(eval.engine, stream);
     }
+    if (!status) ledger_read(eval.device, &job->memory);
+    if (!status) status = eval_agree(&eval, STATUS_OK, "memory plan");
     eval_close(&eval);
     return status;
 }

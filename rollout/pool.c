@@ -1,6 +1,7 @@
 // A rollout pool's worker: finds a running job, asks it what to run, and then works like one of its own ranks. It
 // speaks only ZeroMQ, so that neither can take the other down.
 #include "common/comm/join_file.h"
+#include "common/comm/placement.h"
 #include "common/data/packed.h"
 #include "common/wire/message.h"
 #include "rollout/rollout.h"
@@ -156,6 +157,7 @@ static status_t run(job_t *job, const rollout_pool_options_t *options) {
     TRY(status);
     job->config = &config;
     status = check_data(&config, hash);
+    if (!status) status = placement_alone(config.device, job->device);
     if (!status) status = work(job);
     job->config = NULL;
     config_free(&config);

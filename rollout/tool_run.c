@@ -79,7 +79,9 @@ static status_t open_engine(run_t *run, int pages) {
                                 .batch_rows = RUN_ROWS,
                                 .prefill_chunk = RUN_ROWS,
                                 .feature_cache_bytes = RUN_FEATURE_BYTES};
-    return engine_open(run->tool.model, &options, &run->engine);
+    TRY(engine_open(run->tool.model, &options, &run->engine));
+    if (!run->tool.device->table->host_memory) engine_print_memory(run->engine, stderr);
+    return STATUS_OK;
 }
 
 static status_t id_key(const json_t *id, uint64_t *out) {

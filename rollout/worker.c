@@ -57,6 +57,23 @@ static status_t send_message(rollout_worker_t *worker, const message_t *message)
 
 // ---- opening ----
 
+// A colocated worker computes with its learner's weights and scratch.
+static void add_memory(device_t *device, ledger_report_t *sum) {
+    ledger_report_t own;
+    ledger_read(device, &own);
+    for (int i = 0; i < LEDGER_PARTS; i++) {
+        bool one = i == LEDGER_WEIGHTS || i == LEDGER_WORKSPACE || i == LEDGER_IMAGES || i == LEDGER_OTHER;
+        ledger_row_t *row = &sum->row[i], *more = &own.row[i];
+        row->device = one ? (row->device > more->device ? row->device : more->device) : row->device + more->device;
+        row->host = one ? (row->host > more->host ? row->host : more->host) : row->host + more->host;
+    }
+    if (sum->total) return; // the learner has said what is free
+    memcpy(sum->place, own.place, sizeof(sum->place));
+    sum->total = own.total;
+    sum->free = own.free;
+    sum->taken = own.taken;
+}
+
 status_t rollout_print_plan(job_t *job, FILE *stream) {
     device_t *device;
     model_t *model = NULL;
@@ -64,15 +81,18 @@ status_t rollout_print_plan(job_t *job, FILE *stream) {
     packed_t *packed = NULL;
     const char *data = job->config->data.train;
     engine_options_t options = engine_options_of(job->config);
-    TRY(device_open(job->config->device, job->config->threads, &device));
+    TRY(device_open(job_device(job), job->config->threads, &device));
     status_t status = model_start(job->config, device, &model);
     if (!status) status = engine_open(model, &options, &engine);
     if (!status && data && *data) status = packed_open(data, &packed);
-    if (!status && packed) status = engine_plan_images(engine, packed);
-    if (!status) {
+    if (!status && packed) status = engine_plan_data(engine, packed, job->config->grpo.max_new_tokens);
+    if (!status) ledger_plan(device, LEDGER_OTHER, LEDGER_PROBE_BYTES); // the kernel fingerprint
+    if (!status && !job->role_index) {
         fprintf(stream, "one rollout worker (of %d):\n", job->rollout_count);
         engine_print_memory(engine, stream);
+        fflush(stream);
     }
+    if (!status) add_memory(device, &job->memory);
     packed_close(packed);
     engine_close(engine);
     model_close(model);
@@ -87,7 +107,7 @@ static status_t open_parts(rollout_worker_t *worker, model_t *model) {
     worker->model = model;
     if (!model) {
         worker->own_model = true;
-        TRY(device_open(config->device, config->threads, &worker->device));
+        TRY(device_open(job_device(worker->job), config->threads, &worker->device));
         TRY(model_start(config, worker->device, &worker->model));
     }
     TRY(packed_open(config->data.train, &worker->packed));
@@ -98,7 +118,8 @@ static status_t open_parts(rollout_worker_t *worker, model_t *model) {
                              &worker->patches));
     engine_options_t options = engine_options_of(config);
     TRY(engine_open(worker->model, &options, &worker->engine));
-    return engine_plan_images(worker->engine, worker->packed);
+    ledger_plan(worker->model->device, LEDGER_OTHER, LEDGER_PROBE_BYTES); // the kernel fingerprint
+    return engine_plan_data(worker->engine, worker->packed, config->grpo.max_new_tokens);
 }
 
 static status_t join(rollout_worker_t *worker) {

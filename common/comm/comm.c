@@ -14,6 +14,7 @@ enum { QUICK_POLLS = 8, SLEEP_FIRST_NS = 20000, SLEEP_LONGEST_NS = 200000, STRIN
 #define YIELD_S 0.05
 #define HANG_S  10.0
 static const int64_t default_piece_bytes = (int64_t)8 << 20;
+static const int64_t device_piece_bytes = (int64_t)1 << 30;
 
 static status_t check_usable(const comm_t *comm, const char *phase) {
     if (comm->broken)
@@ -21,6 +22,34 @@ static status_t check_usable(const comm_t *comm, const char *phase) {
              "rank %d cannot start \"%s\": an earlier collective did not finish and its communicator is lost",
              comm->world_rank, phase);
     return STATUS_OK;
+}
+
+static void break_off(comm_t *comm) {
+    comm->broken = true;
+    if (comm->table->abort) comm->table->abort(comm);
+}
+
+// Starts what was begun as far as there is room for it.
+static status_t start_queued(comm_t *comm) {
+    while (comm->queue_next < comm->queued && comm->pieces < COMM_MAX_PIECES) {
+        const comm_piece_t *piece = &comm->queue[comm->queue_next++];
+        TRY(comm->table->start_reduce(comm, piece->data, piece->count, piece->root));
+        comm->pieces++;
+    }
+    if (comm->queue_next == comm->queued) comm->queue_next = comm->queued = 0;
+    return STATUS_OK;
+}
+
+// One look at what is under way. *done: nothing is left, also of what was begun.
+static status_t look(comm_t *comm, bool *done, const char *phase) {
+    status_t status = comm->table->test(comm, done);
+    if (!status && comm->queued) {
+        *done = false;
+        status = start_queued(comm);
+    }
+    if (!status) return STATUS_OK;
+    break_off(comm);
+    return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
 }
 
 // Waits for all pieces under way. MPI moves data only while it is polled, so sleeping at once would starve a transfer
@@ -32,15 +61,11 @@ static status_t wait_pieces(comm_t *comm, double until, const char *phase) {
     watch_waits(comm->watch);
     for (int polls = 0;; polls++) {
         bool done = false;
-        status_t status = comm->table->test(comm, &done);
-        if (status) {
-            comm->broken = true;
-            return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
-        }
+        TRY(look(comm, &done, phase));
         if (done) break;
         if (polls < QUICK_POLLS) continue;
         if (clock_seconds() > until) {
-            comm->broken = true;
+            break_off(comm);
             FAIL(STATUS_TIMEOUT,
                  "rank %d waited %.1f s in \"%s\" for the other %d ranks of its group; one of them has died, hangs or "
                  "is slower than the deadline allows (raise deadline.collective_s if so)",
@@ -60,7 +85,7 @@ static status_t wait_pieces(comm_t *comm, double until, const char *phase) {
 // After a piece was started: waits when enough are under way.
 static status_t started(comm_t *comm, status_t status, double until, const char *phase) {
     if (status) {
-        comm->broken = true;
+        break_off(comm);
         return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
     }
     if (++comm->pieces < COMM_MAX_PIECES) return STATUS_OK;
@@ -69,9 +94,11 @@ static status_t started(comm_t *comm, status_t status, double until, const char 
 
 // Between these two lies a collective. The deadline looked at here is the first to pass; the watch's is for calls that
 // do not come back.
-static double begin(comm_t *comm, const char *phase) {
+static status_t begin(comm_t *comm, const char *phase, double *until) {
+    if (comm->begun) FAIL(STATUS_FAILED, "\"%s\" was called between the beginning of parts and their wait", phase);
     watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
-    return clock_seconds() + comm->deadline_s;
+    *until = clock_seconds() + comm->deadline_s;
+    return STATUS_OK;
 }
 
 static status_t finish(comm_t *comm, double until, const char *phase) {
@@ -137,6 +164,8 @@ status_t comm_split(comm_t *comm, int colour, comm_t **out) {
     part->size = count;
     part->splits = 0;
     part->pieces = 0;
+    part->queue = NULL;
+    part->queued = part->queue_next = part->queue_capacity = 0;
     part->finalizes = false;
     part->state = NULL;
     watch_phase(comm->watch, "making groups", comm->deadline_s + HANG_S);
@@ -151,9 +180,34 @@ done:
     return status;
 }
 
+status_t comm_open_device(comm_t *comm, device_t *device, comm_t **out) {
+    *out = NULL;
+    comm_t *opened;
+    TRY(ALLOCATE(&opened, 1));
+    *opened = *comm;
+    opened->table = &comm_nccl_table;
+    opened->splits = opened->pieces = 0;
+    opened->queue = NULL;
+    opened->queued = opened->queue_next = opened->queue_capacity = 0;
+    opened->finalizes = false;
+    opened->state = NULL;
+    opened->piece_bytes = device_piece_bytes;
+    watch_phase(comm->watch, "opening NCCL", comm->deadline_s + HANG_S);
+    status_t status = comm_nccl_open(comm, device, opened);
+    if (status) {
+        free(opened);
+        PASS_ON(status);
+    }
+    *out = opened;
+    return STATUS_OK;
+}
+
 void comm_close(comm_t *comm) {
-    if (!comm || comm->broken) return; // what MPI may still use stays until the process ends
+    if (!comm) return;
+    if (comm->begun && !comm->broken) break_off(comm);
+    if (comm->broken) return; // what MPI may still use stays until the process ends
     comm->table->close(comm);
+    free(comm->queue);
     free(comm);
 }
 
@@ -212,6 +266,10 @@ int comm_hosts(const comm_t *comm) {
     return comm->hosts;
 }
 
+const char *comm_carrier(const comm_t *comm) {
+    return comm->carrier[0] ? comm->carrier : "MPI";
+}
+
 void comm_set_deadline(comm_t *comm, double deadline_s) {
     comm->deadline_s = deadline_s;
 }
@@ -223,7 +281,8 @@ void comm_set_piece_bytes(comm_t *comm, int64_t bytes) {
 status_t comm_barrier(comm_t *comm, const char *phase) {
     TRY(check_usable(comm, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
+    double until = 0;
+    TRY(begin(comm, phase, &until));
     TRY(started(comm, comm->table->start_barrier(comm), until, phase));
     return finish(comm, until, phase);
 }
@@ -242,7 +301,8 @@ status_t comm_broadcast(comm_t *comm, void *data, size_t bytes, int root, const 
     if (root < 0 || root >= comm->size)
         FAIL(STATUS_FAILED, "broadcast in \"%s\" from rank %d of a group of %d", phase, root, comm->size);
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
+    double until = 0;
+    TRY(begin(comm, phase, &until));
     TRY(start_broadcasts(comm, data, (int64_t)bytes, root, until, phase));
     return finish(comm, until, phase);
 }
@@ -251,7 +311,8 @@ static status_t all_reduce(comm_t *comm, char *data, int64_t count, comm_type_t 
                            const char *phase) {
     TRY(check_usable(comm, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
+    double until = 0;
+    TRY(begin(comm, phase, &until));
     int64_t most = comm->piece_bytes / 8;
     for (int64_t at = 0; at < count; at += most) {
         int piece = (int)(count - at < most ? count - at : most);
@@ -278,18 +339,36 @@ static status_t check_offsets(const comm_t *comm, const int64_t *offset, const c
 }
 
 // One reduction a share, each to its owner: every rank is the root of its own, so the load is even.
+static status_t start_reduce_scatter(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last,
+                                     double until, const char *phase) {
+    if (comm->table->start_reduce_scatter)
+        return started(comm, comm->table->start_reduce_scatter(comm, data, first, last), until, phase);
+    int64_t most = comm->piece_bytes / 8;
+    for (int root = 0; root < comm->size; root++) {
+        for (int64_t at = first[root]; at < last[root]; at += most) {
+            int piece = (int)(last[root] - at < most ? last[root] - at : most);
+            TRY(started(comm, comm->table->start_reduce(comm, data + at, piece, root), until, phase));
+        }
+    }
+    return STATUS_OK;
+}
+
+static status_t start_gather(comm_t *comm, char *data, const int64_t *first, const int64_t *last, double until,
+                             const char *phase) {
+    if (comm->table->start_gather)
+        return started(comm, comm->table->start_gather(comm, data, first, last), until, phase);
+    for (int root = 0; root < comm->size; root++)
+        TRY(start_broadcasts(comm, data + first[root], last[root] - first[root], root, until, phase));
+    return STATUS_OK;
+}
+
 status_t comm_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *offset, const char *phase) {
     TRY(check_usable(comm, phase));
     TRY(check_offsets(comm, offset, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
-    int64_t most = comm->piece_bytes / 8;
-    for (int root = 0; root < comm->size; root++) {
-        for (int64_t at = offset[root]; at < offset[root + 1]; at += most) {
-            int piece = (int)(offset[root + 1] - at < most ? offset[root + 1] - at : most);
-            TRY(started(comm, comm->table->start_reduce(comm, data + at, piece, root), until, phase));
-        }
-    }
+    double until = 0;
+    TRY(begin(comm, phase, &until));
+    TRY(start_reduce_scatter(comm, data, offset, offset + 1, until, phase));
     return finish(comm, until, phase);
 }
 
@@ -297,15 +376,110 @@ status_t comm_all_gather(comm_t *comm, void *data, const int64_t *offset, const 
     TRY(check_usable(comm, phase));
     TRY(check_offsets(comm, offset, phase));
     if (comm->size == 1) return STATUS_OK;
-    double until = begin(comm, phase);
-    if (offset[comm->size] <= comm->piece_bytes) {
+    double until = 0;
+    TRY(begin(comm, phase, &until));
+    // More is too long for the int displacements of one call, or for its scratch memory.
+    if (comm->table->start_all_gather && offset[comm->size] <= comm->piece_bytes)
         TRY(started(comm, comm->table->start_all_gather(comm, data, offset), until, phase));
-    } else { // too long for the int displacements of one call, or for its scratch memory
-        for (int root = 0; root < comm->size; root++)
-            TRY(start_broadcasts(comm, (char *)data + offset[root], offset[root + 1] - offset[root], root, until,
-                                 phase));
-    }
+    else
+        TRY(start_gather(comm, data, offset, offset + 1, until, phase));
     return finish(comm, until, phase);
+}
+
+static status_t check_part(comm_t *comm, const int64_t *first, const int64_t *last, const char *phase) {
+    TRY(check_usable(comm, phase));
+    for (int rank = 0; rank < comm->size; rank++)
+        if (first[rank] < 0 || last[rank] < first[rank])
+            FAIL(STATUS_FAILED, "the part in \"%s\" of rank %d is not ascending", phase, rank);
+    if (comm->pieces >= COMM_BEGUN && comm->table->order)
+        FAIL(STATUS_FAILED, "more than %d parts were begun in \"%s\"", COMM_BEGUN, phase);
+    return STATUS_OK;
+}
+
+// Around the beginning of a part. For the watch that is a collective of its own: one that does not come back is looked
+// after, and afterwards the phase before it goes on.
+static void begin_part(comm_t *comm, const char *phase) {
+    watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
+}
+
+static status_t end_part(comm_t *comm, status_t status, const char *phase) {
+    if (status) {
+        break_off(comm);
+        return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
+    }
+    comm->begun = true;
+    watch_collective(comm->watch, NULL, 0);
+    return STATUS_OK;
+}
+
+// Pieces as start_reduce_scatter would start them, in its order.
+static status_t queue_reductions(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last) {
+    int64_t most = comm->piece_bytes / 8;
+    for (int root = 0; root < comm->size; root++) {
+        for (int64_t at = first[root]; at < last[root]; at += most) {
+            int piece = (int)(last[root] - at < most ? last[root] - at : most);
+            TRY(memory_grow((void **)&comm->queue, &comm->queue_capacity, comm->queued + 1, sizeof(*comm->queue)));
+            comm->queue[comm->queued++] = (comm_piece_t){data + at, piece, root};
+        }
+    }
+    return start_queued(comm);
+}
+
+status_t comm_begin_reduce_scatter_i64(comm_t *comm, int64_t *data, const int64_t *first, const int64_t *last,
+                                       const char *phase) {
+    if (comm->size == 1) return STATUS_OK;
+    TRY(check_part(comm, first, last, phase));
+    begin_part(comm, phase);
+    if (!comm->table->order) return end_part(comm, queue_reductions(comm, data, first, last), phase);
+    status_t status = comm->table->start_reduce_scatter(comm, data, first, last);
+    comm->pieces += !status;
+    return end_part(comm, status, phase);
+}
+
+status_t comm_begin_all_gather(comm_t *comm, void *data, const int64_t *first, const int64_t *last, const char *phase) {
+    if (comm->size == 1) return STATUS_OK;
+    TRY(check_part(comm, first, last, phase));
+    if (!comm->table->order) {
+        double until = 0;
+        TRY(begin(comm, phase, &until));
+        TRY(start_gather(comm, data, first, last, until, phase));
+        return finish(comm, until, phase);
+    }
+    begin_part(comm, phase);
+    status_t status = comm->table->start_gather(comm, data, first, last);
+    comm->pieces += !status;
+    return end_part(comm, status, phase);
+}
+
+status_t comm_progress(comm_t *comm, const char *phase) {
+    bool done = false;
+    if (!comm->begun) return STATUS_OK;
+    TRY(check_usable(comm, phase));
+    return look(comm, &done, phase);
+}
+
+bool comm_under_way(const comm_t *comm) {
+    return comm && (comm->begun || comm->broken);
+}
+
+status_t comm_order(comm_t *comm, int number, const char *phase) {
+    TRY(check_usable(comm, phase));
+    if (comm->size == 1 || !comm->table->order) return STATUS_OK;
+    if (number < 0 || number >= comm->pieces) return STATUS_OK; // waited for
+    status_t status = comm->table->order(comm, number);
+    if (!status) return STATUS_OK;
+    break_off(comm);
+    return status_context(status, "rank %d in \"%s\"", comm->world_rank, phase);
+}
+
+status_t comm_wait(comm_t *comm, const char *phase) {
+    TRY(check_usable(comm, phase));
+    if (!comm->begun) return STATUS_OK;
+    double until = clock_seconds() + comm->deadline_s;
+    watch_collective(comm->watch, phase, comm->deadline_s + HANG_S);
+    TRY(finish(comm, until, phase));
+    comm->begun = false;
+    return STATUS_OK;
 }
 
 status_t comm_gather_strings(comm_t *comm, const char *text, char ***out, const char *phase) {

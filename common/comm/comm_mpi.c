@@ -1,7 +1,6 @@
 // The MPI member of comm: non-blocking collectives, tested until done.
-#include "common/comm/comm_table.h"
+#include "common/comm/comm_mpi.h"
 
-#include <mpi.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +11,7 @@ typedef struct mpi_state {
     int *counts, *starts; // [size] of an all-gather under way
 } mpi_state_t;
 
-static status_t check(int code, const char *call) {
+status_t comm_mpi_check(int code, const char *call) {
     if (code == MPI_SUCCESS) return STATUS_OK;
     char text[MPI_MAX_ERROR_STRING] = "";
     int length = 0;
@@ -24,7 +23,7 @@ static MPI_Request *next_request(comm_t *comm) {
     return &((mpi_state_t *)comm->state)->request[comm->pieces];
 }
 
-static MPI_Comm handle_of(const comm_t *comm) {
+MPI_Comm comm_mpi_handle(const comm_t *comm) {
     return ((const mpi_state_t *)comm->state)->handle;
 }
 
@@ -54,7 +53,7 @@ status_t comm_mpi_open_world(comm_t *world) {
         pthread_sigmask(SIG_SETMASK, &all, &before);
         int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &provided);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
-        TRY(check(code, "MPI_Init_thread"));
+        TRY(comm_mpi_check(code, "MPI_Init_thread"));
         world->finalizes = true;
     } else {
         MPI_Query_thread(&provided);
@@ -62,9 +61,9 @@ status_t comm_mpi_open_world(comm_t *world) {
     if (provided < MPI_THREAD_SERIALIZED)
         FAIL(STATUS_UNAVAILABLE,
              "this MPI library does not support threads (MPI_THREAD_SERIALIZED); use a build that does");
-    TRY(check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler"));
-    TRY(check(MPI_Comm_size(MPI_COMM_WORLD, &size), "MPI_Comm_size"));
-    TRY(check(MPI_Comm_rank(MPI_COMM_WORLD, &rank), "MPI_Comm_rank"));
+    TRY(comm_mpi_check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler"));
+    TRY(comm_mpi_check(MPI_Comm_size(MPI_COMM_WORLD, &size), "MPI_Comm_size"));
+    TRY(comm_mpi_check(MPI_Comm_rank(MPI_COMM_WORLD, &rank), "MPI_Comm_rank"));
     world->table = &comm_mpi_table;
     world->size = size;
     world->rank = world->world_rank = rank;
@@ -72,19 +71,19 @@ status_t comm_mpi_open_world(comm_t *world) {
 }
 
 status_t comm_mpi_finalize(void) {
-    return check(MPI_Finalize(), "MPI_Finalize");
+    return comm_mpi_check(MPI_Finalize(), "MPI_Finalize");
 }
 
 static status_t mpi_split(comm_t *comm, const int *members, int count, int tag, comm_t *out) {
     MPI_Group all = MPI_GROUP_NULL, group = MPI_GROUP_NULL;
     MPI_Comm handle = MPI_COMM_NULL;
-    TRY(check(MPI_Comm_group(handle_of(comm), &all), "MPI_Comm_group"));
+    TRY(comm_mpi_check(MPI_Comm_group(comm_mpi_handle(comm), &all), "MPI_Comm_group"));
     int code = MPI_Group_incl(all, count, members, &group);
-    if (code == MPI_SUCCESS) code = MPI_Comm_create_group(handle_of(comm), group, tag, &handle);
+    if (code == MPI_SUCCESS) code = MPI_Comm_create_group(comm_mpi_handle(comm), group, tag, &handle);
     if (group != MPI_GROUP_NULL) MPI_Group_free(&group);
     MPI_Group_free(&all);
-    TRY(check(code, "MPI_Comm_create_group"));
-    TRY(check(MPI_Comm_set_errhandler(handle, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler"));
+    TRY(comm_mpi_check(code, "MPI_Comm_create_group"));
+    TRY(comm_mpi_check(MPI_Comm_set_errhandler(handle, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler"));
     return make_state(out, handle);
 }
 
@@ -98,11 +97,12 @@ static void mpi_close(comm_t *comm) {
 }
 
 static status_t mpi_start_barrier(comm_t *comm) {
-    return check(MPI_Ibarrier(handle_of(comm), next_request(comm)), "MPI_Ibarrier");
+    return comm_mpi_check(MPI_Ibarrier(comm_mpi_handle(comm), next_request(comm)), "MPI_Ibarrier");
 }
 
 static status_t mpi_start_broadcast(comm_t *comm, void *data, int bytes, int root) {
-    return check(MPI_Ibcast(data, bytes, MPI_BYTE, root, handle_of(comm), next_request(comm)), "MPI_Ibcast");
+    return comm_mpi_check(MPI_Ibcast(data, bytes, MPI_BYTE, root, comm_mpi_handle(comm), next_request(comm)),
+                          "MPI_Ibcast");
 }
 
 static status_t mpi_start_all_reduce(comm_t *comm, void *data, int count, comm_type_t type,
@@ -112,15 +112,16 @@ static status_t mpi_start_all_reduce(comm_t *comm, void *data, int count, comm_t
                 : operation == COMM_MAX ? MPI_MAX
                 : operation == COMM_MIN ? MPI_MIN
                                         : MPI_BOR;
-    return check(MPI_Iallreduce(MPI_IN_PLACE, data, count, datatype, op, handle_of(comm), next_request(comm)),
-                 "MPI_Iallreduce");
+    return comm_mpi_check(
+        MPI_Iallreduce(MPI_IN_PLACE, data, count, datatype, op, comm_mpi_handle(comm), next_request(comm)),
+        "MPI_Iallreduce");
 }
 
 static status_t mpi_start_reduce(comm_t *comm, int64_t *data, int count, int root) {
     bool own = comm->rank == root;
-    return check(MPI_Ireduce(own ? MPI_IN_PLACE : data, own ? data : NULL, count, MPI_INT64_T, MPI_SUM, root,
-                             handle_of(comm), next_request(comm)),
-                 "MPI_Ireduce");
+    return comm_mpi_check(MPI_Ireduce(own ? MPI_IN_PLACE : data, own ? data : NULL, count, MPI_INT64_T, MPI_SUM, root,
+                                      comm_mpi_handle(comm), next_request(comm)),
+                          "MPI_Ireduce");
 }
 
 static status_t mpi_start_all_gather(comm_t *comm, void *data, const int64_t *offset) {
@@ -129,16 +130,20 @@ static status_t mpi_start_all_gather(comm_t *comm, void *data, const int64_t *of
         state->counts[rank] = (int)(offset[rank + 1] - offset[rank]);
         state->starts[rank] = (int)offset[rank];
     }
-    return check(MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_BYTE, data, state->counts, state->starts, MPI_BYTE,
-                                 handle_of(comm), next_request(comm)),
-                 "MPI_Iallgatherv");
+    return comm_mpi_check(MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_BYTE, data, state->counts, state->starts, MPI_BYTE,
+                                          comm_mpi_handle(comm), next_request(comm)),
+                          "MPI_Iallgatherv");
 }
 
 static status_t mpi_test(comm_t *comm, bool *done) {
     mpi_state_t *state = comm->state;
-    int flag = 0;
-    TRY(check(MPI_Testall(comm->pieces, state->request, &flag, MPI_STATUSES_IGNORE), "MPI_Testall"));
-    *done = flag != 0;
+    int ended = 0, number[COMM_MAX_PIECES], left = 0;
+    TRY(comm_mpi_check(MPI_Testsome(comm->pieces, state->request, &ended, number, MPI_STATUSES_IGNORE),
+                       "MPI_Testsome"));
+    for (int i = 0; i < comm->pieces; i++)
+        if (state->request[i] != MPI_REQUEST_NULL) state->request[left++] = state->request[i];
+    comm->pieces = left;
+    *done = left == 0;
     return STATUS_OK;
 }
 

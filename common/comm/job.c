@@ -1,5 +1,7 @@
 #include "common/comm/job.h"
 
+#include "common/comm/placement.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -125,6 +127,7 @@ static status_t open_parts(job_t *job) {
     const config_t *config = job->config;
     comm_set_deadline(job->world, config->deadline.start_s);
     TRY(job_open_signals(job));
+    TRY(placement_share(job->world, config->device, job->role != ROLE_REWARD, job->device));
     if (comm_hosts(job->world) > 1 || config->roles.pools_elsewhere)
         TRY(job_share_keys(job->world, &job->public_key, &job->secret_key));
     TRY(comm_split(job->world, job->role == ROLE_LEARNER ? 0 : -1, &job->learners));
@@ -211,6 +214,10 @@ status_t job_share_failure(job_t *job, status_t failure) {
 
 const char *job_bind_endpoint(const job_t *job) {
     return job->public_key ? "tcp://*:*" : "tcp://127.0.0.1:*";
+}
+
+const char *job_device(const job_t *job) {
+    return job->device[0] ? job->device : job->config->device;
 }
 
 int job_rank(const job_t *job) {

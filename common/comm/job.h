@@ -7,6 +7,7 @@
 #include "common/comm/watch.h"
 #include "common/config/config.h"
 #include "common/wire/link.h"
+#include "kernels/ledger.h"
 
 typedef enum role { ROLE_LEARNER, ROLE_ROLLOUT, ROLE_REWARD, ROLE_COUNT } role_t;
 const char *role_name(role_t role);
@@ -16,6 +17,7 @@ typedef struct job {
     comm_t *world;    // NULL in a rollout pool, which is not part of the job's MPI world
     int outside_rank; // of a rollout pool's worker, as the job calls it
     comm_t *learners; // NULL on ranks that do not learn
+    char device[64];  // config->device, with the number of this rank's GPU; empty: as it stands there
     role_t role;
     int role_index; // among the ranks of its role
     int learner_count, rollout_count;
@@ -25,7 +27,8 @@ typedef struct job {
     char *secret_key;
     int signal_fd; // signalfd of USR1, TERM, INT; -1 when there is none
     bool stop_seen;
-    watch_t *watch; // of this process; set by whoever opened it, NULL in tests
+    ledger_report_t memory; // what a dry run found that this rank takes
+    watch_t *watch;         // of this process; set by whoever opened it, NULL in tests
 } job_t;
 
 // SFT: every rank learns. GRPO: world = learners + rollouts + 1 (colocated: learners + 1). The last rank is the reward
@@ -57,6 +60,8 @@ status_t job_share_endpoint(job_t *job, const char *endpoint_or_null) STATUS_CHE
 // The reward rank's part in that collective when it could not start: the others' call fails with its sentence, as wrong
 // use where it was that. `failure` stays the caller's. The returned status is the collective's own.
 status_t job_share_failure(job_t *job, status_t failure) STATUS_CHECKED;
+// The name to open this rank's device by (common/comm/placement.h).
+const char *job_device(const job_t *job);
 // This process's rank in the job, for messages: in MPI_COMM_WORLD, or behind it for a rollout pool's worker.
 int job_rank(const job_t *job);
 // Blocks the signals above and opens signal_fd. job_open does; for processes that take part without MPI.

@@ -59,6 +59,22 @@ static int edit_distance(const char *a, const char *b) {
     return row[n];
 }
 
+// The section whose name is nearest, into `out`; for a path that has keys below it.
+static const char *config_nearest_section(const char *path, char out[LONGEST_NAME]) {
+    int least = LONGEST_NAME + 1;
+    for (int i = 0; i < config_schema_count; i++) {
+        const char *dot = strchr(config_schema[i].path, '.');
+        char section[LONGEST_NAME];
+        if (!dot) continue;
+        snprintf(section, sizeof(section), "%.*s", (int)(dot - config_schema[i].path), config_schema[i].path);
+        int distance = edit_distance(path, section);
+        if (distance >= least) continue;
+        least = distance;
+        memcpy(out, section, sizeof(section));
+    }
+    return out;
+}
+
 static const char *config_nearest(const char *path) {
     const char *nearest = config_schema[0].path;
     int least = LONGEST_NAME + 1;
@@ -190,6 +206,11 @@ static status_t config_set_node(config_t *config, const char *path, struct fy_no
         if (node && fy_node_is_mapping(node)) return config_set_mapping(config, path, node, origin);
         FAIL(STATUS_INVALID, "%s: '%s' is a section; give its keys, one a line, indented below it", where, path);
     }
+    if (!key && node && fy_node_is_mapping(node) && !strchr(path, '.')) {
+        char section[LONGEST_NAME];
+        FAIL(STATUS_INVALID, "%s: unknown key '%s'; the nearest known one is '%s'", where, path,
+             config_nearest_section(path, section));
+    }
     if (!key)
         FAIL(STATUS_INVALID, "%s: unknown key '%s'; the nearest known one is '%s'", where, path, config_nearest(path));
     if (node && fy_node_is_sequence(node) && key->kind == KIND_LIST) return config_set_list(config, key, node, where);
@@ -232,9 +253,21 @@ static status_t config_check_text(const char *name, const char *text, size_t len
     return STATUS_OK;
 }
 
+static bool config_says_nothing(const char *text, size_t length) {
+    bool comment = false;
+    for (size_t i = 0; i < length; i++) {
+        if (text[i] == '#') comment = true;
+        if (text[i] == '\n' || text[i] == '\r') comment = false;
+        if (!comment && !strchr(" \t\r\n", text[i])) return false;
+    }
+    return true;
+}
+
 static status_t config_apply_yaml(config_t *config, const char *name, const char *text, size_t length, origin_t origin,
                                   const char *path) {
     TRY(config_check_text(name, text, length));
+    if (config_says_nothing(text, length))
+        FAIL(STATUS_INVALID, "%s: there is nothing but white space and comments", name);
     struct fy_diag_cfg diag_options;
     fy_diag_cfg_default(&diag_options);
     diag_options.fp = NULL;

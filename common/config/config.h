@@ -19,6 +19,7 @@ typedef struct config_list {
 typedef enum config_on_failure { ON_FAILURE_CONTINUE, ON_FAILURE_STOP } config_on_failure_t;
 typedef enum config_objective { OBJECTIVE_VANILLA, OBJECTIVE_SCALE, OBJECTIVE_FIXED } config_objective_t;
 typedef enum config_nonfinite { NONFINITE_STOP, NONFINITE_SKIP } config_nonfinite_t;
+typedef enum config_collectives { COLLECTIVES_AUTO, COLLECTIVES_MPI, COLLECTIVES_NCCL } config_collectives_t;
 typedef enum config_schedule { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT } config_schedule_t;
 // How token losses of a batch become one number; rl-literature names. token_mean = DAPO's, sequence_mean = GRPO's,
 // constant = Dr.GRPO's (sum / (sequences * max_new_tokens)).
@@ -29,6 +30,8 @@ typedef enum config_aggregation {
 } config_aggregation_t;
 
 typedef struct config {
+    // What carries gradients and weights between learners.
+    config_collectives_t collectives;
     char *model;     // model: Hugging Face folder to start from (config, tokenizer, weights)
     char *adapter;   // adapter: PEFT folder to start from, or ""
     char *output;    // output: run folder (checkpoints, metrics, final model)

@@ -20,6 +20,9 @@ const config_key_t config_schema[] = {
     TEXT("adapter", adapter, "", NULL, false, "PEFT folder to start from; empty: none"),
     TEXT("output", output, "", NULL, false, "run folder: checkpoints, metrics, trajectories, the final model"),
     TEXT("device", device, "cpu", NULL, false, "cpu, cpu:portable, cpu:avx2, cpu:avx512, cuda or sim"),
+    ENUM("collectives", collectives, "auto", "auto|mpi|nccl", false,
+         "what carries gradients and weights between learners: mpi through the host's memory, nccl between GPUs; auto: "
+         "nccl where the device is a GPU and NCCL is installed"),
     TEXT("precision", precision, "fp32", "fp32|bf16", true,
          "dtype of weights, activations and KV caches; sums, norms, losses, gradients, masters and optimizer are fp32"),
     TEXT("recompute", recompute, "none", "none|cheap|block", false,

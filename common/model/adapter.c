@@ -38,7 +38,7 @@ static status_t match_pattern(const model_t *model, const char *text, bool mark,
 static status_t allocate_side(const model_t *model, parameter_t *side, int rows, int columns) {
     void *data;
     size_t bytes = (size_t)rows * (size_t)columns * dtype_bytes(model->dtype);
-    TRY(model->device->table->allocate(model->device, bytes, &data));
+    TRY(ledger_take(model->device, LEDGER_WEIGHTS, bytes, &data));
     side->value = matrix_view(data, model->dtype, rows, columns);
     return STATUS_OK;
 }

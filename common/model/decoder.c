@@ -54,6 +54,7 @@ static status_t upload_indices(tape_t *tape, const int32_t *host, int64_t count,
 
 static status_t upload_mask(tape_t *tape, const attention_mask_t *host, attention_mask_t *out) {
     *out = *host;
+    if (tape_holds(tape, host->key_start)) return STATUS_OK;
     int sequences = host->sequences;
     int64_t keys = host->key_start[sequences];
     TRY(upload_indices(tape, host->query_start, sequences + 1, &out->query_start));
@@ -63,24 +64,39 @@ static status_t upload_mask(tape_t *tape, const attention_mask_t *host, attentio
     return upload_indices(tape, host->group, keys, &out->group);
 }
 
-static status_t make_rope(tape_t *tape, const model_config_t *config, const text_input_t *input, text_run_t *run) {
+void decoder_rope_constants(const model_config_t *config, int32_t *axis, float *const frequency[2]) {
     const decoder_config_t *decoder = &config->decoder;
-    int half = config->head_dim / 2;
-    int32_t *axis;
-    TRY(TAPE_HOST(tape, &axis, half));
-    for (int i = 0; i < half; i++) {
+    for (int i = 0; i < config->head_dim / 2; i++) {
         int first = decoder->rope_sections[0], second = first + decoder->rope_sections[1];
         axis[i] = i < first ? 0 : i < second ? 1 : 2;
     }
-    rope_table_args_t args = {.rows = input->rows, .half = half, .precision = run->model->dtype};
+    for (int i = 0; i < 1 + decoder->two_ropes; i++)
+        decoder_inverse_frequencies(&decoder->rope[i], config->head_dim, frequency[i]);
+}
+
+static status_t upload_rope(tape_t *tape, const model_config_t *config, const int32_t **axis,
+                            const float *frequency[2]) {
+    size_t half = (size_t)config->head_dim / 2;
+    int32_t *own_axis;
+    float *own[2] = {NULL, NULL};
+    TRY(TAPE_HOST(tape, &own_axis, half));
+    for (int i = 0; i < 1 + config->decoder.two_ropes; i++) TRY(TAPE_HOST(tape, &own[i], half));
+    decoder_rope_constants(config, own_axis, own);
+    TRY(upload_indices(tape, own_axis, (int64_t)half, axis));
+    for (int i = 0; i < 1 + config->decoder.two_ropes; i++)
+        TRY(tape_upload(tape, own[i], half * sizeof(float), (const void **)&frequency[i]));
+    return STATUS_OK;
+}
+
+static status_t make_rope(tape_t *tape, const model_config_t *config, const text_input_t *input, text_run_t *run) {
+    const float *frequency[2] = {input->rope_frequency[0], input->rope_frequency[1]};
+    rope_table_args_t args = {
+        .rows = input->rows, .half = config->head_dim / 2, .axis = input->rope_axis, .precision = run->model->dtype};
+    if (!args.axis) TRY(upload_rope(tape, config, &args.axis, frequency));
     for (int i = 0; i < 3; i++)
         if (input->rope_position[i]) TRY(upload_indices(tape, input->rope_position[i], input->rows, &args.position[i]));
-    TRY(upload_indices(tape, axis, half, &args.axis));
-    for (int i = 0; i < 1 + decoder->two_ropes; i++) {
-        float *frequency;
-        TRY(TAPE_HOST(tape, &frequency, half));
-        decoder_inverse_frequencies(&decoder->rope[i], config->head_dim, frequency);
-        TRY(tape_upload(tape, frequency, (size_t)half * sizeof(*frequency), (const void **)&args.inverse_frequency));
+    for (int i = 0; i < 1 + config->decoder.two_ropes; i++) {
+        args.inverse_frequency = frequency[i];
         TRY(tape_rope_table(tape, &args, &run->cosine[i], &run->sine[i]));
     }
     return STATUS_OK;

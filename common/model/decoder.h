@@ -65,6 +65,9 @@ status_t decoder_add_parameters(model_t *model, const char *prefix) STATUS_CHECK
 status_t decoder_add_text_family(model_t *model) STATUS_CHECKED;
 bool decoder_map_name(const model_t *model, const char *name, char *out, size_t bytes);
 
+// What a forward's rope tables are made of beside positions: [head_dim / 2] each; the second frequency only for models
+// with two ropes.
+void decoder_rope_constants(const model_config_t *config, int32_t *axis, float *const frequency[2]);
 // A family's `text`.
 status_t decoder_text(model_t *model, tape_t *tape, const text_input_t *input, tensor_t **hidden) STATUS_CHECKED;
 // A family's `rope_positions` without m-rope: token i is at i on all axes, image tokens too. Every run of image tokens

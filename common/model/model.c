@@ -21,20 +21,41 @@ static bool is_packed(const model_t *model, int index) {
     return spec->is_linear || spec->transposed || spec->dimensions > 2 || index == model->head;
 }
 
+// The bytes that a model takes, as far as they are not taken yet.
+static size_t wanted_bytes(const model_t *model) {
+    size_t bytes = 0;
+    for (int i = 0; i < model->parameter_count; i++) {
+        const parameter_spec_t *spec = &model->spec[i];
+        if (model->parameter[i].value.data) continue;
+        dtype_t dtype = spec->dimensions > 1 ? model->dtype : DTYPE_F32;
+        matrix_t value = matrix_view(NULL, dtype, spec->rows, spec->columns);
+        bytes += (size_t)spec->elements * dtype_bytes(dtype);
+        if (is_packed(model, i)) bytes += model->device->table->packed_bytes(model->device, value);
+    }
+    return bytes;
+}
+
 status_t model_allocate(model_t *model) {
     device_t *device = model->device;
+    ledger_report_t before;
+    ledger_read(device, &before);
+    if (before.total) {
+        ledger_plan(device, LEDGER_WEIGHTS, (size_t)before.row[LEDGER_WEIGHTS].device + wanted_bytes(model));
+        TRY(ledger_check(device));
+    }
     for (int i = 0; i < model->parameter_count; i++) {
         if (model->parameter[i].value.data) continue;
         const parameter_spec_t *spec = &model->spec[i];
         void *data;
         dtype_t dtype = spec->dimensions > 1 ? model->dtype : DTYPE_F32;
-        status_t status = device->table->allocate(device, (size_t)spec->elements * dtype_bytes(dtype), &data);
+        status_t status = ledger_take(device, LEDGER_WEIGHTS, (size_t)spec->elements * dtype_bytes(dtype), &data);
         if (status) return status_context(status, "the parameter %s", spec->name);
         model->parameter[i].value = matrix_view(data, dtype, spec->rows, spec->columns);
         size_t packed = is_packed(model, i) ? device->table->packed_bytes(device, model->parameter[i].value) : 0;
-        if (packed) status = device->table->allocate(device, packed, &model->parameter[i].packed);
+        if (packed) status = ledger_take(device, LEDGER_WEIGHTS, packed, &model->parameter[i].packed);
         if (status) return status_context(status, "the packed form of the parameter %s", spec->name);
     }
+    ledger_plan(device, LEDGER_WEIGHTS, 0); // all is taken
     return STATUS_OK;
 }
 
@@ -79,8 +100,8 @@ status_t model_open_as(const char *directory, device_t *device, dtype_t dtype, m
 
 static void close_adapter(device_t *device, adapter_t *adapter) {
     if (!adapter) return;
-    if (adapter->a.value.data) device->table->release(device, adapter->a.value.data);
-    if (adapter->b.value.data) device->table->release(device, adapter->b.value.data);
+    ledger_give(device, adapter->a.value.data);
+    ledger_give(device, adapter->b.value.data);
     free(adapter);
 }
 
@@ -88,8 +109,8 @@ void model_close(model_t *model) {
     if (!model) return;
     device_t *device = model->device;
     for (int i = 0; i < model->parameter_count; i++) {
-        if (model->parameter[i].value.data) device->table->release(device, model->parameter[i].value.data);
-        if (model->parameter[i].packed) device->table->release(device, model->parameter[i].packed);
+        ledger_give(device, model->parameter[i].value.data);
+        ledger_give(device, model->parameter[i].packed);
         close_adapter(device, model->adapter[i]);
         free(model->spec[i].name);
     }

@@ -68,7 +68,8 @@ typedef struct kv_cache {
     matrix_t *k, *v; // [layers] each [rows, kv_heads * head_dim]
 } kv_cache_t;
 
-// The rows of one text forward. All arrays are host memory and must live until tape_reset.
+// The rows of one text forward. All arrays are host memory, or memory that the tape has adopted (tape_adopt; all but
+// the leaves then), and must live until tape_reset.
 typedef struct text_input {
     int rows;
     const int32_t *token;            // [rows]
@@ -79,6 +80,9 @@ typedef struct text_input {
     const int32_t *cache_row;        // [rows] where this forward's keys and values are stored; NULL without a cache
     tensor_t *features;              // image feature rows, or NULL
     const int32_t *feature_index;    // [features rows] which row of this forward each becomes; -1 drops it
+    // What decoder_rope_constants makes, in device memory; NULL: made and uploaded by the forward.
+    const int32_t *rope_axis;
+    const float *rope_frequency[2];
 } text_input_t;
 
 typedef struct model_family {

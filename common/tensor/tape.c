@@ -1,5 +1,6 @@
 // The tape's memory and records; tape_ops.c has the ops, tape_backward.c the walk back.
 #include "common/tensor/tape_internal.h"
+#include "kernels/streams.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -13,19 +14,30 @@ static status_t tape_create(device_t *device, recompute_t recompute, bool measur
     tape->device = device;
     tape->recompute = recompute;
     tape->measuring = measuring;
-    tape->host_memory = !strcmp(device->table->name, "cpu");
+    tape->host_memory = device->table->host_memory;
     tape->device_was_measuring = device->measuring;
     *out = tape;
     return STATUS_OK;
 }
 
+void tape_plan(device_t *device, const tape_memory_t *memory, ledger_part_t part) {
+    ledger_plan(device, part, heap_bytes(memory->values));
+    if (memory->gradients) ledger_plan(device, LEDGER_GRADIENTS, heap_bytes(memory->gradients));
+    ledger_plan(device, LEDGER_WORKSPACE, device->workspace_bytes);
+}
+
 status_t tape_open(device_t *device, const tape_memory_t *memory, recompute_t recompute, tape_t **out) {
+    return tape_open_as(device, memory, recompute, LEDGER_VALUES, out);
+}
+
+status_t tape_open_as(device_t *device, const tape_memory_t *memory, recompute_t recompute, ledger_part_t part,
+                      tape_t **out) {
     tape_t *tape;
     *out = NULL;
     TRY(tape_create(device, recompute, false, &tape));
     void *workspace;
-    status_t status = heap_open(&tape->values, device, "values", memory->values);
-    if (!status) status = heap_open(&tape->gradients, device, "gradients", memory->gradients);
+    status_t status = heap_open(&tape->values, device, part, "values", memory->values);
+    if (!status) status = heap_open(&tape->gradients, device, LEDGER_GRADIENTS, "gradients", memory->gradients);
     if (!status && memory->workspace) status = device_workspace(device, memory->workspace, &workspace);
     if (status) {
         tape_close(tape);
@@ -89,6 +101,10 @@ void tape_watch(tape_t *tape, tape_watch_t watch, void *context) {
     tape->watch_context = context;
 }
 
+void tape_listen(tape_t *tape, const tape_listener_t *listener) {
+    tape->listener = listener;
+}
+
 bool tape_is_measuring(const tape_t *tape) {
     return tape->measuring;
 }
@@ -124,21 +140,45 @@ status_t tape_host(tape_t *tape, size_t count, size_t size, void **out) {
     return tape_host_bytes(tape, count * size, out);
 }
 
+void tape_adopt(tape_t *tape, const void *memory, size_t bytes) {
+    if (!memory) tape->adopted_count = 0;
+    if (!memory || tape->adopted_count == TAPE_ADOPTED) return;
+    tape->adopted[tape->adopted_count].memory = memory;
+    tape->adopted[tape->adopted_count++].bytes = bytes;
+}
+
+bool tape_holds(const tape_t *tape, const void *memory) {
+    for (int i = 0; i < tape->adopted_count; i++)
+        if ((uintptr_t)memory - (uintptr_t)tape->adopted[i].memory < tape->adopted[i].bytes) return true;
+    return false;
+}
+
+// What is taken in a block goes back with it.
+static status_t take_note(tape_t *tape, void *memory, size_t bytes, node_t *owner) {
+    if (!tape->in_block) return STATUS_OK;
+    TRY(memory_grow((void **)&tape->taken, &tape->taken_capacity, tape->taken_count + 1, sizeof(taken_t)));
+    tape->taken[tape->taken_count++] = (taken_t){memory, bytes, owner};
+    return STATUS_OK;
+}
+
 status_t tape_upload(tape_t *tape, const void *host, size_t bytes, const void **out) {
     *out = host;
-    if (tape->host_memory || !host || !bytes) return STATUS_OK;
+    if (tape->host_memory || !host || !bytes || tape_holds(tape, host)) return STATUS_OK;
     void *memory;
-    TRY(tape_take(tape, bytes, NULL, &memory));
+    bool fresh;
+    TRY(heap_take_fresh(&tape->values, bytes, &memory, &fresh));
+    TRY(take_note(tape, memory, bytes, NULL));
     *out = memory;
-    return tape->measuring ? STATUS_OK : tape->device->table->upload(tape->device, memory, host, bytes);
+    device_t *device = tape->device;
+    if (tape->measuring) return STATUS_OK;
+    // The next image's patches travel while this one's are computed on.
+    if (fresh && device->table->streams) return device->table->streams->upload(device, memory, host, bytes);
+    return device->table->upload(device, memory, host, bytes);
 }
 
 status_t tape_take(tape_t *tape, size_t bytes, node_t *owner, void **out) {
     TRY(heap_take(&tape->values, bytes, out));
-    if (!tape->in_block) return STATUS_OK;
-    TRY(memory_grow((void **)&tape->taken, &tape->taken_capacity, tape->taken_count + 1, sizeof(taken_t)));
-    tape->taken[tape->taken_count++] = (taken_t){*out, bytes, owner};
-    return STATUS_OK;
+    return take_note(tape, *out, bytes, owner);
 }
 
 status_t tape_release_taken(tape_t *tape, const node_t *keep, bool recorded) {

@@ -16,7 +16,7 @@
 #define COMMON_TENSOR_TAPE_H
 
 #include "kernels/base/arena.h"
-#include "kernels/device.h"
+#include "kernels/ledger.h"
 
 // A value of the forward. Owned by the tape, valid until tape_reset.
 typedef struct tensor {
@@ -58,6 +58,11 @@ typedef struct tape_memory {
 
 // `memory` gives the arena sizes (values, gradients). Use tape_open_measuring first to learn them.
 status_t tape_open(device_t *device, const tape_memory_t *memory, recompute_t recompute, tape_t **out) STATUS_CHECKED;
+// The same, with values that are counted as `part` of the device's memory (tape_open: LEDGER_VALUES).
+status_t tape_open_as(device_t *device, const tape_memory_t *memory, recompute_t recompute, ledger_part_t part,
+                      tape_t **out) STATUS_CHECKED;
+// Notes in the device's ledger what a tape of that much memory will take.
+void tape_plan(device_t *device, const tape_memory_t *memory, ledger_part_t part);
 status_t tape_open_measuring(device_t *device, recompute_t recompute, tape_t **out) STATUS_CHECKED;
 void tape_close(tape_t *tape);
 // Forgets all tensors and records, keeps the memory. Recording is as given until the next reset.
@@ -73,10 +78,27 @@ typedef status_t (*tape_watch_t)(void *context, const char *op, const parameter_
                                  bool backward);
 void tape_watch(tape_t *tape, tape_watch_t watch, void *context);
 
+// Who wants to know when parameters' gradients are final. In forward `uses` is called for every trained parameter that
+// an op reads, with the op's number (numbers rise); in backward `added` is called when the ops from number `op` on have
+// added to the sinks all that they will (on a device with streams: those calls were made). With RECOMPUTE_BLOCK a block
+// counts as one op. Borrowed; NULL (the default): nobody.
+typedef struct tape_listener {
+    void (*uses)(void *context, const parameter_t *parameter, size_t op);
+    status_t (*added)(void *context, size_t op);
+    void *context;
+} tape_listener_t;
+void tape_listen(tape_t *tape, const tape_listener_t *listener);
+
 // A tensor over values already on the device (patches, cached image features); not copied. `leaves` may be {0}.
 status_t tape_input(tape_t *tape, matrix_t value, leaves_t leaves, tensor_t **out) STATUS_CHECKED;
 // Host bytes made visible to kernels until tape_reset (index arrays, masks). On the CPU this is the pointer itself.
 status_t tape_upload(tape_t *tape, const void *host, size_t bytes, const void **out) STATUS_CHECKED;
+// Device memory that the caller fills by itself and that outlives the tape: tape_upload gives what lies in it back as
+// it is. At most TAPE_ADOPTED; nothing where host and device are one.
+enum { TAPE_ADOPTED = 4 };
+// memory NULL: forgets all.
+void tape_adopt(tape_t *tape, const void *memory, size_t bytes);
+bool tape_holds(const tape_t *tape, const void *memory);
 // Host memory of the tape, not zeroed, valid until tape_reset (index arrays, contexts of blocks).
 status_t tape_host(tape_t *tape, size_t count, size_t size, void **out) STATUS_CHECKED;
 #define TAPE_HOST(tape, pointer, count) tape_host((tape), (size_t)(count), sizeof(**(pointer)), (void **)(pointer))

@@ -298,11 +298,14 @@ status_t tape_walk(tape_t *tape, size_t first) {
     while (tape->record_count > first) {
         // A copy: a block's second run appends records here.
         record_t record = tape->records[--tape->record_count];
+        size_t op = tape->record_count;
         // Nothing reached this output: it has no say in the loss.
         if (record.out && !node_has_gradient(record.out)) continue;
         TRY(back_one(tape, &record));
         TRY(show_gradients(tape, &record));
         if (record.out && creates_output(record.kind)) TRY(node_drop_gradient(tape, record.out));
+        // (Inside of a block's second run other numbers count.)
+        if (tape->listener && !tape->in_block) TRY(tape->listener->added(tape->listener->context, op));
     }
     return STATUS_OK;
 }

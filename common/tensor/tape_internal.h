@@ -118,8 +118,14 @@ struct tape {
     size_t record_count, record_capacity;
     taken_t *taken; // of the running block; in CHEAP backward: what was made again
     size_t taken_count, taken_capacity;
+    struct {
+        const char *memory;
+        size_t bytes;
+    } adopted[TAPE_ADOPTED];
+    int adopted_count;
     tape_watch_t watch;
     void *watch_context;
+    const tape_listener_t *listener;
 };
 
 // Shows a value to the watch, if there is one.

@@ -11,6 +11,12 @@ static bool trained(const parameter_t *parameter) {
     return parameter && parameter->sink.sum;
 }
 
+// The op that is about to be recorded reads the parameter. A block that is recorded as one op has this number too.
+static void listen(const tape_t *tape, const parameter_t *parameter) {
+    if (tape->listener && trained(parameter))
+        tape->listener->uses(tape->listener->context, parameter, tape->record_count);
+}
+
 static void need_value(tensor_t *tensor) {
     if (tensor) node_root(node_of(tensor))->value_needed = true;
 }
@@ -41,6 +47,10 @@ status_t tape_linear(tape_t *tape, tensor_t *x, const parameter_t *weight, const
         FAIL(STATUS_INVALID, "a linear of [%d, %d] got rows of %d columns", weight->value.rows, weight->value.columns,
              x->value.columns);
     bool adapts = adapter && (trained(&adapter->a) || trained(&adapter->b));
+    listen(tape, weight);
+    listen(tape, bias);
+    listen(tape, adapter ? &adapter->a : NULL);
+    listen(tape, adapter ? &adapter->b : NULL);
     bool need = needs(x) || trained(weight) || trained(bias) || adapts, recorded = need && tape->recording;
     node_t *node;
     dtype_t dtype = dtype_of(&x->value, &weight->value);
@@ -83,6 +93,7 @@ status_t tape_embedding(tape_t *tape, const int32_t *tokens, int count, const pa
     *out = NULL;
     if (leaves.count || tape->recording) TRY(tape_complete_leaves(tape, leaves, count, &leaves));
     node_t *node;
+    listen(tape, table);
     TRY(tape_new_node(tape, count, table->value.columns, table->value.dtype, leaves, trained(table), &node));
     const void *uploaded;
     TRY(tape_upload(tape, tokens, (size_t)count * sizeof(*tokens), &uploaded));
@@ -183,6 +194,8 @@ static status_t push_norm(tape_t *tape, tensor_t *x, const char *name, record_t 
         FAIL(STATUS_INVALID, "a norm with a bias of %d got rows of %d columns", bias->value.columns, columns);
     bool need = needs(x) || trained(weight) || trained(bias), recorded = need && tape->recording;
     node_t *node;
+    listen(tape, weight);
+    listen(tape, bias);
     TRY(tape_new_node(tape, x->value.rows, columns, x->value.dtype, x->leaves, need, &node));
     record.out = node;
     record.x = node_of(x);
@@ -330,6 +343,7 @@ status_t tape_token_logprobs(tape_t *tape, tensor_t *hidden, const parameter_t *
         FAIL(STATUS_INVALID, "a head of [%d, %d] got rows of %d columns", weight->value.rows, weight->value.columns,
              hidden->value.columns);
     bool recorded = tape->recording && (needs(hidden) || trained(weight));
+    listen(tape, weight);
     head_output_t *output;
     float *lse;
     size_t bytes = (size_t)count * sizeof(float);

@@ -133,6 +133,7 @@ void cpu_parallel(device_t *device, int64_t items, int64_t unit, double cost, cp
 
 const device_table_t device_cpu_table = {
     .name = "cpu",
+    .host_memory = true,
     .open = cpu_open,
     .close = cpu_close,
     .allocate = cpu_allocate,

@@ -7,6 +7,7 @@
 #define KERNELS_CPU_CPU_KERNELS_H
 
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/optimizer.h"
 
 typedef struct embedding_job {
     const embedding_args_t *args;
@@ -42,11 +43,7 @@ typedef struct gradient_norm_job {
 } gradient_norm_job_t;
 typedef struct adamw_job {
     const adamw_args_t *args;
-    double gradient_factor; // gradient_scale * 2^-exponent
-    float decay;            // 1 - lr wd
-    float first, second;    // 1 - beta1, 1 - beta2
-    float step_size;        // lr / (1 - beta1^t)
-    float root_correction;  // sqrt(1 - beta2^t)
+    adamw_factors_t by;
 } adamw_job_t;
 
 // Attention: row r of a sequence and key head is query r / group of the sequence, head r % group of the heads that

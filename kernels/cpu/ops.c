@@ -277,29 +277,10 @@ status_t cpu_gradient_norm(device_t *device, const gradient_norm_args_t *args) {
     return STATUS_OK;
 }
 
-// base^power by squaring: the same bits with every C library.
-static double optimizer_power(double base, int64_t power) {
-    double result = 1.0;
-    for (; power > 0; power /= 2) {
-        if (power % 2) result *= base;
-        base *= base;
-    }
-    return result;
-}
-
 status_t cpu_adamw(device_t *device, const adamw_args_t *args) {
     TRY(check_adamw(args));
     if (device->measuring) return STATUS_OK;
-    double beta1 = args->beta1, beta2 = args->beta2, rate = args->learning_rate;
-    adamw_job_t job = {
-        .args = args,
-        .gradient_factor = ldexp(args->gradient_scale, -args->exponent),
-        .decay = (float)(1.0 - rate * (double)args->weight_decay),
-        .first = (float)(1.0 - beta1),
-        .second = (float)(1.0 - beta2),
-        .step_size = (float)(rate / (1.0 - optimizer_power(beta1, args->step))),
-        .root_correction = (float)sqrt(1.0 - optimizer_power(beta2, args->step)),
-    };
+    adamw_job_t job = {.args = args, .by = adamw_factors_of(args)};
     cpu_parallel(device, args->count, COLUMN_UNIT, 32.0, cpu_device_kernels(device)->adamw, &job);
     return STATUS_OK;
 }

@@ -46,11 +46,11 @@ static inline void adamw_vector(const adamw_job_t *job, int64_t i, int n, const 
     const adamw_args_t *args = job->args;
     v16_t g = v16_load(gradient);
     v16_t m = v16_load_up_to(args->first_moment + i, n), v = v16_load_up_to(args->second_moment + i, n);
-    v16_t p = v16_mul(v16_load_up_to(args->master + i, n), v16_set(job->decay));
-    m = v16_add(m, v16_mul(v16_set(job->first), v16_sub(g, m)));
-    v = v16_add(v16_mul(v, v16_set(args->beta2)), v16_mul(v16_mul(v16_set(job->second), g), g));
-    v16_t root = v16_add(v16_div(v16_sqrt(v), v16_set(job->root_correction)), v16_set(args->eps));
-    p = v16_sub(p, v16_div(v16_mul(v16_set(job->step_size), m), root));
+    v16_t p = v16_mul(v16_load_up_to(args->master + i, n), v16_set(job->by.decay));
+    m = v16_add(m, v16_mul(v16_set(job->by.first), v16_sub(g, m)));
+    v = v16_add(v16_mul(v, v16_set(args->beta2)), v16_mul(v16_mul(v16_set(job->by.second), g), g));
+    v16_t root = v16_add(v16_div(v16_sqrt(v), v16_set(job->by.root_correction)), v16_set(args->eps));
+    p = v16_sub(p, v16_div(v16_mul(v16_set(job->by.step_size), m), root));
     if (args->probe) {
         if (!all_finite(p, n) || !all_finite(m, n) || !all_finite(v, n))
             __atomic_fetch_or(args->probe, (uint32_t)GRADIENT_NOT_FINITE, __ATOMIC_RELAXED);
@@ -65,7 +65,7 @@ static void adamw_elements(void *context, int64_t first, int64_t last, int worke
     (void)worker;
     const adamw_job_t *job = context;
     const int64_t *sum = job->args->sum;
-    double factor = job->gradient_factor;
+    double factor = job->by.gradient;
     float gradient[LANES];
     int64_t i = first;
     for (; i + LANES <= last; i += LANES) {

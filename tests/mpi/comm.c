@@ -150,6 +150,52 @@ static status_t check_groups(context_t *context) {
     return STATUS_OK;
 }
 
+// Sums begun in parts, by every rank when it comes to them: more pieces than may be under way, other collectives beside
+// them on another communicator, none on their own.
+static status_t check_parts(context_t *context) {
+    enum { COUNT = 5003, PARTS = 7 };
+    comm_t *world = context->world, *part = NULL;
+    int size = comm_size(world), rank = comm_rank(world);
+    int64_t offset[9], first[8], last[8], *data = NULL, here = rank;
+    TRY(comm_split(world, 0, &part));
+    comm_set_piece_bytes(part, 808);
+    TRY(ALLOCATE(&data, COUNT));
+    for (int round = 0; round < 2; round++) {
+        make_offsets(size, COUNT, round, offset);
+        for (int64_t i = 0; i < COUNT; i++) data[i] = value(rank, i);
+        EXPECT(!comm_under_way(part));
+        for (int p = PARTS - 1; p >= 0; p--) {
+            int64_t low = (int64_t)COUNT * p / PARTS, high = (int64_t)COUNT * (p + 1) / PARTS;
+            for (int r = 0; r < size; r++) {
+                first[r] = offset[r] < low ? low : offset[r] > high ? high : offset[r];
+                last[r] = offset[r + 1] < low ? low : offset[r + 1] > high ? high : offset[r + 1];
+            }
+            if (rank == 1)
+                nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); // it computes longer than the others
+            TRY(comm_begin_reduce_scatter_i64(part, data, first, last, "sum in parts"));
+            for (int look = 0; look < 3; look++) TRY(comm_progress(part, "sum in parts"));
+            if (p == 3) TRY(comm_all_reduce_i64(world, &here, 1, COMM_MAX, "beside parts"));
+        }
+        EXPECT(comm_under_way(part) && here == size - 1);
+        status_t status = comm_barrier(part, "between");
+        EXPECT(status && strstr(status_message(status), "between"));
+        status_free(status);
+        TRY(comm_wait(part, "sum in parts"));
+        TRY(comm_wait(part, "nothing is left"));
+        int64_t wrong = 0;
+        for (int64_t i = offset[rank]; i < offset[rank + 1]; i++) {
+            int64_t sum = 0;
+            for (int r = 0; r < size; r++) sum += value(r, i);
+            wrong += data[i] != sum;
+        }
+        EXPECT(wrong == 0 && !comm_under_way(part));
+    }
+    TRY(comm_barrier(part, "after parts"));
+    comm_close(part);
+    free(data);
+    return STATUS_OK;
+}
+
 // One rank stays away: the others are told within the deadline, and are not kept by it afterwards.
 static status_t check_deadline(context_t *context) {
     comm_t *part = NULL;
@@ -196,6 +242,7 @@ static status_t run(context_t *context) {
     status_free(status);
     TRY(check_all(context, world));
     TRY(check_groups(context));
+    TRY(check_parts(context));
     TRY(check_deadline(context));
     int64_t failures = context->failures;
     TRY(comm_all_reduce_i64(world, &failures, 1, COMM_SUM, "counting failures"));

@@ -60,7 +60,9 @@ static void test_defaults_and_values(void **state) {
 
 static void test_errors_name_place_and_remedy(void **state) {
     (void)state;
-    read_text("model: m\noptimzer:\n  steps: 3\n", ":2: unknown key 'optimzer'");
+    read_text("model: m\noptimzer:\n  steps: 3\n", ":2: unknown key 'optimzer'; the nearest known one is 'optimizer'");
+    read_text("", "nothing but white space and comments");
+    read_text("# model: m\n\n  # more\n", "nothing but white space and comments");
     read_text("optimizer:\n  learning_rat: 3\n",
               ":2: unknown key 'optimizer.learning_rat'; the nearest known one is 'optimizer.learning_rate'");
     read_text("sft:\n  steps: 3\n", "the nearest known one is 'optimizer.steps'");

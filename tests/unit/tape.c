@@ -1,5 +1,6 @@
 // The tape: its heap, gradients of views and in-place ops, blocks under every policy, dry runs.
 #include "common/tensor/tape_heap.h"
+#include "kernels/streams.h"
 #include "tests/lib/parity.h"
 
 enum { ROWS = 6, WIDTH = 8, EXPONENT = 30, PARAMETERS = 6 };
@@ -18,7 +19,7 @@ static void test_heap(void **state) {
     uint32_t random = 7;
     // The same calls in both; the dry one tells how much the real one needs, to the byte.
     for (int pass = 0; pass < 2; pass++) {
-        if (pass) check(heap_open(&heap, device, "real", dry.arena.peak));
+        if (pass) check(heap_open(&heap, device, LEDGER_OTHER, "real", dry.arena.peak));
         memset(bytes, 0, sizeof(bytes));
         random = 7;
         for (int turn = 0; turn < 3000; turn++) {
@@ -51,6 +52,64 @@ static void test_heap(void **state) {
     status_free(status);
     heap_close(&heap);
     heap_close(&dry);
+    device_close(device);
+}
+
+// A device with queues, as far as the heap knows.
+typedef struct queue_table {
+    device_table_t table; // first
+    device_streams_t streams;
+    bool idle;
+} queue_table_t;
+
+static bool queue_idle(const device_t *device) {
+    return ((const queue_table_t *)device->table)->idle;
+}
+
+static char *take(heap_t *heap, size_t bytes, bool fresh) {
+    void *out;
+    bool is_fresh;
+    check(heap_take_fresh(heap, bytes, &out, &is_fresh));
+    assert_int_equal(is_fresh, fresh);
+    return out;
+}
+
+// Memory is fresh where no op under way can use it: above all that was taken since the device was last idle.
+static void test_fresh(void **state) {
+    (void)state;
+    queue_table_t queue = {.table = device_cpu_table, .streams = {.idle = queue_idle}, .idle = true};
+    queue.table.streams = &queue.streams;
+    device_t *device;
+    heap_t heap;
+    check(device_open_table(&queue.table, "", 1, &device));
+    check(heap_open(&heap, device, LEDGER_OTHER, "values", 4096));
+    char *first = take(&heap, 256, true), *second = take(&heap, 256, true);
+    queue.idle = false; // an op on either
+    char *third = take(&heap, 256, true);
+    check(heap_give(&heap, third, 256)); // an op may have used it before it was given back
+    third = take(&heap, 256, false);
+    char *fourth = take(&heap, 512, true);
+    check(heap_give(&heap, second, 256));
+    assert_ptr_equal(take(&heap, 256, false), second); // a hole
+    heap_reset(&heap);
+    assert_ptr_equal(take(&heap, 1024, false), first); // a reset ends nothing
+    queue.idle = true;
+    second = take(&heap, 256, true);
+    queue.idle = false; // an op on it
+    check(heap_give(&heap, second, 256));
+    assert_ptr_equal(take(&heap, 256, false), second);
+    queue.idle = true;
+    heap_reset(&heap);
+    assert_ptr_equal(take(&heap, 1024, true), first);
+    queue.idle = false; // an op, and it ends
+    queue.idle = true;
+    second = take(&heap, 256, true);
+    queue.idle = false;
+    heap_reset(&heap);
+    take(&heap, 1024 + 256, false);
+    take(&heap, 256, true);
+    assert_true(third && fourth);
+    heap_close(&heap);
     device_close(device);
 }
 
@@ -411,9 +470,9 @@ static void test_stopped_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_heap),         cmocka_unit_test(test_gradients), cmocka_unit_test(test_policies),
-        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_views),     cmocka_unit_test(test_scale),
-        cmocka_unit_test(test_stopped_rows),
+        cmocka_unit_test(test_heap),     cmocka_unit_test(test_fresh),        cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_policies), cmocka_unit_test(test_refusals),     cmocka_unit_test(test_views),
+        cmocka_unit_test(test_scale),    cmocka_unit_test(test_stopped_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

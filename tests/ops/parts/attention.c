@@ -182,10 +182,10 @@ static double attention_flops(const int *shape, bool backward) {
     if (shape[4] == LAYOUT_PACKED || shape[4] == LAYOUT_PAGED) pairs = 3 * sequence * (sequence + 1) / 2;
     return pairs * shape[1] * shape[3] * (backward ? 10 : 4);
 }
-// The backward reads the output as it was kept.
+// The backward reads the output as it was kept; the tensor cores take p and ds in bf16.
 static int attention_inexact(const int *shape) {
     (void)shape;
-    return HALF_BACKWARD;
+    return HALF_BACKWARD | HALF_TENSOR;
 }
 const op_t op_attention = {.name = "attention",
                            .inexact = attention_inexact,

@@ -23,9 +23,11 @@ status_t problem_tensor(problem_t *problem, const char *name, tensor_role_t role
     op_tensor_t *t = &problem->tensor[which];
     *t = (op_tensor_t){
         .name = name, .role = role, .by_row = by_row, .rows = rows, .columns = columns, .stride = columns + pad};
+    if (pad && problem->shape[OP_ALIGNED]) t->stride = (t->stride + 7) / 8 * 8;
     TRY(ALLOCATE(&t->value, rows * t->stride));
     TRY(ALLOCATE(&t->gradient, rows * t->stride));
     TRY(ALLOCATE(&t->sum, (int64_t)rows * columns));
+    TRY(ALLOCATE(&t->flags, 1));
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c = 0; c < t->stride; c++) {
             float x = problem_random(problem, which, i * columns + c),
@@ -63,6 +65,7 @@ matrix_t problem_matrix(const problem_t *problem, int tensor) {
     op_tensor_t *t = (op_tensor_t *)(uintptr_t)&problem->tensor[tensor];
     int64_t count = t->rows * t->stride;
     if (!problem->half) return tensor_view(t, t->value);
+    if (!t->half && problem->origin) t->half = mirror_half((problem_t *)(uintptr_t)problem, tensor);
     if (!t->half) {
         t->half = malloc((size_t)(count ? count : 1) * sizeof(*t->half));
         if (!t->half) abort();
@@ -83,7 +86,7 @@ matrix_t problem_gradient(const problem_t *problem, int tensor) {
 }
 gradient_sink_t problem_sink(problem_t *problem, int tensor) {
     op_tensor_t *t = &problem->tensor[tensor];
-    return (gradient_sink_t){.sum = t->sum, .exponent = OP_EXPONENT, .flags = &t->flags};
+    return (gradient_sink_t){.sum = t->sum, .exponent = OP_EXPONENT, .flags = t->flags};
 }
 
 status_t problem_open(problem_t *problem, const op_case_t *row, uint64_t seed) {
@@ -111,6 +114,7 @@ void problem_close(problem_t *problem) {
         free(problem->tensor[i].value);
         free(problem->tensor[i].gradient);
         free(problem->tensor[i].sum);
+        free(problem->tensor[i].flags);
         free(problem->tensor[i].half);
     }
     for (int i = 0; i < problem->arrays; i++) free(problem->array[i].value);
@@ -157,10 +161,51 @@ int harness_fail(const op_case_t *row, const char *what, status_t status) {
     return 1;
 }
 
-status_t problem_run(problem_t *problem, device_t *device) {
-    TRY(problem->op->run(problem, device));
-    if (problem->op->run_backward) TRY(problem->op->run_backward(problem, device));
+// In a dry run an op asks for the scratch that it takes afterwards: a step that has begun allocates nothing.
+static status_t run_measured(problem_t *at, device_t *device, bool backward) {
+    device->measuring = true;
+    status_t status = at->op->run(at, device);
+    if (!status && backward) status = at->op->run_backward(at, device);
+    device->measuring = false;
+    if (status) return status;
+    size_t bytes = device->workspace_bytes;
+    TRY(at->op->run(at, device));
+    if (backward) TRY(at->op->run_backward(at, device));
+    if (device->workspace_bytes != bytes)
+        FAIL(STATUS_FAILED, "took %zu bytes of scratch; the dry run said %zu", device->workspace_bytes, bytes);
+    return STATUS_OK;
+}
+
+static status_t run_twin(problem_t *problem, device_t *device, bool backward) {
+    problem_t twin;
+    TRY(mirror_open(&twin, problem, device));
+    status_t status = run_measured(&twin, device, backward);
+    if (!status) status = mirror_fetch(&twin);
+    mirror_close(&twin);
+    return status;
+}
+
+static status_t run_where(problem_t *problem, device_t *device, bool backward) {
+    const op_t *op = problem->op;
+    if (op->prepare) op->prepare(problem);
+    if (mirror_wanted(device)) {
+        TRY(run_twin(problem, device, backward));
+    } else {
+        TRY(op->run(problem, device));
+        if (backward) TRY(op->run_backward(problem, device));
+    }
     problem_settle(problem);
+    if (op->finish) op->finish(problem);
+    if (backward && op->finish_backward) op->finish_backward(problem);
+    return STATUS_OK;
+}
+
+status_t problem_forward(problem_t *problem, device_t *device) {
+    return run_where(problem, device, false);
+}
+
+status_t problem_run(problem_t *problem, device_t *device) {
+    TRY(run_where(problem, device, problem->op->run_backward != NULL));
     if (!padding_whole(problem)) FAIL(STATUS_FAILED, "wrote between rows");
     return STATUS_OK;
 }
@@ -190,13 +235,28 @@ int compare_bits(const op_case_t *row, const char *set, const problem_t *a, cons
         size_t bytes = (size_t)x->rows * (size_t)x->stride * sizeof(float);
         bool value = !memcmp(x->value, y->value, bytes), gradient = !memcmp(x->gradient, y->gradient, bytes);
         bool sum = !memcmp(x->sum, y->sum, (size_t)x->rows * (size_t)x->columns * sizeof(int64_t));
-        if (value && gradient && sum && x->flags == y->flags) continue;
+        if (value && gradient && sum && *x->flags == *y->flags) continue;
         failures++;
         fprintf(stderr, "%s/%s on %s: the bits of %s differ in its%s%s%s%s\n", row->op->name, row->name, set, x->name,
                 value ? "" : " value", gradient ? "" : " gradient", sum ? "" : " sum",
-                x->flags == y->flags ? "" : " flags");
+                *x->flags == *y->flags ? "" : " flags");
     }
     return failures;
+}
+
+static status_t compare_problem(const op_case_t *row, const char *set, device_t *device, problem_t *problem,
+                                int *failures) {
+    double *value[OP_TENSORS] = {0};
+    TRY(problem_open(problem, row, 1));
+    status_t status = real_open(problem, value);
+    if (!status) status = problem_run(problem, device);
+    if (!status) {
+        row->op->reference(problem, value);
+        *failures += compare_reference(row, set, problem, value);
+    }
+    real_close(value);
+    if (status) problem_close(problem);
+    return status;
 }
 
 static status_t compare_set(const op_case_t *row, const char *set, int threads, problem_t *first, bool *have_first,
@@ -209,24 +269,26 @@ static status_t compare_set(const op_case_t *row, const char *set, int threads, 
     }
     if (status) return status;
     problem_t problem;
-    double *value[OP_TENSORS] = {0};
-    status = problem_open(&problem, row, 1);
-    if (!status) status = real_open(&problem, value);
-    if (!status) status = problem_run(&problem, device);
-    if (!status) {
-        row->op->reference(&problem, value);
-        *failures += compare_reference(row, set, &problem, value);
-        if (*have_first) *failures += compare_bits(row, set, first, &problem);
-    }
-    real_close(value);
+    status = compare_problem(row, set, device, &problem, failures);
     device_close(device);
-    if (status || *have_first) {
+    if (status) return status;
+    if (*have_first) {
+        *failures += compare_bits(row, set, first, &problem);
         problem_close(&problem);
-        return status;
+        return STATUS_OK;
     }
     *first = problem;
     *have_first = true;
     return STATUS_OK;
+}
+
+int harness_compare_on(const op_case_t *row, device_t *device) {
+    problem_t problem;
+    int failures = 0;
+    status_t status = compare_problem(row, device->table->name, device, &problem, &failures);
+    if (status) return failures + harness_fail(row, device->table->name, status);
+    problem_close(&problem);
+    return failures;
 }
 
 int harness_compare(const op_case_t *row) {
@@ -340,23 +402,29 @@ static int gradients_of(const op_case_t *row, const problem_t *problem, double *
 }
 
 int harness_gradients(const op_case_t *row) {
+    device_t *device;
+    status_t status = device_open("cpu", 1, &device);
+    if (status) return harness_fail(row, "gradients", status);
+    int failures = harness_gradients_on(row, device);
+    device_close(device);
+    return failures;
+}
+
+int harness_gradients_on(const op_case_t *row, device_t *device) {
     if (!row->op->run_backward) return 0;
-    device_t *device = NULL;
     problem_t problem = {0};
     double *start[OP_TENSORS] = {0};
     int failures = 0;
     status_t status = problem_open(&problem, row, 2);
     if (!status) status = real_open(&problem, start);
-    if (!status) status = device_open("cpu", 1, &device);
     if (!status) status = problem_run(&problem, device);
     for (int i = 0; !status && i < problem.tensors; i++) {
         const op_tensor_t *t = &problem.tensor[i];
-        if (t->flags) failures += harness_fail(row, "a gradient sum raised a flag", NULL);
+        if (*t->flags) failures += harness_fail(row, "a gradient sum raised a flag", NULL);
         if (t->role == TENSOR_INPUT || t->role == TENSOR_PARAM) failures += gradients_of(row, &problem, start, i);
     }
     real_close(start);
     problem_close(&problem);
-    device_close(device);
     return failures + (status ? harness_fail(row, "gradients", status) : 0);
 }
 
@@ -411,8 +479,7 @@ static status_t invariance_batch(const op_case_t *row, const problem_t *whole, c
     problem_t part;
     TRY(problem_open(&part, &smaller, 3));
     invariance_fill(whole, &part, pick);
-    status_t status = row->op->run(&part, device);
-    problem_settle(&part);
+    status_t status = problem_forward(&part, device);
     if (!status) *failures += invariance_check(row, done, &part, pick, batch);
     problem_close(&part);
     return status;
@@ -420,9 +487,19 @@ static status_t invariance_batch(const op_case_t *row, const problem_t *whole, c
 
 // Ops with rows that stand alone; attention has a check of its own.
 int harness_invariance(const op_case_t *row) {
-    static const int batches[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 33, 63, 64, 65, 100, 127, 130};
+    device_t *device;
+    status_t status = device_open("cpu", 2, &device);
+    if (status) return harness_fail(row, "invariance", status);
+    int failures = harness_invariance_on(row, device);
+    device_close(device);
+    return failures;
+}
+
+int harness_invariance_on(const op_case_t *row, device_t *device) {
+    static const int all[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 33, 63, 64, 65, 100, 127, 130}, few[] = {1, 3, 17, 65};
+    bool simulated = !strcmp(device->table->name, "sim"); // which is slow
+    const int *batches = simulated ? few : all, count = simulated ? 4 : 17;
     problem_t whole = {0}, done = {0};
-    device_t *device = NULL;
     int failures = 0, by_row = 0;
     status_t status = problem_open(&whole, row, 3);
     for (int i = 0; !status && i < whole.tensors; i++) by_row += whole.tensor[i].by_row;
@@ -431,14 +508,11 @@ int harness_invariance(const op_case_t *row) {
         return 0;
     }
     if (!status) status = problem_open(&done, row, 3);
-    if (!status) status = device_open("cpu", 2, &device);
-    if (!status) status = row->op->run(&done, device);
-    problem_settle(&done);
-    for (size_t i = 0; !status && i < sizeof(batches) / sizeof(batches[0]); i++)
+    if (!status) status = problem_forward(&done, device);
+    for (int i = 0; !status && i < count; i++)
         status = invariance_batch(row, &whole, &done, batches[i], device, &failures);
     problem_close(&whole);
     problem_close(&done);
-    device_close(device);
     return failures + (status ? harness_fail(row, "invariance", status) : 0);
 }
 
@@ -454,6 +528,7 @@ static double bench_once(problem_t *problem, device_t *device, bool backward, in
     double start = seconds_now();
     for (int i = 0; i < repeats && !*status; i++)
         *status = backward ? problem->op->run_backward(problem, device) : problem->op->run(problem, device);
+    if (!*status) *status = device->table->synchronize(device);
     return (seconds_now() - start) / repeats;
 }
 
@@ -480,18 +555,22 @@ static void bench_print(const op_case_t *row, bool backward, double seconds, roo
 
 void harness_bench(const op_case_t *row, const char *device_name, roofline_t roofline) {
     device_t *device = NULL;
-    problem_t problem = {0};
+    problem_t problem = {0}, twin = {0};
     status_t status = device_open(device_name, 1, &device);
     if (!status) status = problem_open(&problem, row, 4);
+    if (!status && row->op->prepare) row->op->prepare(&problem);
+    if (!status && mirror_wanted(device)) status = mirror_open(&twin, &problem, device);
+    problem_t *at = twin.device ? &twin : &problem;
     if (!status) {
-        double seconds = bench_best(&problem, device, false, &status);
+        double seconds = bench_best(at, device, false, &status);
         if (!status) bench_print(row, false, seconds, roofline);
     }
     if (!status && row->op->run_backward) {
-        double seconds = bench_best(&problem, device, true, &status);
+        double seconds = bench_best(at, device, true, &status);
         if (!status) bench_print(row, true, seconds, roofline);
     }
     if (status) harness_fail(row, "speed", status);
+    mirror_close(&twin);
     problem_close(&problem);
     device_close(device);
 }

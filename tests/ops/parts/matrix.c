@@ -9,6 +9,10 @@ static status_t pack(problem_t *p, device_t *device, int tensor) {
     matrix_t weight = problem_matrix(p, tensor);
     size_t bytes = device->table->packed_bytes(device, weight);
     if (!bytes || p->packed) return STATUS_OK;
+    if (p->origin) {
+        TRY(device->table->allocate(device, bytes, &p->packed));
+        return device->table->pack_weight(device, weight, p->packed);
+    }
     p->packed = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!p->packed) FAIL(STATUS_MEMORY, "no memory for a packed weight of %zu bytes", bytes);
     return device->table->pack_weight(device, weight, p->packed);
@@ -81,7 +85,7 @@ static double linear_flops(const int *shape, bool backward) {
 }
 // What an adapter's B meets is rounded.
 static int linear_inexact(const int *shape) {
-    return shape[3] ? HALF_FORWARD | HALF_BACKWARD : 0;
+    return HALF_SPLIT | (shape[3] ? HALF_FORWARD | HALF_BACKWARD : 0);
 }
 const op_t op_linear = {.name = "linear",
                         .inexact = linear_inexact,
@@ -166,7 +170,12 @@ static void logprobs_reference(const problem_t *p, double *const *value) {
 static double head_flops(const int *shape, bool backward) {
     return 2.0 * shape[0] * shape[1] * shape[2] * (backward ? 3 : 1);
 }
+static int logprobs_inexact(const int *shape) {
+    (void)shape;
+    return HALF_SPLIT;
+}
 const op_t op_token_logprobs = {.name = "token_logprobs",
+                                .inexact = logprobs_inexact,
                                 .backward = "token_logprobs_backward",
                                 .setup = logprobs_setup,
                                 .run = logprobs_run,
@@ -202,12 +211,12 @@ static status_t sample_setup(problem_t *p) {
     }
     TRY(problem_array(p, false, banned, 1, 0, 1));
     for (int i = 0; i < banned; i++) p->array[0].value[i] = i * 3 + 1;
+    TRY(problem_array(p, false, m, 1, 0, 1));
+    p->array[1].own = true;
     return STATUS_OK;
 }
 static status_t sample_run(problem_t *p, device_t *device) {
     if (p->shape[5]) TRY(pack(p, device, SAMPLE_W));
-    int32_t *token;
-    TRY(ALLOCATE(&token, p->shape[0]));
     token_sample_args_t args = {.hidden = problem_matrix(p, SAMPLE_HIDDEN),
                                 .weight = problem_matrix(p, SAMPLE_W),
                                 .packed = p->packed,
@@ -215,14 +224,14 @@ static status_t sample_run(problem_t *p, device_t *device) {
                                 .uniform = p->tensor[SAMPLE_UNIFORM].value,
                                 .banned = p->array[0].value,
                                 .banned_count = p->shape[3],
-                                .token = token,
+                                .token = p->array[1].value,
                                 .logprob = p->tensor[SAMPLE_LOGPROB].value,
                                 .entropy = p->tensor[SAMPLE_ENTROPY].value,
                                 .top_gap = p->tensor[SAMPLE_GAP].value};
-    status_t status = device->table->token_sample(device, &args);
-    for (int i = 0; !status && i < p->shape[0]; i++) p->tensor[SAMPLE_TOKEN].value[i] = (float)token[i];
-    free(token);
-    return status;
+    return device->table->token_sample(device, &args);
+}
+static void sample_finish(problem_t *p) {
+    for (int i = 0; i < p->shape[0]; i++) p->tensor[SAMPLE_TOKEN].value[i] = (float)p->array[1].value[i];
 }
 static void sample_row(const problem_t *p, double *const *value, int i) {
     int k = p->shape[1], v = p->shape[2];
@@ -260,6 +269,7 @@ static void sample_reference(const problem_t *p, double *const *value) {
 const op_t op_token_sample = {.name = "token_sample",
                               .setup = sample_setup,
                               .run = sample_run,
+                              .finish = sample_finish,
                               .reference = sample_reference,
                               .tolerance = 5e-6,
                               .flops = head_flops};

@@ -9,8 +9,13 @@
 #include "kernels/device.h"
 
 enum { OP_TENSORS = 8, OP_ARRAYS = 6, OP_SHAPE = 8, OP_EXPONENT = 30 };
-enum { HALF_FORWARD = 1, HALF_BACKWARD = 2 };
+enum { HALF_FORWARD = 1, HALF_BACKWARD = 2, HALF_TENSOR = 4, HALF_SPLIT = 8 };
+// Of the largest number of a gradient's tensor; or of its root mean square and the number itself.
+#define HALF_SPLIT_BOUND 0x1p-15
 enum { OP_HALF = OP_SHAPE - 1 }; // the place in a shape that is 1 for bf16
+// And the one that is 1 where rows that are padded begin at multiples of 8 elements, as those of a model do: a GPU's
+// kernels then take the wide loads and the asynchronous copies, which the paddings of the list keep them from.
+enum { OP_ALIGNED = OP_SHAPE - 2 };
 
 typedef enum tensor_role {
     TENSOR_INPUT,  // has an activation gradient
@@ -28,8 +33,8 @@ typedef struct op_tensor {
     int64_t stride;
     float *value, *gradient; // gradient: of an output its weight in the loss, of an input the result
     int64_t *sum;            // parameters
-    uint32_t flags;
-    uint16_t *half; // of a problem in bf16: what problem_matrix shows; `value` then holds bf16 values
+    uint32_t *flags;         // one word
+    uint16_t *half;          // of a problem in bf16: what problem_matrix shows; `value` then holds bf16 values
 } op_tensor_t;
 
 typedef struct op_array {
@@ -50,6 +55,9 @@ typedef struct problem {
     void *packed; // for ops with a packed weight
     uint64_t seed;
     bool half; // matrices are bf16
+    // Of a twin in a device's memory: whose twin, and where. Its pointers are the device's.
+    struct problem *origin;
+    device_t *device;
 } problem_t;
 
 typedef struct op {
@@ -57,12 +65,19 @@ typedef struct op {
     const char *backward; // its backward there, or NULL
     // Declares tensors and arrays for problem->shape and fills what is not plain random numbers.
     status_t (*setup)(problem_t *problem);
+    // Run the op. The problem's pointers are the device's memory: nothing may be read or written through them here.
     status_t (*run)(problem_t *problem, device_t *device);
     status_t (*run_backward)(problem_t *problem, device_t *device);
+    // What the host does before the run, after it, and after the backward. Each may be NULL.
+    void (*prepare)(problem_t *problem);
+    void (*finish)(problem_t *problem);
+    void (*finish_backward)(problem_t *problem);
     // Plain loops in double: value[i] is tensor i as [rows, columns]; writes the outputs there.
     void (*reference)(const problem_t *problem, double *const *value);
     double tolerance; // of outputs against the reference: |difference| <= tolerance * (1 + |reference|)
-    // Where bf16 is more than rounding what fp32 gives for the same inputs: HALF_FORWARD, HALF_BACKWARD. NULL: nowhere.
+    // Where bf16 is more than rounding what fp32 gives for the same inputs: HALF_FORWARD, HALF_BACKWARD; HALF_TENSOR:
+    // the forward on a GPU, whose tensor cores take bf16 from one product to the next; HALF_SPLIT: the backward there,
+    // which takes a gradient as two bf16 parts, off by 2^-17 at most. NULL: nowhere.
     int (*inexact)(const int *shape);
     double (*flops)(const int *shape, bool backward);
     double (*bytes)(const int *shape, bool backward); // that must move at least
@@ -72,8 +87,14 @@ typedef struct op_case {
     const op_t *op;
     const char *name;
     int shape[OP_SHAPE];
-
 } op_case_t;
+
+// The rows: those that every check runs, those that are too long for finite differences, and those that are large
+// enough for every op to share its work out.
+extern const op_case_t op_cases[], op_long_cases[], op_shared_cases[];
+extern const int op_cases_count, op_long_cases_count, op_shared_cases_count;
+// Whether a device's table has the op of this name. NULL and names that are no op's: false.
+bool op_member(const device_table_t *table, const char *name);
 
 extern const op_t op_embedding, op_gather, op_scatter, op_pool, op_rmsnorm, op_layernorm, op_rope, op_rope_table,
     op_attention, op_activation, op_add, op_gradient_norm, op_adamw, op_linear, op_token_logprobs, op_token_sample;
@@ -102,8 +123,21 @@ int harness_compare(const op_case_t *row);
 int harness_half(const op_case_t *row); // bf16 against fp32 on the same values, and every kernel set to the bit
 int harness_gradients(const op_case_t *row);
 int harness_invariance(const op_case_t *row);
+// The same checks on a device that is open.
+int harness_compare_on(const op_case_t *row, device_t *device);
+int harness_gradients_on(const op_case_t *row, device_t *device);
+int harness_invariance_on(const op_case_t *row, device_t *device);
+int harness_half_on(const op_case_t *row, device_t *device);
 int harness_threads(const op_case_t *row); // several thread counts, the same bits
 int harness_fail(const op_case_t *row, const char *what, status_t status);
+// The twin of a problem in the memory of a device. mirror_fetch brings back all that lies there.
+bool mirror_wanted(const device_t *device);
+status_t mirror_open(problem_t *twin, problem_t *origin, device_t *device) STATUS_CHECKED;
+uint16_t *mirror_half(problem_t *twin, int tensor);
+status_t mirror_fetch(problem_t *twin) STATUS_CHECKED;
+void mirror_close(problem_t *twin);
+// Forward, in the device's memory.
+status_t problem_forward(problem_t *problem, device_t *device) STATUS_CHECKED;
 // Forward, then backward where the op has one, and what they wrote.
 status_t problem_run(problem_t *problem, device_t *device) STATUS_CHECKED;
 // Bits of results, gradients and sums of two runs.

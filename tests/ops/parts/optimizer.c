@@ -16,7 +16,8 @@ static void fill_sums(problem_t *p, int tensor) {
     }
 }
 
-// ---- gradient_norm: shape 1, count. Doubles travel as two floats: value and remainder ----
+// ---- gradient_norm: shape 1, count. Results are kept where sums are; doubles travel as two floats: value and rest
+// ----
 enum { NORM_SUM, NORM_SQUARES, NORM_REST, NORM_ABSMAX };
 static int norm_blocks(const problem_t *p) {
     return (p->shape[1] + GRADIENT_BLOCK - 1) / GRADIENT_BLOCK;
@@ -27,25 +28,25 @@ static status_t norm_setup(problem_t *p) {
     TRY(problem_tensor(p, "its rest", TENSOR_CONST, false, 1, norm_blocks(p), 0, 0.0f));
     TRY(problem_tensor(p, "absmax", TENSOR_SAVED, false, 1, 1, 0, 0.0f));
     fill_sums(p, NORM_SUM);
+    p->tensor[NORM_ABSMAX].sum[0] = -1;
     return STATUS_OK;
 }
 static status_t norm_run(problem_t *p, device_t *device) {
-    double *squares;
-    int64_t absmax = -1;
-    TRY(ALLOCATE(&squares, norm_blocks(p)));
     gradient_norm_args_t args = {.count = p->shape[1],
                                  .sum = p->tensor[NORM_SUM].sum,
                                  .exponent = SUM_EXPONENT,
-                                 .square_sum = squares,
-                                 .absmax = &absmax};
-    status_t status = device->table->gradient_norm(device, &args);
-    for (int b = 0; !status && b < norm_blocks(p); b++) {
-        p->tensor[NORM_SQUARES].value[b] = (float)squares[b];
-        p->tensor[NORM_REST].value[b] = (float)(squares[b] - (double)(float)squares[b]);
+                                 .square_sum = (double *)(void *)p->tensor[NORM_SQUARES].sum,
+                                 .absmax = p->tensor[NORM_ABSMAX].sum};
+    return device->table->gradient_norm(device, &args);
+}
+static void norm_finish(problem_t *p) {
+    for (int b = 0; b < norm_blocks(p); b++) {
+        double square;
+        memcpy(&square, &p->tensor[NORM_SQUARES].sum[b], sizeof(square));
+        p->tensor[NORM_SQUARES].value[b] = (float)square;
+        p->tensor[NORM_REST].value[b] = (float)(square - (double)(float)square);
     }
-    p->tensor[NORM_ABSMAX].value[0] = (float)absmax;
-    free(squares);
-    return status;
+    p->tensor[NORM_ABSMAX].value[0] = (float)p->tensor[NORM_ABSMAX].sum[0];
 }
 static void norm_reference(const problem_t *p, double *const *value) {
     const int64_t *sum = p->tensor[NORM_SUM].sum;
@@ -65,12 +66,13 @@ static double norm_bytes(const int *shape, bool backward) {
 const op_t op_gradient_norm = {.name = "gradient_norm",
                                .setup = norm_setup,
                                .run = norm_run,
+                               .finish = norm_finish,
                                .reference = norm_reference,
                                .tolerance = 1e-6,
                                .bytes = norm_bytes};
 
-// ---- adamw: shape 1, count, step. Inputs are copied first, so that a run can be repeated ----
-enum { ADAMW_MASTER, ADAMW_FIRST, ADAMW_SECOND, ADAMW_SUM, ADAMW_OUT };
+// ---- adamw: shape 1, count, step, a probe, 1 + the element whose master is infinite. Inputs are copied first ----
+enum { ADAMW_MASTER, ADAMW_FIRST, ADAMW_SECOND, ADAMW_SUM, ADAMW_OUT, ADAMW_FOUND };
 static const float rate = 1e-2f, beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f, decay = 0.1f;
 static const double gradient_scale = 1.0 / 3.0;
 static status_t adamw_setup(problem_t *p) {
@@ -80,15 +82,21 @@ static status_t adamw_setup(problem_t *p) {
     TRY(problem_tensor(p, "second moment", TENSOR_CONST, false, 1, count, 0, 0.1f));
     TRY(problem_tensor(p, "sum", TENSOR_CONST, false, 1, count, 0, 1.0f));
     TRY(problem_tensor(p, "updated", TENSOR_SAVED, false, 3, count, 0, 1.0f));
+    TRY(problem_tensor(p, "found", TENSOR_SAVED, false, 1, 1, 0, 1.0f));
     for (int i = 0; i < count; i++) p->tensor[ADAMW_SECOND].value[i] = fabsf(p->tensor[ADAMW_SECOND].value[i]);
     for (int i = 0; i < count; i++)
         p->tensor[ADAMW_SUM].sum[i] = (int64_t)(ldexp((double)problem_random(p, 30, i), 20));
+    if (p->shape[4]) p->tensor[ADAMW_MASTER].value[p->shape[4] - 1] = INFINITY;
     return STATUS_OK;
+}
+static void adamw_prepare(problem_t *p) {
+    int64_t count = p->shape[1];
+    float *out = p->tensor[ADAMW_OUT].value;
+    for (int i = 0; i < 3; i++) memcpy(out + i * count, p->tensor[i].value, (size_t)count * sizeof(float));
 }
 static status_t adamw_run(problem_t *p, device_t *device) {
     int64_t count = p->shape[1];
     float *out = p->tensor[ADAMW_OUT].value;
-    for (int i = 0; i < 3; i++) memcpy(out + i * count, p->tensor[i].value, (size_t)count * sizeof(float));
     adamw_args_t args = {.count = count,
                          .master = out,
                          .first_moment = out + count,
@@ -101,8 +109,12 @@ static status_t adamw_run(problem_t *p, device_t *device) {
                          .beta2 = beta2,
                          .eps = eps,
                          .weight_decay = decay,
-                         .step = p->shape[2]};
+                         .step = p->shape[2],
+                         .probe = p->shape[3] ? p->tensor[ADAMW_FOUND].flags : NULL};
     return device->table->adamw(device, &args);
+}
+static void adamw_finish(problem_t *p) {
+    p->tensor[ADAMW_FOUND].value[0] = (float)*p->tensor[ADAMW_FOUND].flags;
 }
 static void adamw_reference(const problem_t *p, double *const *value) {
     int count = p->shape[1], step = p->shape[2];
@@ -112,18 +124,26 @@ static void adamw_reference(const problem_t *p, double *const *value) {
         double m = b1 * value[ADAMW_FIRST][i] + (1 - b1) * g, v = b2 * value[ADAMW_SECOND][i] + (1 - b2) * g * g;
         double w = value[ADAMW_MASTER][i] * (1 - (double)rate * (double)decay);
         w -= (double)rate * (m / (1 - pow(b1, step))) / (sqrt(v / (1 - pow(b2, step))) + (double)eps);
+        if (p->shape[3]) {
+            w = value[ADAMW_MASTER][i];
+            m = value[ADAMW_FIRST][i];
+            v = value[ADAMW_SECOND][i];
+        }
         value[ADAMW_OUT][i] = w;
         value[ADAMW_OUT][count + i] = m;
         value[ADAMW_OUT][2 * count + i] = v;
     }
+    value[ADAMW_FOUND][0] = p->shape[4] ? GRADIENT_NOT_FINITE : 0;
 }
 static double adamw_bytes(const int *shape, bool backward) {
     (void)backward;
-    return (32.0 + 24.0) * shape[1]; // with the copy of the test
+    return 32.0 * shape[1];
 }
 const op_t op_adamw = {.name = "adamw",
                        .setup = adamw_setup,
+                       .prepare = adamw_prepare,
                        .run = adamw_run,
+                       .finish = adamw_finish,
                        .reference = adamw_reference,
                        .tolerance = 2e-6,
                        .bytes = adamw_bytes};

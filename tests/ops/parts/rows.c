@@ -111,17 +111,20 @@ static status_t scatter_setup(problem_t *p) {
     for (int i = 0; i < p->shape[0]; i++) p->array[0].value[i] = i % 5 == 4 ? -1 : i * 7 % p->shape[2];
     return STATUS_OK;
 }
+static void scatter_prepare(problem_t *p) {
+    copy_rows(problem_matrix(p, ROWS_START), problem_matrix(p, ROWS_Y));
+}
 static status_t scatter_run(problem_t *p, device_t *device) {
     rows_args_t args = rows_args(p);
-    copy_rows(problem_matrix(p, ROWS_START), args.y);
     return device->table->scatter_rows(device, &args);
 }
 static status_t scatter_run_backward(problem_t *p, device_t *device) {
     rows_args_t args = rows_args(p);
     rows_gradients_t gradients = {.dy = problem_gradient(p, ROWS_Y), .dx = problem_gradient(p, ROWS_X)};
-    TRY(device->table->scatter_rows_backward(device, &args, &gradients));
-    add_gradient(gradients.dy, problem_gradient(p, ROWS_START)); // what is left belongs to y as it was
-    return STATUS_OK;
+    return device->table->scatter_rows_backward(device, &args, &gradients);
+}
+static void scatter_finish_backward(problem_t *p) { // what is left belongs to y as it was
+    add_gradient(problem_gradient(p, ROWS_Y), problem_gradient(p, ROWS_START));
 }
 static void scatter_reference(const problem_t *p, double *const *value) {
     int columns = p->shape[1];
@@ -134,8 +137,10 @@ static void scatter_reference(const problem_t *p, double *const *value) {
 const op_t op_scatter = {.name = "scatter_rows",
                          .backward = "scatter_rows_backward",
                          .setup = scatter_setup,
+                         .prepare = scatter_prepare,
                          .run = scatter_run,
                          .run_backward = scatter_run_backward,
+                         .finish_backward = scatter_finish_backward,
                          .reference = scatter_reference,
                          .tolerance = 0,
                          .bytes = rows_bytes};
@@ -350,7 +355,7 @@ const op_t op_rope_table = {.name = "rope_table",
                             .tolerance = 1e-7,
                             .bytes = table_bytes};
 
-// ---- rope: shape M, half, heads. Works in place: the run copies x to y first ----
+// ---- rope: shape M, half, heads. Works in place, in y, which is made a copy of x first ----
 enum { ROPE_X, ROPE_COSINE, ROPE_SINE, ROPE_Y };
 static status_t rope_setup(problem_t *p) {
     int half = p->shape[1], columns = 2 * half * p->shape[2];
@@ -374,14 +379,17 @@ static status_t rope_turn(problem_t *p, device_t *device, matrix_t x, bool inver
                         .inverse = inverse};
     return device->table->rope(device, &args);
 }
-static status_t rope_run(problem_t *p, device_t *device) {
+static void rope_prepare(problem_t *p) {
     copy_rows(problem_matrix(p, ROPE_X), problem_matrix(p, ROPE_Y));
+}
+static status_t rope_run(problem_t *p, device_t *device) {
     return rope_turn(p, device, problem_matrix(p, ROPE_Y), false);
 }
 static status_t rope_run_backward(problem_t *p, device_t *device) {
-    TRY(rope_turn(p, device, problem_gradient(p, ROPE_Y), true));
+    return rope_turn(p, device, problem_gradient(p, ROPE_Y), true);
+}
+static void rope_finish_backward(problem_t *p) {
     add_gradient(problem_gradient(p, ROPE_Y), problem_gradient(p, ROPE_X));
-    return STATUS_OK;
 }
 static void rope_reference(const problem_t *p, double *const *value) {
     int half = p->shape[1], heads = p->shape[2];
@@ -395,12 +403,15 @@ static void rope_reference(const problem_t *p, double *const *value) {
             }
 }
 static double rope_bytes(const int *shape, bool backward) {
-    return elements(shape) * shape[2] * 2 * (backward ? 20 : 16) + elements(shape) * 8; // with the copy of the test
+    (void)backward;
+    return elements(shape) * shape[2] * 2 * 8 + elements(shape) * 8;
 }
 const op_t op_rope = {.name = "rope",
                       .setup = rope_setup,
+                      .prepare = rope_prepare,
                       .run = rope_run,
                       .run_backward = rope_run_backward,
+                      .finish_backward = rope_finish_backward,
                       .reference = rope_reference,
                       .tolerance = 1e-6,
                       .bytes = rope_bytes};
