@@ -73,18 +73,6 @@ static status_t choose(const char *text, int *ordinal) {
     return STATUS_OK;
 }
 
-// Code for 8.0 runs on 8.6, not on 9.0.
-static bool built_for(int major, int minor) {
-    for (const char *at = POISE_CUDA_BUILT_FOR; *at;) {
-        char *end;
-        long version = strtol(at, &end, 10);
-        if (version / 10 == major && version % 10 <= minor) return true;
-        at = end + strcspn(end, ",");
-        at += *at == ',';
-    }
-    return false;
-}
-
 static status_t name_kernels(cuda_host_t *host) {
     int major = 0, minor = 0;
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, host->ordinal));
@@ -92,7 +80,7 @@ static status_t name_kernels(cuda_host_t *host) {
     if (major < 8)
         FAIL(STATUS_UNAVAILABLE, "GPU %d has compute capability %d.%d; the kernels need 8.0 or later", host->ordinal,
              major, minor);
-    if (!built_for(major, minor))
+    if (!CUDA_NAME(built_for)(major, minor))
         FAIL(STATUS_UNAVAILABLE,
              "GPU %d has compute capability %d.%d, and this build has kernels for " POISE_CUDA_BUILT_FOR
              " alone; build it with -DPOISE_CUDA_ARCHITECTURES=%d%d",

@@ -46,6 +46,8 @@ extern const struct device_streams CUDA_NAME(streams); // cuda_streams.c
 status_t CUDA_NAME(upload_beside)(device_t *device, void *to, const void *from, size_t bytes) STATUS_CHECKED;
 // How many GPUs this process sees; none is STATUS_UNAVAILABLE, with the reason.
 status_t CUDA_NAME(count)(int *count) STATUS_CHECKED;
+// Whether this program's kernels run on that compute capability: code for 8.0 runs on 8.6, not on 9.0.
+bool CUDA_NAME(built_for)(int major, int minor);
 
 // For work to be put there.
 static inline void *cuda_stream(const device_t *device) {

@@ -122,6 +122,14 @@ static status_t streams_list(char *out, size_t bytes) {
 
 // ---- what the GPUs are, and their memory ----
 
+bool CUDA_NAME(built_for)(int major, int minor) {
+    char *end;
+    long built;
+    for (const char *at = POISE_CUDA_BUILT_FOR; (built = strtol(at, &end, 10)) > 0; at = end + strspn(end, ", "))
+        if (built / 10 == major && built % 10 <= minor) return true;
+    return false;
+}
+
 static status_t streams_about(int ordinal, device_about_t *out) {
     struct cudaDeviceProp properties;
     *out = (device_about_t){.built_for = POISE_CUDA_BUILT_FOR};
@@ -131,11 +139,7 @@ static status_t streams_about(int ordinal, device_about_t *out) {
     snprintf(out->name, sizeof(out->name), "%.*s", (int)sizeof(out->name) - 1, properties.name);
     out->major = properties.major;
     out->minor = properties.minor;
-    // Code for one capability runs on later ones of the same major number, and on no others.
-    const char *at = POISE_CUDA_BUILT_FOR;
-    char *end;
-    for (long built; (built = strtol(at, &end, 10)) > 0; at = end + strspn(end, ", "))
-        out->supported = out->supported || (built / 10 == out->major && built % 10 <= out->minor);
+    out->supported = CUDA_NAME(built_for)(out->major, out->minor);
     CUDA_TRY(cudaDeviceGetPCIBusId(out->place, sizeof(out->place), ordinal));
     CUDA_TRY(cudaSetDevice(ordinal));
     CUDA_TRY(cudaMemGetInfo(&out->left, &out->total));
